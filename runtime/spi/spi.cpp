@@ -1,0 +1,1 @@
+#include "spi/agreement.hpp"
