@@ -55,11 +55,12 @@ struct Welcome {
   std::string job;
   std::uint32_t ranks_on_host = 0;
   bool replacement = false;
+  std::uint32_t life = 0;   ///< how many lives this seat had before (0: the first)
   bool operator==(const Welcome&) const = default;
 };
 /// A spare takes this seat. Descriptors: per entry of `kept` one memfd ("mirror", "prologue") of the predecessor.
 /// Sent to a cold-started replacement too, right after Welcome.
-struct Assign { Rank seat; std::vector<std::string> kept; bool operator==(const Assign&) const = default; };
+struct Assign { Rank seat; std::vector<std::string> kept; std::uint32_t life = 0; bool operator==(const Assign&) const = default; };
 /// This view is current. Descriptors: one arena per entry of `groups` (the world, group 0, first), in that order.
 struct ViewInstalled {
   membership::View view;
