@@ -1,0 +1,23 @@
+/// The commands that look at jobs or act on them. Each takes the words after its own name, prints to stdout (errors
+/// to stderr, with a code of docs/errors.md) and returns the process's exit code.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace regroup::launcher {
+
+using Arguments = std::vector<std::string>;
+
+/// `regroup coordinator --fd N --state FILE`: hosts the membership machine until its channel closes.
+int coordinator_command(const Arguments& arguments);
+/// `regroup status [JOB] [--json]`
+int status_command(const Arguments& arguments);
+/// `regroup events [-f] [--json] [DIR]`
+int events_command(const Arguments& arguments);
+/// `regroup report [DIR] [--json]`
+int report_command(const Arguments& arguments);
+/// `regroup inject kill|stop|cont|evict|coordinator-kill [--rank R] [--at step=K|seq=K|phase=P] [--job JOB]`
+int inject_command(const Arguments& arguments);
+
+}  // namespace regroup::launcher
