@@ -1,141 +1,387 @@
+// Highway compiles this file once for each instruction set and picks one of them when first called.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "collective/kernels.cpp"
 #include "collective/kernels.hpp"
 
-#include <bit>
-#include <cmath>
+#include <hwy/foreach_target.h>  // must come before highway.h
+#include <hwy/highway.h>
+
 #include <cstdint>
 #include <cstring>
-#include <limits>
-#include <type_traits>
 
 #include "base/check.hpp"
 
-namespace regroup::collective {
-namespace {
+// NOLINTBEGIN(cppcoreguidelines-pro-type-reinterpret-cast): vector loads take typed pointers and no
+// alignment.
+HWY_BEFORE_NAMESPACE();
+namespace regroup::collective::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// AVX2 and above convert binary16 in hardware, with the same rounding as the integer version.
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
+constexpr bool kNativeHalf = true;
+#else
+constexpr bool kNativeHalf = false;
+#endif
+
+// ---- codecs: how elements in memory become lanes
 
 template <class T>
-T load(const void* base, std::size_t index) {
-  T value;
-  std::memcpy(&value, static_cast<const std::byte*>(base) + index * sizeof(T), sizeof(T));
-  return value;
-}
-
-template <class T>
-void store(void* base, std::size_t index, T value) {
-  std::memcpy(static_cast<std::byte*>(base) + index * sizeof(T), &value, sizeof(T));
-}
-
-float widen(BFloat16 value) { return std::bit_cast<float>(std::uint32_t{value.bits} << 16); }
-
-float widen(Half value) {
-  const std::uint32_t sign = (value.bits & 0x8000u) << 16;
-  const std::uint32_t exponent = (value.bits >> 10) & 0x1Fu;
-  const std::uint32_t mantissa = value.bits & 0x3FFu;
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7F800000u | (mantissa << 13));
-  if (exponent == 0) {
-    const float magnitude = std::ldexp(static_cast<float>(mantissa), -24);
-    return sign != 0 ? -magnitude : magnitude;
+struct Plain {
+  using Tag = hn::ScalableTag<T>;
+  using Vec = hn::Vec<Tag>;
+  static constexpr std::size_t kBytes = sizeof(T);
+  static HWY_INLINE Vec load(const std::byte* from) {
+    return hn::LoadU(Tag(), reinterpret_cast<const T*>(from));
   }
-  return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  static HWY_INLINE void store(Vec value, std::byte* to) {
+    hn::StoreU(value, Tag(), reinterpret_cast<T*>(to));
+  }
+};
+
+using TagF32 = hn::ScalableTag<float>;
+using TagU32 = hn::RebindToUnsigned<TagF32>;
+using TagI32 = hn::RebindToSigned<TagF32>;
+using TagU16 = hn::Rebind<std::uint16_t, TagF32>;
+using VecF32 = hn::Vec<TagF32>;
+using VecU32 = hn::Vec<TagU32>;
+
+/// Half a vector of 16-bit words, each in a 32-bit lane.
+HWY_INLINE VecU32 load_words(const std::byte* from) {
+  return hn::PromoteTo(TagU32(), hn::LoadU(TagU16(), reinterpret_cast<const std::uint16_t*>(from)));
 }
 
-template <class T>
-T narrow(float value);
+/// Lanes are below 2^16, so that saturation never happens.
+HWY_INLINE void store_words(VecU32 lanes, std::byte* to) {
+  const auto words = hn::DemoteTo(TagU16(), hn::BitCast(TagI32(), lanes));
+  hn::StoreU(words, TagU16(), reinterpret_cast<std::uint16_t*>(to));
+}
 
+struct Bf16 {
+  using Tag = TagF32;
+  static constexpr std::size_t kBytes = 2;
+  static HWY_INLINE VecF32 load(const std::byte* from) {
+    return hn::BitCast(TagF32(), hn::ShiftLeft<16>(load_words(from)));
+  }
+  /// Round to nearest even: adding 0x7FFF, and one more when the kept part is odd, carries exactly
+  /// when it must. The only NaN that comes here, 0x7FC00000, stays what it is; infinity too.
+  static HWY_INLINE void store(VecF32 value, std::byte* to) {
+    const TagU32 d;
+    const VecU32 bits = hn::BitCast(d, value);
+    const VecU32 odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d, 1u));
+    store_words(hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(d, 0x7FFFu)))), to);
+  }
+};
+
+struct F16Native {
+  using Tag = TagF32;
+  using TagF16 = hn::Rebind<hwy::float16_t, TagF32>;
+  static constexpr std::size_t kBytes = 2;
+  static HWY_INLINE VecF32 load(const std::byte* from) {
+    return hn::PromoteTo(TagF32(),
+                         hn::LoadU(TagF16(), reinterpret_cast<const hwy::float16_t*>(from)));
+  }
+  static HWY_INLINE void store(VecF32 value, std::byte* to) {
+    hn::StoreU(hn::DemoteTo(TagF16(), value), TagF16(), reinterpret_cast<hwy::float16_t*>(to));
+  }
+};
+
+struct F16Integer {
+  using Tag = TagF32;
+  static constexpr std::size_t kBytes = 2;
+  /// Exponent and mantissa move to their place in binary32; the product corrects the bias
+  /// (2^(127-15)) and is exact, subnormals included. Infinity and NaN would come out as large
+  /// numbers and get their exponent set instead.
+  static HWY_INLINE VecF32 load(const std::byte* from) {
+    const TagU32 d;
+    const TagF32 df;
+    const VecU32 half = load_words(from);
+    const VecU32 sign = hn::ShiftLeft<16>(hn::And(half, hn::Set(d, 0x8000u)));
+    const VecU32 moved = hn::ShiftLeft<13>(hn::And(half, hn::Set(d, 0x7FFFu)));
+    const VecU32 rebased = hn::BitCast(d, hn::Mul(hn::BitCast(df, moved), hn::Set(df, 0x1p112F)));
+    const auto special =
+        hn::Gt(hn::BitCast(TagI32(), moved), hn::Set(TagI32(), (0x7C00 << 13) - 1));
+    const VecU32 infinite = hn::Or(moved, hn::Set(d, 0x7F800000u));
+    const auto magnitude = hn::IfThenElse(hn::RebindMask(d, special), infinite, rebased);
+    return hn::BitCast(df, hn::Or(sign, magnitude));
+  }
+  /// Normal results round as in Bf16. Below 2^-14 the addition of 0.5 aligns the binary point so
+  /// that the processor itself rounds to a multiple of 2^-24, the step of half's subnormals.
+  static HWY_INLINE void store(VecF32 value, std::byte* to) {
+    const TagU32 d;
+    const TagI32 di;
+    const TagF32 df;
+    const VecU32 bits = hn::BitCast(d, value);
+    const VecU32 sign = hn::And(hn::ShiftRight<16>(bits), hn::Set(d, 0x8000u));
+    const VecU32 magnitude = hn::And(bits, hn::Set(d, 0x7FFFFFFFu));
+    const auto ordered = hn::BitCast(di, magnitude);
+
+    const VecU32 odd = hn::And(hn::ShiftRight<13>(magnitude), hn::Set(d, 1u));
+    const VecU32 bias = hn::Set(d, 0xFFFu - (112u << 23));
+    const VecU32 normal = hn::ShiftRight<13>(hn::Add(magnitude, hn::Add(odd, bias)));
+    const VecU32 aligned = hn::BitCast(d, hn::Add(hn::BitCast(df, magnitude), hn::Set(df, 0.5F)));
+    const VecU32 subnormal = hn::Sub(aligned, hn::Set(d, 0x3F000000u));
+
+    const auto tiny = hn::RebindMask(d, hn::Lt(ordered, hn::Set(di, 0x38800000)));
+    const auto overflow = hn::RebindMask(d, hn::Gt(ordered, hn::Set(di, 0x477FEFFF)));
+    const auto nan = hn::RebindMask(d, hn::Gt(ordered, hn::Set(di, 0x7F800000)));
+    VecU32 half = hn::IfThenElse(tiny, subnormal, normal);
+    half = hn::IfThenElse(overflow, hn::Set(d, 0x7C00u), half);
+    half = hn::IfThenElse(nan, hn::Set(d, 0x7E00u), half);
+    store_words(hn::Or(half, sign), to);
+  }
+};
+
+template <bool kNative>
+struct ChooseF16 {
+  using Type = F16Native;
+};
 template <>
-BFloat16 narrow<BFloat16>(float value) {
-  if (std::isnan(value)) return {0x7FC0};
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  return {static_cast<std::uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16)};
-}
+struct ChooseF16<false> {
+  using Type = F16Integer;
+};
+using F16 = ChooseF16<kNativeHalf>::Type;
 
-template <>
-Half narrow<Half>(float value) {
-  if (std::isnan(value)) return {0x7E00};
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  const auto sign = static_cast<std::uint16_t>((bits >> 16) & 0x8000u);
-  const float magnitude = std::fabs(value);
-  std::uint32_t half = 0x7C00;
-  if (magnitude < 0x1p-14F) {
-    half = static_cast<std::uint32_t>(std::nearbyint(std::ldexp(magnitude, 24)));
-  } else if (magnitude < 65520.0F) {
-    const std::uint32_t rebased = (bits & 0x7FFFFFFFu) - (112u << 23);
-    half = (rebased + 0xFFFu + ((rebased >> 13) & 1u)) >> 13;
+// ---- operations on lanes
+
+struct Sum {
+  template <class D, class V>
+  static HWY_INLINE V apply(D, V a, V b) {
+    return hn::Add(a, b);
   }
-  return {static_cast<std::uint16_t>(sign | half)};
-}
+};
 
-template <class T>
-T combine_min_max(ReduceOp op, T a, T b) {
-  const bool smaller = op == ReduceOp::Min;
-  if constexpr (std::is_floating_point_v<T>) {
-    if (std::isnan(a)) return a;
-    if (std::isnan(b)) return b;
-    if (a == b) return std::signbit(a) == smaller ? a : b;
+struct Prod {
+  template <class D, class V>
+  static HWY_INLINE V apply(D, V a, V b) {
+    return hn::Mul(a, b);
   }
-  return (a < b) == smaller ? a : b;
+};
+
+#if HWY_TARGET == HWY_SCALAR
+/// One lane and no way to look into it as narrower lanes, but the language multiplies any width.
+struct ProdAny {
+  template <class D, class V>
+  static HWY_INLINE V apply(D d, V a, V b) {
+    const auto product = std::uint64_t{hn::GetLane(a)} * std::uint64_t{hn::GetLane(b)};
+    return hn::Set(d, static_cast<hn::TFromD<D>>(product));
+  }
+};
+using ProdU8 = ProdAny;
+using ProdU64 = ProdAny;
+#else
+/// Modulo 2^8: even and odd bytes of each 16-bit lane in turn.
+struct ProdU8 {
+  template <class D, class V>
+  static HWY_INLINE V apply(D d, V a, V b) {
+    const hn::RepartitionToWide<D> wide;
+    const auto a16 = hn::BitCast(wide, a);
+    const auto b16 = hn::BitCast(wide, b);
+    const auto even = hn::And(hn::Mul(a16, b16), hn::Set(wide, 0xFFu));
+    const auto odd = hn::ShiftLeft<8>(hn::Mul(hn::ShiftRight<8>(a16), hn::ShiftRight<8>(b16)));
+    return hn::BitCast(d, hn::Or(even, odd));
+  }
+};
+
+/// Modulo 2^64 from 32-bit products: low*low + ((high*low + low*high) << 32).
+struct ProdU64 {
+  template <class D, class V>
+  static HWY_INLINE V apply(D, V a, V b) {
+    const hn::Repartition<std::uint32_t, D> narrow;
+    const auto a_low = hn::BitCast(narrow, a);
+    const auto b_low = hn::BitCast(narrow, b);
+    const auto a_high = hn::BitCast(narrow, hn::ShiftRight<32>(a));
+    const auto b_high = hn::BitCast(narrow, hn::ShiftRight<32>(b));
+    const auto crossed = hn::Add(hn::MulEven(a_high, b_low), hn::MulEven(a_low, b_high));
+    return hn::Add(hn::MulEven(a_low, b_low), hn::ShiftLeft<32>(crossed));
+  }
+};
+#endif
+
+struct MinInteger {
+  template <class D, class V>
+  static HWY_INLINE V apply(D, V a, V b) {
+    return hn::Min(a, b);
+  }
+};
+
+struct MaxInteger {
+  template <class D, class V>
+  static HWY_INLINE V apply(D, V a, V b) {
+    return hn::Max(a, b);
+  }
+};
+
+/// Instruction sets differ in NaN and signed zeros, so both are written out: equal values have
+/// equal bits or are zeros, where Or keeps a minus sign and And drops it; a NaN in `a` stays, one
+/// in `b` fails every comparison.
+struct MinFloat {
+  template <class D, class V>
+  static HWY_INLINE V apply(D, V a, V b) {
+    const V smaller =
+        hn::IfThenElse(hn::Eq(a, b), hn::Or(a, b), hn::IfThenElse(hn::Lt(a, b), a, b));
+    return hn::IfThenElse(hn::IsNaN(a), a, smaller);
+  }
+};
+
+struct MaxFloat {
+  template <class D, class V>
+  static HWY_INLINE V apply(D, V a, V b) {
+    const V larger =
+        hn::IfThenElse(hn::Eq(a, b), hn::And(a, b), hn::IfThenElse(hn::Gt(a, b), a, b));
+    return hn::IfThenElse(hn::IsNaN(a), a, larger);
+  }
+};
+
+// ---- what happens to a folded value before it is stored
+
+struct Keep {
+  template <class D, class V>
+  HWY_INLINE V apply(D, V value) const {
+    return value;
+  }
+};
+
+struct OneNaN {
+  template <class D, class V>
+  HWY_INLINE V apply(D d, V value) const {
+    const hn::RebindToUnsigned<D> du;
+    using T = hn::TFromD<D>;
+    const auto bits = sizeof(T) == 4 ? 0x7FC00000u : 0x7FF8000000000000u;
+    const auto nan =
+        hn::BitCast(d, hn::Set(du, static_cast<hn::TFromD<hn::RebindToUnsigned<D>>>(bits)));
+    return hn::IfThenElse(hn::IsNaN(value), nan, value);
+  }
+};
+
+struct Divide {
+  int divisor;
+  template <class D, class V>
+  HWY_INLINE V apply(D d, V value) const {
+    const V by = hn::Set(d, static_cast<hn::TFromD<D>>(divisor));
+    return OneNaN().apply(d, hn::Div(value, by));
+  }
+};
+
+// ---- the loop
+
+struct Arguments {
+  std::byte* out;
+  const void* const* inputs;
+  int inputs_count;
+  std::size_t count;
+  HWY_INLINE const std::byte* input(int index) const {
+    return static_cast<const std::byte*>(inputs[index]);
+  }
+};
+
+/// The last elements, fewer than one vector: through a padded copy, so that they take the same
+/// instructions.
+template <class Codec, class Op, class Finish>
+HWY_INLINE void fold_tail(const Arguments& args, std::size_t offset, std::size_t bytes,
+                          Finish finish) {
+  const typename Codec::Tag d;
+  HWY_ALIGN std::byte padded[HWY_MAX_BYTES] = {};
+  std::memcpy(padded, args.input(0) + offset, bytes);
+  auto folded = Codec::load(padded);
+  for (int k = 1; k < args.inputs_count; ++k) {
+    std::memcpy(padded, args.input(k) + offset, bytes);
+    folded = Op::apply(d, folded, Codec::load(padded));
+  }
+  Codec::store(finish.apply(d, folded), padded);
+  std::memcpy(args.out + offset, padded, bytes);
 }
 
-template <class T>
-T combine(ReduceOp op, T a, T b) {
-  using Wide = std::conditional_t<std::is_integral_v<T>, std::uint64_t, T>;
+/// One pass over memory whatever the number of inputs; four vectors at a time hide the latency of
+/// the operation. Each block is read from all inputs before it is written, which is what lets `out`
+/// be one of them.
+template <class Codec, class Op, class Finish>
+void fold(const Arguments& args, Finish finish) {
+  const typename Codec::Tag d;
+  const std::size_t step = hn::Lanes(d) * Codec::kBytes;
+  const std::size_t bytes = args.count * Codec::kBytes;
+  std::size_t at = 0;
+  for (; at + 4 * step <= bytes; at += 4 * step) {
+    const std::byte* from = args.input(0) + at;
+    auto a = Codec::load(from);
+    auto b = Codec::load(from + step);
+    auto c = Codec::load(from + 2 * step);
+    auto e = Codec::load(from + 3 * step);
+    for (int k = 1; k < args.inputs_count; ++k) {
+      from = args.input(k) + at;
+      a = Op::apply(d, a, Codec::load(from));
+      b = Op::apply(d, b, Codec::load(from + step));
+      c = Op::apply(d, c, Codec::load(from + 2 * step));
+      e = Op::apply(d, e, Codec::load(from + 3 * step));
+    }
+    Codec::store(finish.apply(d, a), args.out + at);
+    Codec::store(finish.apply(d, b), args.out + at + step);
+    Codec::store(finish.apply(d, c), args.out + at + 2 * step);
+    Codec::store(finish.apply(d, e), args.out + at + 3 * step);
+  }
+  for (; at + step <= bytes; at += step) {
+    auto folded = Codec::load(args.input(0) + at);
+    for (int k = 1; k < args.inputs_count; ++k) {
+      folded = Op::apply(d, folded, Codec::load(args.input(k) + at));
+    }
+    Codec::store(finish.apply(d, folded), args.out + at);
+  }
+  if (at < bytes) fold_tail<Codec, Op>(args, at, bytes - at, finish);
+}
+
+template <class Codec>
+void fold_float(ReduceOp op, const Arguments& args, int divisor) {
   switch (op) {
-    case ReduceOp::Sum:
-    case ReduceOp::Avg:
-      return static_cast<T>(static_cast<Wide>(a) + static_cast<Wide>(b));
-    case ReduceOp::Prod:
-      return static_cast<T>(static_cast<Wide>(a) * static_cast<Wide>(b));
-    case ReduceOp::Min:
-    case ReduceOp::Max:
-      return combine_min_max(op, a, b);
+    case ReduceOp::Sum: return fold<Codec, Sum>(args, OneNaN());
+    case ReduceOp::Avg: return fold<Codec, Sum>(args, Divide{divisor});
+    case ReduceOp::Prod: return fold<Codec, Prod>(args, OneNaN());
+    case ReduceOp::Min: return fold<Codec, MinFloat>(args, OneNaN());
+    case ReduceOp::Max: return fold<Codec, MaxFloat>(args, OneNaN());
   }
   REGROUP_UNREACHABLE("reduce operation");
 }
 
-template <class T>
-T finish(ReduceOp op, T value, int divisor) {
-  if constexpr (std::is_floating_point_v<T>) {
-    if (op == ReduceOp::Avg) value /= static_cast<T>(divisor);
-    if (std::isnan(value)) return std::numeric_limits<T>::quiet_NaN();
+/// Sums and products wrap, hence unsigned lanes; `Ordered` is the element type itself.
+template <class Ordered, class Unsigned, class Product>
+void fold_integer(ReduceOp op, const Arguments& args) {
+  switch (op) {
+    case ReduceOp::Sum: return fold<Plain<Unsigned>, Sum>(args, Keep());
+    case ReduceOp::Avg: REGROUP_UNREACHABLE("average of integers");
+    case ReduceOp::Prod: return fold<Plain<Unsigned>, Product>(args, Keep());
+    case ReduceOp::Min: return fold<Plain<Ordered>, MinInteger>(args, Keep());
+    case ReduceOp::Max: return fold<Plain<Ordered>, MaxInteger>(args, Keep());
   }
-  return value;
+  REGROUP_UNREACHABLE("reduce operation");
 }
 
-template <class T>
-void fold(ReduceOp op, void* out, const void* const* inputs, int inputs_count, std::size_t count, int divisor) {
-  for (std::size_t i = 0; i < count; ++i) {
-    T value = load<T>(inputs[0], i);
-    for (int k = 1; k < inputs_count; ++k) value = combine(op, value, load<T>(inputs[k], i));
-    store<T>(out, i, finish(op, value, divisor));
-  }
-}
-
-template <class T>
-void fold_16(ReduceOp op, void* out, const void* const* inputs, int inputs_count, std::size_t count, int divisor) {
-  for (std::size_t i = 0; i < count; ++i) {
-    float value = widen(load<T>(inputs[0], i));
-    for (int k = 1; k < inputs_count; ++k) value = combine(op, value, widen(load<T>(inputs[k], i)));
-    store<T>(out, i, narrow<T>(finish(op, value, divisor)));
-  }
-}
-
-}  // namespace
-
-void reduce(DType type, ReduceOp op, void* out, const void* const* inputs, int inputs_count, std::size_t count,
-            int divisor) {
-  REGROUP_ASSERT(inputs_count >= 1);
+void reduce_on_target(DType type, ReduceOp op, void* out, const void* const* inputs,
+                      int inputs_count, std::size_t count, int divisor) {
+  const Arguments args{static_cast<std::byte*>(out), inputs, inputs_count, count};
   switch (type) {
-    case DType::F64: return fold<double>(op, out, inputs, inputs_count, count, divisor);
-    case DType::F32: return fold<float>(op, out, inputs, inputs_count, count, divisor);
-    case DType::F16: return fold_16<Half>(op, out, inputs, inputs_count, count, divisor);
-    case DType::BF16: return fold_16<BFloat16>(op, out, inputs, inputs_count, count, divisor);
-    case DType::I32: break;
-    case DType::I64: break;
-    case DType::U8: break;
+    case DType::F64: return fold_float<Plain<double>>(op, args, divisor);
+    case DType::F32: return fold_float<Plain<float>>(op, args, divisor);
+    case DType::F16: return fold_float<F16>(op, args, divisor);
+    case DType::BF16: return fold_float<Bf16>(op, args, divisor);
+    case DType::I32: return fold_integer<std::int32_t, std::uint32_t, Prod>(op, args);
+    case DType::I64: return fold_integer<std::int64_t, std::uint64_t, ProdU64>(op, args);
+    case DType::U8: return fold_integer<std::uint8_t, std::uint8_t, ProdU8>(op, args);
   }
-  REGROUP_ASSERT(op != ReduceOp::Avg);
-  if (type == DType::I32) return fold<std::int32_t>(op, out, inputs, inputs_count, count, divisor);
-  if (type == DType::I64) return fold<std::int64_t>(op, out, inputs, inputs_count, count, divisor);
-  fold<std::uint8_t>(op, out, inputs, inputs_count, count, divisor);
+  REGROUP_UNREACHABLE("element type");
+}
+
+}  // namespace regroup::collective::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+// NOLINTEND(cppcoreguidelines-pro-type-reinterpret-cast)
+
+#if HWY_ONCE
+namespace regroup::collective {
+
+HWY_EXPORT(reduce_on_target);
+
+void reduce(DType type, ReduceOp op, void* out, const void* const* inputs, int inputs_count,
+            std::size_t count, int divisor) {
+  REGROUP_ASSERT(inputs_count >= 1);
+  HWY_DYNAMIC_DISPATCH(reduce_on_target)(type, op, out, inputs, inputs_count, count, divisor);
 }
 
 void copy(void* out, const void* in, std::size_t bytes) {
@@ -143,3 +389,4 @@ void copy(void* out, const void* in, std::size_t bytes) {
 }
 
 }  // namespace regroup::collective
+#endif  // HWY_ONCE
