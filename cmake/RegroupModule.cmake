@@ -1,5 +1,5 @@
-# regroup_module(NAME SOURCES ... [TESTS ...] [LIBRARIES ...]): one module = one static library regroup_NAME.
-# Its edges are taken from cmake/edges.txt, never named in the module's own CMakeLists.txt.
+# regroup_module(NAME SOURCES ... [TESTS ...] [LIBRARIES ...]): one module = one static library
+# regroup_NAME. Its edges come from cmake/edges.txt and are never named in its own CMakeLists.txt.
 
 set(CMAKE_CXX_STANDARD 20)
 set(CMAKE_CXX_STANDARD_REQUIRED ON)
@@ -19,11 +19,12 @@ find_package(fmt REQUIRED)
 # Private to our own targets: a consumer never inherits them.
 add_library(regroup_warnings INTERFACE)
 target_compile_options(regroup_warnings INTERFACE
-  -Wall -Wextra -Wpedantic -Werror -Wshadow -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor -Wold-style-cast
-  -Wcast-align -Woverloaded-virtual -Wnull-dereference -Wimplicit-fallthrough -Werror=switch)
+  -Wall -Wextra -Wpedantic -Werror -Wshadow -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor
+  -Wold-style-cast -Wcast-align -Woverloaded-virtual -Wnull-dereference
+  -Wimplicit-fallthrough -Werror=switch)
 # The static analysis behind these two reports false positives in libstdc++ 12 at -O2 and above.
 target_compile_options(regroup_warnings INTERFACE -Wno-null-dereference -Wno-restrict)
-# Members left out of a designated initialiser take their defaults: that is what options structs are for.
+# Members left out of a designated initialiser take their defaults: options structs are for that.
 target_compile_options(regroup_warnings INTERFACE -Wno-missing-field-initializers)
 
 add_library(regroup_options INTERFACE)
@@ -31,10 +32,12 @@ target_compile_features(regroup_options INTERFACE cxx_std_20)
 # One rounding for each written operation on every machine: results are compared bit by bit.
 target_compile_options(regroup_options INTERFACE -ffp-contract=off -fno-omit-frame-pointer)
 target_include_directories(regroup_options INTERFACE
-  $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/runtime/include> $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/runtime>
+  $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/runtime/include>
+  $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/runtime>
   $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>)
 if(REGROUP_SANITIZE)
-  target_compile_options(regroup_options INTERFACE -fsanitize=${REGROUP_SANITIZE} -fno-sanitize-recover=all)
+  target_compile_options(regroup_options INTERFACE
+    -fsanitize=${REGROUP_SANITIZE} -fno-sanitize-recover=all)
   target_link_options(regroup_options INTERFACE -fsanitize=${REGROUP_SANITIZE})
   if(REGROUP_SANITIZE MATCHES "thread")
     # GCC cannot instrument stand-alone fences; the places that use one say what orders them.
@@ -71,7 +74,8 @@ function(regroup_test target)
   endif()
   add_executable(${target} ${arg_SOURCES})
   set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/test)
-  target_link_libraries(${target} PRIVATE ${arg_LIBRARIES} regroup_warnings regroup_options GTest::gmock GTest::gtest_main)
+  target_link_libraries(${target} PRIVATE
+    ${arg_LIBRARIES} regroup_warnings regroup_options GTest::gmock GTest::gtest_main)
   gtest_discover_tests(${target} DISCOVERY_MODE PRE_TEST TEST_PREFIX "${target}." PROPERTIES
     TIMEOUT ${arg_TIMEOUT} LABELS "${arg_LABELS}")
 endfunction()
@@ -79,7 +83,7 @@ endfunction()
 function(regroup_module name)
   cmake_parse_arguments(arg "" "" "SOURCES;TESTS;LIBRARIES" ${ARGN})
   if(NOT regroup_edges_known_${name})
-    message(FATAL_ERROR "module ${name} is not in cmake/edges.txt: add the line that says what it may use")
+    message(FATAL_ERROR "module ${name} is not in cmake/edges.txt: say there what it may use")
   endif()
   add_library(regroup_${name} STATIC ${arg_SOURCES})
   list(TRANSFORM regroup_edges_${name} PREPEND regroup_ OUTPUT_VARIABLE edges)
