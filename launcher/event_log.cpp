@@ -1,16 +1,17 @@
 #include "launcher/event_log.hpp"
 
-#include <fcntl.h>
-#include <fmt/format.h>
-#include <unistd.h>
-
 #include <array>
 #include <cerrno>
 #include <cstring>
 #include <ctime>
 #include <mutex>
-#include <nlohmann/json.hpp>
 #include <utility>
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include "base/check.hpp"
 #include "base/fd.hpp"

@@ -7,14 +7,16 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <nlohmann/json_fwd.hpp>
 #include <optional>
-#include <regroup/status.hpp>
-#include <regroup/types.hpp>
 #include <string>
 #include <string_view>
 #include <variant>
 #include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include <regroup/status.hpp>
+#include <regroup/types.hpp>
 
 #include "membership/types.hpp"
 

@@ -1,9 +1,10 @@
 #include "launcher/event_log.hpp"
 
-#include <gtest/gtest.h>
+#include <fstream>
+
 #include <stdlib.h>
 
-#include <fstream>
+#include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
 namespace regroup::launcher {
