@@ -142,6 +142,9 @@ struct DurableState {
   JobConfig config;
   View view;                      ///< last installed or about to be
   Incarnation next_incarnation{1};
+  std::uint64_t term = 0;          ///< how often a coordinator took this state over; makes rounds unique
+  bool state_exists = false;       ///< somebody held state worth healing from: the job never begins again in silence
+  std::optional<EndJob> ended;     ///< the job's end is decided
   bool operator==(const DurableState&) const = default;
 };
 

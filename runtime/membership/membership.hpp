@@ -1,0 +1,224 @@
+/// The coordinator's machine: who is a member of which epoch, and how a loss leads to the next epoch.
+///
+///   evidence -> wedge(e) -> reports of all agents -> decision (cut, committed step) -> stored by all -> fence
+///            -> replace | shrink | end -> install(e+1)
+///
+/// Pure: step(event, now) -> effects. No clock, thread, socket, file or random source inside. One (state, event) cell =
+/// one entry of the table in table.hpp, which is also what dispatches.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "membership/failure_detector.hpp"
+#include "membership/policy.hpp"
+#include "membership/types.hpp"
+
+namespace regroup::membership {
+
+// ---- events -------------------------------------------------------------------------------------------------------
+
+/// First event of a machine, exactly once. `durable` none: a fresh job.
+struct Started {
+  std::optional<DurableState> durable;   ///< what the last Persist of an earlier coordinator left
+  JobConfig config;                      ///< used when durable is none
+  std::vector<AgentId> agents;           ///< all hosts of the job
+};
+struct AgentConnected { AgentId agent; };
+struct AgentDisconnected { AgentId agent; };
+/// The instant asked for by the last SetTimer has come (or any other instant: an early one does no harm).
+struct Timer {};
+/// One message, tagged with its sender. The first message on each connection is AgentHello.
+struct FromAgent { AgentId agent; AgentMessage message; };
+
+using Event = std::variant<Started, AgentConnected, AgentDisconnected, Timer, FromAgent>;
+
+// ---- effects ------------------------------------------------------------------------------------------------------
+
+struct SendTo {
+  std::optional<AgentId> agent;   ///< none: every agent that has a channel
+  CoordinatorMessage message;
+  bool operator==(const SendTo&) const = default;
+};
+/// Must be durable before any later effect of the same list is performed.
+struct Persist { DurableState state; bool operator==(const Persist&) const = default; };
+/// Deliver Timer at this instant; replaces the instant asked for before.
+struct SetTimer { TimePoint at; bool operator==(const SetTimer&) const = default; };
+
+using Effect = std::variant<SendTo, Persist, SetTimer>;
+using Effects = std::vector<Effect>;
+
+// ---- states -------------------------------------------------------------------------------------------------------
+
+enum class State : std::uint8_t {
+  Gathering,   ///< started or restarted: waits until every agent has said what it knows
+  Forming,     ///< seats are started, the first view waits for all of them to join
+  Installing,  ///< the view is durable and on its way; waits until every agent has installed it
+  Steady,      ///< members run; nothing to do
+  Wedged,      ///< a loss: the epoch completes nothing more; waits for the reports of all agents
+  Draining,    ///< the decision is out; waits until it stands in all survivors' words and the lost are fenced
+  Replacing,   ///< decided and fenced; waits for newcomers to join
+  Failed,      ///< ended by a loss or fault; names the first cause
+  Ended,       ///< ended in order
+};
+inline constexpr std::size_t kStates = 9;
+[[nodiscard]] const char* name(State state);
+
+enum class EventKind : std::uint8_t {
+  Started, AgentConnected, AgentDisconnected, Timer, Hello, Joined, Healed, Lost, Finished, Wedged, DecisionStored,
+  Installed, StartFailed, Evict, Stop,
+};
+inline constexpr std::size_t kEventKinds = 15;
+[[nodiscard]] const char* name(EventKind kind);
+[[nodiscard]] EventKind kind_of(const Event& event);
+
+/// How often each (state, event) cell was reached: reached[state][event].
+using CellCounters = std::array<std::array<std::uint64_t, kEventKinds>, kStates>;
+
+/// The coordinator's membership machine.
+/// Thread safety: one thread. Never blocks. Memory: one entry per process ever started and per agent.
+class Membership {
+ public:
+  explicit Membership(const Timeouts& timeouts = timeouts_for(kDetectBudget));
+
+  /// Handles one event. The effects are to be performed in order.
+  [[nodiscard]] Effects step(const Event& event, TimePoint now);
+
+  [[nodiscard]] State state() const { return state_; }
+  /// The view last made (installed, or on its way in Installing). Epoch 0: none yet.
+  [[nodiscard]] const View& view() const { return durable_.view; }
+  /// State, epoch, who is missing and why, in one line for people.
+  [[nodiscard]] std::string explain() const;
+  /// Exit code and reason once Failed or Ended.
+  [[nodiscard]] const std::optional<EndJob>& end() const { return durable_.ended; }
+  [[nodiscard]] const CellCounters& cells_reached() const { return cells_; }
+
+ private:
+  friend struct Table;
+
+  struct Process {
+    AgentId agent;
+    std::optional<Rank> seat;      ///< the seat it was started for or has taken; none: a spare
+    ProcessState state = ProcessState::Starting;
+    bool joined = false;           ///< attached at some time
+    bool holds_state = false;      ///< somebody may heal from it
+    Evidence evidence;             ///< when Gone
+  };
+  struct Agent {
+    bool connected = false;
+    bool said_hello = false;       ///< on this connection
+    bool lost = false;             ///< given up; all its processes count as gone
+    std::optional<TimePoint> silent_since;
+    Epoch installed;
+    std::optional<WedgeReport> report;   ///< of the current round
+    bool stored = false;                 ///< the current decision
+  };
+  struct Decision {
+    Epoch epoch;
+    std::vector<WedgeReport::GroupCut> cuts;
+    std::uint64_t committed_step = 0;
+  };
+
+  // Cells of the table; see table.cpp for which (state, event) leads where.
+  void start(const Event& event);
+  void connect(const Event& event);
+  void disconnect(const Event& event);
+  void forget_channel(const Event& event);
+  void tick_gathering(const Event& event);
+  void tick(const Event& event);
+  void hello_gathering(const Event& event);
+  void hello(const Event& event);
+  void joined(const Event& event);
+  void healed(const Event& event);
+  void lost(const Event& event);
+  void finished(const Event& event);
+  void wedged_unasked(const Event& event);
+  void wedged_report(const Event& event);
+  void decision_stored(const Event& event);
+  void installed(const Event& event);
+  void start_failed(const Event& event);
+  void evict(const Event& event);
+  void stop(const Event& event);
+  void learn(const Event& event);
+  void repeat_end(const Event& event);
+  void ignore(const Event& event);
+  void impossible(const Event& event);
+
+  // Knowledge.
+  Process* find(Incarnation incarnation);
+  const Process* find(Incarnation incarnation) const;
+  void absorb(AgentId agent, const AgentHello& hello);
+  void absorb_process(AgentId agent, const ProcessInfo& info);
+  void mark_joined(Process& process);
+  void mark_healed(Process& process);
+  bool mark_gone(Incarnation incarnation, const Evidence& evidence, bool attached);
+  void mark_finished(Incarnation incarnation);
+  bool mark_agent_lost(AgentId id);
+  [[nodiscard]] bool is_member(Incarnation incarnation) const;
+  [[nodiscard]] bool is_alive(const Process& process) const;
+  [[nodiscard]] std::vector<Member> lost_members() const;
+  [[nodiscard]] std::vector<Member> survivors() const;
+  [[nodiscard]] bool hosts_member(AgentId id) const;
+  [[nodiscard]] bool has_quorum(std::string& why) const;
+  [[nodiscard]] bool is_proven_dead(const Process& process) const;
+  [[nodiscard]] bool anybody_joined() const;
+  [[nodiscard]] bool anybody_finished() const;
+  [[nodiscard]] bool all_agents_known() const;
+
+  // Decisions.
+  void resume();
+  void react();
+  void begin_round(const std::string& why);
+  void check_reports();
+  void decide();
+  void check_stored();
+  void fill_seats();
+  bool fill_seat(Rank rank);
+  void refill_spares();
+  void install();
+  void check_installed();
+  void form();
+  void check_over();
+  void end_job(State terminal, std::int32_t exit_code, std::string reason);
+  void end_by(const Evidence& cause, std::string reason);
+
+  // Effects.
+  void send(AgentId agent, CoordinatorMessage message);
+  void send_phase(AgentId agent);
+  void note(std::string kind, std::string text);
+  void persist();
+  void arm();
+  void enter(State next);
+  Incarnation start_process(std::optional<Rank> seat);
+  [[nodiscard]] AgentId place(std::optional<Rank> seat) const;
+
+  Timeouts timeouts_;
+  State state_ = State::Gathering;
+  bool started_ = false;
+  DurableState durable_;
+  std::map<AgentId, Agent> agents_;
+  std::map<Incarnation, Process> processes_;
+  std::set<Rank> vacant_;                       ///< seats that stay empty
+  std::map<Rank, SeatHistory> history_;
+  SeatHistory spare_history_;
+  std::optional<Evidence> first_cause_;
+  std::string first_cause_text_;
+  std::uint64_t rounds_ = 0;
+  Round round_;
+  std::optional<Decision> decision_;
+  std::optional<TimePoint> hold_until_;
+  std::optional<TimePoint> resend_at_;
+  std::optional<TimePoint> armed_;
+  std::string waiting_for_;
+  TimePoint now_{};
+  Effects effects_;
+  CellCounters cells_{};
+};
+
+}  // namespace regroup::membership
