@@ -1,0 +1,118 @@
+/// How a rank waits for other members: pauses, then yields, then sleeps on its own doorbell.
+///
+/// No wake-up is lost for longer than kSleepMax: the sleeper announces itself, then looks again, then sleeps; a
+/// publisher stores, then looks for sleepers. Both sides are sequentially consistent, so one of them sees the other.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+
+#include "spi/shared_slots.hpp"
+
+namespace regroup::spi {
+
+inline constexpr std::chrono::milliseconds kSleepMax{50};
+inline constexpr std::chrono::milliseconds kPumpInterval{5};
+inline constexpr int kPausesMax = 2000;
+inline constexpr int kYieldsMax = 20;
+
+/// Called while a rank waits, at least every kPumpInterval. May be empty.
+struct PumpHook {
+  void (*call)(void* context) = nullptr;
+  void* context = nullptr;
+};
+
+enum class WaitEnd : std::uint8_t { Ready, Wedged, Expired, Interrupted };
+
+/// Sleeps until `bell.rung` differs from `seen`, or for `timeout`. May wake without cause.
+void sleep_on(std::atomic<std::uint32_t>& rung, std::uint32_t seen,
+              std::chrono::nanoseconds timeout);
+/// Changes the doorbell of `rank` and wakes it.
+void ring_doorbell(const SharedSlots& slots, int rank);
+/// Rings every member that waits for `me` or for anybody. Cheap when nobody sleeps.
+void ring_waiters_slow(const SharedSlots& slots, int me);
+inline void ring_waiters(const SharedSlots& slots, int me) {
+  if (slots.header().sleepers.load(std::memory_order_seq_cst) != 0) ring_waiters_slow(slots, me);
+}
+
+inline void cpu_pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+void yield_cpu();
+
+/// One member's way of waiting. Thread safety: one thread at a time.
+class Waiter {
+ public:
+  Waiter(SharedSlots slots, int me, int cores, PumpHook pump)
+      : slots_(slots), me_(me), pauses_(slots.members() <= cores ? kPausesMax : 0), pump_(pump) {}
+
+  /// Returns when ready() holds (Ready), `guard` is wedged (Wedged; null: never), `until` has passed (Expired), or
+  /// stop() holds (Interrupted; asked only once the wait has become long). `member`: whose store is awaited, or
+  /// kAnyMember. ready() must read with at least acquire order.
+  template <class ReadyFn, class StopFn>
+  WaitEnd wait(int member, const Word* guard, Deadline until, ReadyFn&& ready, StopFn&& stop) {
+    if (ready()) return WaitEnd::Ready;
+    for (int i = 0; i < pauses_; ++i) {
+      cpu_pause();
+      if (ready()) return WaitEnd::Ready;
+      if (is_wedged(guard)) return WaitEnd::Wedged;
+    }
+    return wait_long(member, guard, until, ready, stop);
+  }
+
+ private:
+  static bool is_wedged(const Word* guard) { return guard != nullptr && read(*guard).wedged; }
+
+  template <class ReadyFn, class StopFn>
+  [[gnu::noinline]] WaitEnd wait_long(int member, const Word* guard, Deadline until, ReadyFn& ready,
+                                      StopFn& stop) {
+    for (int i = 0; i < kYieldsMax; ++i) {
+      yield_cpu();
+      if (ready()) return WaitEnd::Ready;
+      if (is_wedged(guard)) return WaitEnd::Wedged;
+      pump_if_due();
+    }
+    for (;;) {
+      if (stop()) return WaitEnd::Interrupted;
+      if (Clock::now() >= until) return ready() ? WaitEnd::Ready : WaitEnd::Expired;
+      if (!sleep_unless(member, guard, until, ready)) {
+        return ready() ? WaitEnd::Ready : WaitEnd::Wedged;
+      }
+      if (pump_.call != nullptr) pump_now();
+    }
+  }
+
+  /// False when there is nothing left to wait for.
+  template <class ReadyFn>
+  bool sleep_unless(int member, const Word* guard, Deadline until, ReadyFn& ready) {
+    auto& bell = slots_.member(me_).bell;
+    const std::uint32_t seen = bell.rung.load(std::memory_order_acquire);
+    bell.waiting_for.store(member, std::memory_order_relaxed);
+    slots_.header().sleepers.fetch_add(1, std::memory_order_seq_cst);
+    std::atomic_thread_fence(std::memory_order_seq_cst);  // announced before the last look
+    const bool over = ready() || is_wedged(guard);
+    if (!over) sleep_on(bell.rung, seen, sleep_time(until));
+    slots_.header().sleepers.fetch_sub(1, std::memory_order_relaxed);
+    bell.waiting_for.store(kNobody, std::memory_order_relaxed);
+    return !over && !ready() && !is_wedged(guard);
+  }
+
+  [[nodiscard]] std::chrono::nanoseconds sleep_time(Deadline until) const;
+  void pump_if_due() {
+    if (pump_.call != nullptr && Clock::now() - pumped_at_ >= kPumpInterval) pump_now();
+  }
+  void pump_now();
+
+  SharedSlots slots_;
+  int me_;
+  int pauses_;
+  PumpHook pump_;
+  TimePoint pumped_at_{};
+};
+
+}  // namespace regroup::spi
