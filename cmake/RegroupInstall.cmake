@@ -1,0 +1,36 @@
+# cmake --install: the library with its headers and CMake package, and the programs.
+
+include(GNUInstallDirs)
+include(CMakePackageConfigHelpers)
+
+# Installs one of our programs under its own name, if this build has it.
+function(regroup_install_program target)
+  if(TARGET ${target})
+    install(TARGETS ${target} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+  endif()
+endfunction()
+
+if(NOT TARGET regroup::regroup)
+  return()
+endif()
+get_target_property(regroup_library regroup::regroup ALIASED_TARGET)
+set_target_properties(${regroup_library} PROPERTIES EXPORT_NAME regroup)
+install(TARGETS ${regroup_library} EXPORT RegroupTargets
+  LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
+  INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(DIRECTORY ${PROJECT_SOURCE_DIR}/runtime/include/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
+  FILES_MATCHING PATTERN "*.hpp")
+foreach(program IN ITEMS regroup_command regroup-sim regroup-perf)
+  regroup_install_program(${program})
+endforeach()
+
+set(regroup_package_folder ${CMAKE_INSTALL_LIBDIR}/cmake/Regroup)
+install(EXPORT RegroupTargets NAMESPACE regroup:: DESTINATION ${regroup_package_folder})
+configure_package_config_file(${PROJECT_SOURCE_DIR}/cmake/RegroupConfig.cmake.in
+  ${PROJECT_BINARY_DIR}/RegroupConfig.cmake INSTALL_DESTINATION ${regroup_package_folder})
+# Before 1.0 a minor version may change the API.
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/RegroupConfigVersion.cmake
+  COMPATIBILITY SameMinorVersion)
+install(FILES
+  ${PROJECT_BINARY_DIR}/RegroupConfig.cmake ${PROJECT_BINARY_DIR}/RegroupConfigVersion.cmake
+  DESTINATION ${regroup_package_folder})

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Installs a build tree into an empty folder and uses it as a stranger would.
+# usage: install_test.sh SOURCE BUILD CASE
+set -euo pipefail
+source_dir="$1" build_dir="$2" what="$3"
+# The same commands compile the same code in other folders: let ccache see that, where there is one.
+export CCACHE_NOHASHDIR=1 CCACHE_BASEDIR="$source_dir"
+scratch="$(mktemp -d)"
+trap 'rm -rf "$scratch"' EXIT
+prefix="$scratch/prefix"
+
+fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
+
+configure() {
+  local launcher=()
+  command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+  cmake -S "$source_dir/tests/install/consumer" -B "$scratch/consumer" -G Ninja \
+    -DCMAKE_BUILD_TYPE=RelWithDebInfo "${launcher[@]}" "$@"
+}
+
+# Runs the consumer alone and, where the command is at hand, as a job of two ranks.
+run_consumer() {
+  local regroup="$1" output
+  output="$("$scratch/consumer/consumer")" || fail "a job of one rank"
+  [[ "$output" == "size 1 sum 1" ]] || fail "a job of one rank printed: $output"
+  output="$("$regroup" run -n 2 --log-dir "$scratch/runs" -- "$scratch/consumer/consumer")" ||
+    fail "a job of two ranks"
+  [[ "$(grep -c 'size 2 sum 3' <<<"$output")" == 2 ]] || fail "a job of two ranks printed: $output"
+}
+
+install_tree() { cmake --install "$build_dir" --prefix "$prefix" >"$scratch/install.log"; }
+
+case "$what" in
+  find_package)
+    install_tree
+    configure -DCMAKE_PREFIX_PATH="$prefix"
+    cmake --build "$scratch/consumer"
+    run_consumer "$prefix/bin/regroup"
+    ;;
+  wrong_version)
+    install_tree
+    if configure -DCMAKE_PREFIX_PATH="$prefix" -DREGROUP_VERSION_WANTED=0.2 >"$scratch/log" 2>&1; then
+      fail "version 0.2 was found although this is another one"
+    fi
+    grep -q 'version: 0.1' "$scratch/log" || fail "the refusal does not name the version: $(cat "$scratch/log")"
+    ;;
+  subdirectory)
+    configure -DREGROUP_SOURCE="$source_dir"
+    cmake --build "$scratch/consumer" -j 2 --target consumer
+    run_consumer "$build_dir/bin/regroup"
+    ;;
+  symbols)
+    # Only the API leaves the library: a program may use another fmt, and internals may change.
+    install_tree
+    library="$(find "$prefix" -name 'libregroup.so' | head -1)"
+    [[ -n "$library" ]] || fail "no libregroup.so was installed"
+    foreign="$(nm -D --defined-only --demangle "$library" | cut -d' ' -f3- |
+      grep -vE '^(vtable for |typeinfo (name )?for |guard variable for )?regroup::' || true)"
+    [[ -z "$foreign" ]] || fail "exported, but not our API: $foreign"
+    inside="$(nm -D --defined-only --demangle "$library" | cut -d' ' -f3- |
+      grep -E '^regroup::(engine|base|control|membership|metrics|collective|spi|state|shm)::' || true)"
+    [[ -z "$inside" ]] || fail "exported, but internal: $inside"
+    ;;
+  headers)
+    # Each installed header compiles alone, with nothing but the installation.
+    install_tree
+    find "$prefix/include" -name '*.hpp' | sort >"$scratch/headers"
+    [[ -s "$scratch/headers" ]] || fail "no header was installed"
+    while read -r header; do
+      "${CXX:-c++}" -std=c++20 -Wall -Wextra -Werror -fsyntax-only -x c++ -I "$prefix/include" "$header"
+    done <"$scratch/headers"
+    ;;
+  *) fail "no case $what" ;;
+esac
+echo "ok: $what"
