@@ -153,7 +153,7 @@ class PageMapping {
  public:
   /// Agent: makes a new page, sealed against resizing, and maps it. Errors: ResourceExhausted.
   static Result<PageMapping> create(Incarnation incarnation);
-  /// Process: maps the page that came with Welcome; not inherited by forked children. The descriptor may be closed
+  /// Process: maps the page that came with Welcome. The descriptor may be closed
   /// afterwards. Errors: InvalidArgument (not a page, wrong size), Unsupported (other version), ResourceExhausted.
   static Result<PageMapping> map(int fd);
 
