@@ -37,12 +37,15 @@ struct Entered {
   std::uint64_t heal_ns = 0;
   bool operator==(const Entered&) const = default;
 };
+/// This rank wedged its own words (its deadline passed, or the arena is damaged): the epoch must end, though nobody is
+/// lost. Descriptors: none.
+struct EndEpoch { Epoch epoch; std::string why; bool operator==(const EndEpoch&) const = default; };
 /// The program is done with the job (Job destroyed in order).
 struct Detach { bool operator==(const Detach&) const = default; };
 /// The program cannot go on and says why; the agent makes it the first cause.
 struct Fault { std::int32_t code = 0; std::string text; bool operator==(const Fault&) const = default; };
 
-using RankMessage = std::variant<Hello, BeaconHeld, AttachGroup, KeepMemory, Entered, Detach, Fault>;
+using RankMessage = std::variant<Hello, BeaconHeld, AttachGroup, KeepMemory, Entered, Detach, Fault, EndEpoch>;
 
 // ---- agent -> rank ------------------------------------------------------------------------------------------------
 
