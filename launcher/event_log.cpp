@@ -148,7 +148,15 @@ json fields(const events::Finished& e) {
   return out;
 }
 json fields(const events::Ledger& e) {
-  json out = {{"category_ns", e.category_ns}};
+  json by_category = json::object();
+  for (std::size_t i = 0; i < metrics::kCategories; ++i) {
+    by_category[std::string(metrics::name(static_cast<metrics::Category>(i)))] = e.time.ns[i];
+  }
+  json out = {{"category_ns", std::move(by_category)},
+              {"wall_ns", e.time.wall_ns},
+              {"overlapped_ns", e.time.overlapped_ns},
+              {"operations", e.time.operations},
+              {"operation_bytes", e.time.operation_bytes}};
   put_seat(out, e.rank, e.incarnation);
   return out;
 }

@@ -19,6 +19,7 @@
 #include <regroup/types.hpp>
 
 #include "membership/types.hpp"
+#include "metrics/ledger.hpp"
 
 namespace regroup::launcher {
 
@@ -149,11 +150,12 @@ struct Finished {
   Incarnation incarnation;
   std::int32_t exit_code = 0;
 };
-/// Where the time of one life of a seat went, by category name (scope of runtime/metrics/ledger.hpp).
+/// Where the time of one process went, read from its beacon page when it ended; the report puts the lives of a seat
+/// and the gaps between them together.
 struct Ledger {
   std::optional<Rank> rank;
   Incarnation incarnation;
-  std::map<std::string, std::int64_t> category_ns;
+  metrics::Snapshot time;
 };
 struct Injected {
   std::string action;

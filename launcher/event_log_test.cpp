@@ -85,7 +85,7 @@ TEST_F(EventLogTest, EveryKindHasANameOfItsOwnAndComesBack) {
   log.write(events::CoordinatorLost{});
   log.write(events::CoordinatorRestarted{});
   log.write(events::Finished{});
-  log.write(events::Ledger{Rank(1), Incarnation(4), {{"compute", 12}}});
+  log.write(events::Ledger{Rank(1), Incarnation(4), {}});
   log.write(events::Injected{"kill", Rank(1), "step=3"});
   log.write(events::Warning{"E-WAIT-1", "waiting"});
   log.write(events::Note{"policy", "why"});

@@ -1,0 +1,99 @@
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+
+#include <sys/prctl.h>
+
+#include <fmt/format.h>
+#include <CLI/CLI.hpp>
+
+#include "launcher/commands.hpp"
+#include "launcher/coordinator_host.hpp"
+#include "launcher/options.hpp"
+
+namespace regroup::launcher {
+namespace {
+
+constexpr int kExitUsage = 64;
+constexpr int kExitState = 69;
+
+}  // namespace
+
+std::vector<std::string> coordinator_arguments(const CoordinatorOptions& options) {
+  const membership::JobConfig& config = options.config;
+  std::vector<std::string> out = {"coordinator",
+                                  "--fd",
+                                  std::to_string(options.fd),
+                                  "--state",
+                                  options.state.string(),
+                                  "--ranks",
+                                  std::to_string(config.ranks),
+                                  "--min",
+                                  std::to_string(config.ranks_min),
+                                  "--spares",
+                                  std::to_string(config.spares),
+                                  "--on-loss",
+                                  std::string(name(config.on_loss)),
+                                  "--max-replacements",
+                                  std::to_string(config.replacements_max),
+                                  "--detect-budget-ms",
+                                  std::to_string(options.detect_budget.count())};
+  if (config.restart_unattached) out.emplace_back("--restart");
+  return out;
+}
+
+Result<CoordinatorOptions> parse_coordinator(const std::vector<std::string>& arguments) {
+  CoordinatorOptions options;
+  membership::JobConfig& config = options.config;
+  std::string state;
+  std::string on_loss(name(config.on_loss));
+  std::int64_t detect_budget_ms = options.detect_budget.count();
+  CLI::App app("Hosts the membership machine of one job. The launcher starts it; people need not.",
+               "regroup coordinator");
+  app.add_option("--fd", options.fd, "descriptor of the channel to the agent")
+      ->required()
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--state", state, "the write-ahead state file")->required();
+  app.add_option("--ranks", config.ranks)->check(CLI::PositiveNumber);
+  app.add_option("--min", config.ranks_min);
+  app.add_option("--spares", config.spares);
+  app.add_option("--on-loss", on_loss);
+  app.add_option("--max-replacements", config.replacements_max);
+  app.add_option("--detect-budget-ms", detect_budget_ms)->check(CLI::PositiveNumber);
+  app.add_flag("--restart", config.restart_unattached);
+  try {
+    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
+  } catch (const CLI::CallForHelp&) {
+    return Status(Code::InvalidArgument, app.help());
+  } catch (const CLI::ParseError& error) {
+    return Status(Code::InvalidArgument,
+                  fmt::format("E-USE-1 regroup coordinator: {}", error.what()));
+  }
+  Result<OnLoss> policy = parse_on_loss(on_loss);
+  if (!policy) return policy.error();
+  config.on_loss = *policy;
+  options.state = state;
+  options.detect_budget = std::chrono::milliseconds(detect_budget_ms);
+  return options;
+}
+
+int coordinator_command(const Arguments& arguments) {
+  Result<CoordinatorOptions> options = parse_coordinator(arguments);
+  if (!options) {
+    fmt::print(stderr, "{}\n", options.error().text());
+    return kExitUsage;
+  }
+  // It ends with its agent and with nothing else: a terminal's Ctrl-C is the agent's business. The channel closes too
+  // when the agent dies, so a death before this call is noticed all the same.
+  (void)::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  for (const int ignored : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGPIPE, SIGTSTP}) {
+    (void)std::signal(ignored, SIG_IGN);
+  }
+  Result<CoordinatorHost> host = CoordinatorHost::open(std::move(*options));
+  const Status ended = host ? host->run() : host.error();
+  if (ended) return 0;
+  fmt::print(stderr, "regroup: coordinator: {}\n", ended.text());
+  return kExitState;
+}
+
+}  // namespace regroup::launcher
