@@ -1,4 +1,5 @@
-/// Executes the operations of one rank in one group and one epoch, on the calling thread, over shared slots.
+/// Executes the operations of one rank in one group and one epoch, on the calling thread, over
+/// shared slots.
 #pragma once
 
 #include <cstddef>
@@ -17,9 +18,9 @@ namespace regroup::collective {
 using spi::Deadline;
 using spi::kNoDeadline;
 
-/// Named instants of an operation, for faults planted by tests and rehearsals. `chunk` is -1 outside chunks.
-/// Phases: enter, before_copy_in, after_copy_in, after_publish, after_await, after_reduce, before_complete,
-/// after_complete, before_prepare, after_prepare.
+/// Named instants of an operation, for faults planted by tests and rehearsals. `chunk` is -1
+/// outside chunks. Phases: enter, before_copy_in, after_copy_in, after_publish, after_await,
+/// after_reduce, before_complete, after_complete, before_prepare, after_prepare.
 struct FaultHook {
   void (*call)(void* context, const char* phase, std::uint64_t number,
                std::int64_t chunk) = nullptr;
@@ -50,9 +51,11 @@ enum class OutcomeKind : std::uint8_t {
   Done,        ///< uniform: done on all survivors
   HandedOver,  ///< this rank receives nothing; its contribution is published
   Lost,        ///< uniform: revoked on all survivors; the epoch is over
-  Mismatch,  ///< the ranks called different things; text names both sides, and is the same on all ranks
-  Expired,  ///< the deadline passed; own word wedged by this rank; tell the agent, then settle() for the outcome
-  Damaged,  ///< shared memory holds what no member writes (text); own word wedged; as Expired
+  Mismatch,    ///< the ranks called different things; text names both sides, and is the same on all
+               ///< ranks
+  Expired,     ///< the deadline passed; own word wedged by this rank; tell the agent, then settle()
+               ///< for the outcome
+  Damaged,     ///< shared memory holds what no member writes (text); own word wedged; as Expired
 };
 [[nodiscard]] const char* name(OutcomeKind kind);
 
@@ -66,10 +69,10 @@ struct Outcome {
 };
 
 /// One rank's end of one group in one epoch. Operations are numbered 1, 2, 3... here.
-/// Memory: the arena outlives the runner; buffers of an operation belong to it until it returned, and, after Expired
-/// or Damaged, until settle() returned something else.
-/// Thread safety: one thread at a time. run, commit, send, recv and settle block; they end with the operation, with
-/// the decision after a wedge, or at the deadline.
+/// Memory: the arena outlives the runner; buffers of an operation belong to it until it returned,
+/// and, after Expired or Damaged, until settle() returned something else. Thread safety: one thread
+/// at a time. run, commit, send, recv and settle block; they end with the operation, with the
+/// decision after a wedge, or at the deadline.
 class SlotRunner {
  public:
   SlotRunner(spi::SharedSlots slots, int me, RunnerOptions options);
@@ -77,27 +80,32 @@ class SlotRunner {
   SlotRunner(SlotRunner&&) noexcept;
   SlotRunner& operator=(SlotRunner&&) noexcept;
 
-  /// The next operation of the group. The arguments are valid (types fit, root < members, no Avg of integers).
+  /// The next operation of the group. The arguments are valid (types fit, root < members, no Avg of
+  /// integers).
   Outcome run(const OpSpec& spec, Deadline until);
-  /// After Expired or Damaged of run(): waits for the decision and finishes (Done) or undoes (Lost) that operation.
+  /// After Expired or Damaged of run(): waits for the decision and finishes (Done) or undoes (Lost)
+  /// that operation.
   Outcome settle(Deadline until);
-  /// On the world's arena. Done: every member prepared `step` (1-based, growing), or the decision says so. Lost: the
-  /// decision says no. After Expired (own step word wedged; tell the agent) call again for the outcome.
+  /// On the world's arena. Done: every member prepared `step` (1-based, growing), or the decision
+  /// says so. Lost: the decision says no. After Expired (own step word wedged; tell the agent) call
+  /// again for the outcome.
   Outcome commit(std::uint64_t step, Deadline until);
 
-  /// Point to point, matched by (source, destination, tag) in order, apart from the operations' sequence.
-  /// HandedOver once all bytes lie in the arena. While it waits it receives what others send here.
-  /// Expired: the stream to `destination` is cut, later sends to it return Damaged.
+  /// Point to point, matched by (source, destination, tag) in order, apart from the operations'
+  /// sequence. HandedOver once all bytes lie in the arena. While it waits it receives what others
+  /// send here. Expired: the stream to `destination` is cut, later sends to it return Damaged.
   Outcome send(const void* data, std::size_t count, DType dtype, int destination, std::uint32_t tag,
                Deadline until);
-  /// Done: `data` holds the message. Lost: wedged before it was complete. Expired: nothing was consumed.
+  /// Done: `data` holds the message. Lost: wedged before it was complete. Expired: nothing was
+  /// consumed.
   Outcome recv(void* data, std::size_t count, DType dtype, int source, std::uint32_t tag,
                Deadline until);
 
   /// Number of the last operation that run() was called for.
   [[nodiscard]] std::uint64_t sequence() const;
   [[nodiscard]] const spi::SharedSlots& slots() const;
-  /// When `rank` called operation `sequence` (arrival_clock of its process); empty when it is not known (any more).
+  /// When `rank` called operation `sequence` (arrival_clock of its process); empty when it is not
+  /// known (any more).
   [[nodiscard]] std::optional<std::uint64_t> arrival_ns(int rank, std::uint64_t sequence) const;
 
  private:

@@ -1,12 +1,15 @@
-/// Plans of collective operations, as data: what one rank does, step by step, over shared slots. Pure.
+/// Plans of collective operations, as data: what one rank does, step by step, over shared slots.
+/// Pure.
 ///
 /// The runner executes plans, the tests simulate them. Rules that every plan keeps:
 ///   I1  A rank publishes turn t only after its last read of any turn < t.
-///   I2  Turn t touches only line(me, t) and slot(me, t); Reclaim(t) comes before the first store into them.
-///   I3  The number of turns depends on the arguments alone, so it is equal on all ranks; non-senders skip theirs.
-///   I4  The first Await of a plan checks the awaited members' digests, before any output is written.
-/// From I1 and I2 follows when a buffer of turn t may be stored into again: once each of its readers has published a
-/// later turn, or has said that it read up to t, or has completed the operation of t in a word that is not wedged.
+///   I2  Turn t touches only line(me, t) and slot(me, t); Reclaim(t) comes before the first store
+///   into them. I3  The number of turns depends on the arguments alone, so it is equal on all
+///   ranks; non-senders skip theirs. I4  The first Await of a plan checks the awaited members'
+///   digests, before any output is written.
+/// From I1 and I2 follows when a buffer of turn t may be stored into again: once each of its
+/// readers has published a later turn, or has said that it read up to t, or has completed the
+/// operation of t in a word that is not wedged.
 #pragma once
 
 #include <cstddef>
@@ -34,7 +37,8 @@ enum class StepKind : std::uint8_t {
   Publish,   ///< make my buffer of `turn` visible
   AwaitAll,  ///< wait until all members (but me) that send have published `turn`
   AwaitOne,  ///< wait until `member` has published `turn`
-  Reduce,  ///< fold over all members' buffers of `turn` at `slot_offset`: `bytes` bytes -> see `into_slot`
+  Reduce,    ///< fold over all members' buffers of `turn` at `slot_offset`: `bytes` bytes -> see
+             ///< `into_slot`
   CopyOut,   ///< `member`'s buffer of `turn` at `slot_offset` -> output[out_offset, +bytes)
   SaidRead,  ///< tell that I have read everything up to `turn`
 };

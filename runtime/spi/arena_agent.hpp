@@ -1,6 +1,6 @@
 /// What an agent does to the arenas of an epoch that lost a member: wedge, report, decide, wake.
-/// Order: wedge_all and wake_all on every arena of the domain, read_report, agreement, decide_all and wake_all.
-/// Threads: any one thread of the agent at a time. Nothing here blocks.
+/// Order: wedge_all and wake_all on every arena of the domain, read_report, agreement, decide_all
+/// and wake_all. Threads: any one thread of the agent at a time. Nothing here blocks.
 #pragma once
 
 #include <cstdint>
@@ -19,12 +19,13 @@ struct ArenaReport {
   std::uint64_t prepared = 0;              ///< lowest prepared step over the members asked for
   std::optional<std::uint64_t> told_step;  ///< committed step that a member was already told
 };
-/// After wedge_all. `step_members`: group ranks whose step words count (an empty list: all); pass the world's arena
-/// for the step part, and ignore it of any other.
+/// After wedge_all. `step_members`: group ranks whose step words count (an empty list: all); pass
+/// the world's arena for the step part, and ignore it of any other.
 [[nodiscard]] ArenaReport read_report(const SharedSlots& arena,
                                       std::span<const int> step_members = {});
 
-/// Stores the verdict into both words of each survivor. A word that is decided already keeps its verdict.
+/// Stores the verdict into both words of each survivor. A word that is decided already keeps its
+/// verdict.
 void decide_all(const SharedSlots& arena, std::span<const int> survivors, std::uint64_t cut,
                 std::uint64_t committed_step);
 

@@ -58,7 +58,8 @@ struct OpDescriptor {
 /// "all_reduce of 8 f32, sum".
 [[nodiscard]] std::string describe(const OpDescriptor& descriptor);
 
-/// All but the count in one integer, as it lies in shared memory. unpack_descriptor accepts any bits.
+/// All but the count in one integer, as it lies in shared memory. unpack_descriptor accepts any
+/// bits.
 [[nodiscard]] constexpr std::uint64_t pack_meta(const OpDescriptor& d) {
   return static_cast<std::uint64_t>(d.kind) | static_cast<std::uint64_t>(d.dtype) << 8 |
          static_cast<std::uint64_t>(d.op) << 16 |

@@ -1,13 +1,16 @@
-/// The shared memory of one group in one epoch (its arena): layout, and a view of it that never leaves its bounds.
+/// The shared memory of one group in one epoch (its arena): layout, and a view of it that never
+/// leaves its bounds.
 ///
 ///   Header | MemberBlock[p] | slots[p][2] | rings[p][p]
 ///
-/// Turns. Every rank counts turns alike: each operation takes a number of them that is a pure function of its
-/// arguments. In turn t a member publishes through line(member, t), which carries up to 48 bytes itself; more lies
-/// in slot(member, t). Both exist twice, by the parity of the turn.
+/// Turns. Every rank counts turns alike: each operation takes a number of them that is a pure
+/// function of its arguments. In turn t a member publishes through line(member, t), which carries
+/// up to 48 bytes itself; more lies in slot(member, t). Both exist twice, by the parity of the
+/// turn.
 ///
-/// Everything here can be written by any member, a wrong one too. Sizes are copied out of the header once, when the
-/// view is opened; a value read later is only ever compared, or bounds-checked by whoever uses it.
+/// Everything here can be written by any member, a wrong one too. Sizes are copied out of the
+/// header once, when the view is opened; a value read later is only ever compared, or
+/// bounds-checked by whoever uses it.
 #pragma once
 
 #include <atomic>
@@ -29,7 +32,7 @@ inline constexpr std::size_t kLineBytes =
     128;  // two cache lines: the adjacent-line prefetcher pairs them
 inline constexpr std::size_t kInlineBytes =
     48;  // payload that fits beside turn and digest in one cache line
-inline constexpr std::uint32_t kMembersMax = 1024;
+inline constexpr std::uint32_t kMembersMax = 128;
 inline constexpr std::size_t kLedgerEntries = 16;
 
 /// What a member publishes in one turn. `turn` is stored last.
@@ -40,7 +43,8 @@ struct Line {
 };
 static_assert(sizeof(Line) == 64);
 
-/// One operation as its member called it. `sequence` is stored last, and is 0 while the rest changes.
+/// One operation as its member called it. `sequence` is stored last, and is 0 while the rest
+/// changes.
 struct LedgerEntry {
   std::atomic<std::uint64_t> sequence;
   std::atomic<std::uint64_t> meta;  ///< pack_meta()
@@ -48,7 +52,8 @@ struct LedgerEntry {
   std::atomic<std::uint64_t> arrival_ns;
 };
 
-/// Two calls that do not fit together; written by the member that found them, before it claims Header::poisoned_by.
+/// Two calls that do not fit together; written by the member that found them, before it claims
+/// Header::poisoned_by.
 struct PoisonRecord {
   std::atomic<std::uint64_t> sequence;
   std::atomic<std::uint64_t> rank[2];
@@ -75,7 +80,8 @@ struct alignas(kLineBytes) MemberBlock {
 inline constexpr std::int32_t kNobody = -1;
 inline constexpr std::int32_t kAnyMember = -2;
 
-/// Positions of one byte ring; each grows for ever. Written: by the source. Read: by the destination.
+/// Positions of one byte ring; each grows for ever. Written: by the source. Read: by the
+/// destination.
 struct alignas(kLineBytes) RingHeader {
   alignas(kLineBytes) std::atomic<std::uint64_t> written;
   alignas(kLineBytes) std::atomic<std::uint64_t> read;
@@ -116,13 +122,13 @@ struct alignas(4096) Header {
 inline constexpr std::uint64_t kArenaMagic = 0x3150554f52474552;  // "REGROUP1"
 inline constexpr std::uint32_t kArenaAbi = 1;
 
-/// View of one arena. Does not own the memory, which outlives it. Copies are views of the same arena.
-/// Thread safety: the view is immutable; the memory behind it is shared by design.
+/// View of one arena. Does not own the memory, which outlives it. Copies are views of the same
+/// arena. Thread safety: the view is immutable; the memory behind it is shared by design.
 class SharedSlots {
  public:
   SharedSlots() = default;
-  /// Checks magic, version, identity and that everything lies within `bytes`. `base` is aligned to 4096.
-  /// Errors: InvalidArgument (text says which field).
+  /// Checks magic, version, identity and that everything lies within `bytes`. `base` is aligned to
+  /// 4096. Errors: InvalidArgument (text says which field).
   static Result<SharedSlots> open(void* base, std::size_t bytes, Epoch epoch, std::uint32_t group);
 
   [[nodiscard]] int members() const { return static_cast<int>(geometry_.members); }
@@ -174,8 +180,8 @@ class SharedSlots {
   std::uint32_t group_ = 0;
 };
 
-/// Makes fresh zeroed memory an arena. `base` is aligned to 4096, `bytes` >= arena_bytes(members, options).
-/// Errors: InvalidArgument.
+/// Makes fresh zeroed memory an arena. `base` is aligned to 4096, `bytes` >= arena_bytes(members,
+/// options). Errors: InvalidArgument.
 Result<SharedSlots> format_arena(void* base, std::size_t bytes, Epoch epoch, std::uint32_t group,
                                  std::uint32_t members, ArenaOptions options = {});
 

@@ -1,7 +1,8 @@
 /// How a rank waits for other members: pauses, then yields, then sleeps on its own doorbell.
 ///
-/// No wake-up is lost for longer than kSleepMax: the sleeper announces itself, then looks again, then sleeps; a
-/// publisher stores, then looks for sleepers. Both sides are sequentially consistent, so one of them sees the other.
+/// No wake-up is lost for longer than kSleepMax: the sleeper announces itself, then looks again,
+/// then sleeps; a publisher stores, then looks for sleepers. Both sides are sequentially
+/// consistent, so one of them sees the other.
 #pragma once
 
 #include <algorithm>
@@ -51,9 +52,10 @@ class Waiter {
   Waiter(SharedSlots slots, int me, int cores, PumpHook pump)
       : slots_(slots), me_(me), pauses_(slots.members() <= cores ? kPausesMax : 0), pump_(pump) {}
 
-  /// Returns when ready() holds (Ready), `guard` is wedged (Wedged; null: never), `until` has passed (Expired), or
-  /// stop() holds (Interrupted; asked only once the wait has become long). `member`: whose store is awaited, or
-  /// kAnyMember. ready() must read with at least acquire order.
+  /// Returns when ready() holds (Ready), `guard` is wedged (Wedged; null: never), `until` has
+  /// passed (Expired), or stop() holds (Interrupted; asked only once the wait has become long).
+  /// `member`: whose store is awaited, or kAnyMember. ready() must read with at least acquire
+  /// order.
   template <class ReadyFn, class StopFn>
   WaitEnd wait(int member, const Word* guard, Deadline until, ReadyFn&& ready, StopFn&& stop) {
     if (ready()) return WaitEnd::Ready;

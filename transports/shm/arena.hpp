@@ -1,4 +1,5 @@
-/// Arenas in sealed memory that has no name: created by an agent, passed as a descriptor, mapped by ranks.
+/// Arenas in sealed memory that has no name: created by an agent, passed as a descriptor, mapped by
+/// ranks.
 #pragma once
 
 #include <cstddef>
@@ -31,23 +32,27 @@ class Mapping {
   std::size_t bytes_ = 0;
 };
 
-/// An arena and what keeps it alive. The memory lives until the last descriptor and mapping of it are gone.
+/// An arena and what keeps it alive. The memory lives until the last descriptor and mapping of it
+/// are gone.
 struct Arena {
   base::Fd fd;  ///< empty in open_arena's answer
   Mapping mapping;
   spi::SharedSlots slots;
 };
 
-/// Makes the arena of one (group, epoch): memfd, space reserved at once, size sealed, mapped, formatted.
-/// Blocks while the kernel clears the pages. Errors: InvalidArgument, ResourceExhausted (memory, descriptors).
+/// Makes the arena of one (group, epoch): memfd, space reserved at once, size sealed, mapped,
+/// formatted. Blocks while the kernel clears the pages. Errors: InvalidArgument, ResourceExhausted
+/// (memory, descriptors).
 Result<Arena> make_arena(Epoch epoch, std::uint32_t group, std::uint32_t members,
                          spi::ArenaOptions options = {});
 
-/// Maps an arena that was received as a descriptor; keeps no descriptor. Checks seals, size, magic and identity.
-/// Errors: InvalidArgument (not such an arena, or of another epoch or group), ResourceExhausted.
+/// Maps an arena that was received as a descriptor; keeps no descriptor. Checks seals, size, magic
+/// and identity. Errors: InvalidArgument (not such an arena, or of another epoch or group),
+/// ResourceExhausted.
 Result<Arena> open_arena(int fd, Epoch epoch, std::uint32_t group);
 
-/// The same bytes with the same guarantees, from a descriptor with no arena in it: sealed, reserved, mapped.
+/// The same bytes with the same guarantees, from a descriptor with no arena in it: sealed,
+/// reserved, mapped.
 struct Memory {
   base::Fd fd;
   Mapping mapping;

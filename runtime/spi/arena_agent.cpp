@@ -1,0 +1,44 @@
+#include "spi/arena_agent.hpp"
+
+#include <algorithm>
+
+#include "spi/waiting.hpp"
+
+namespace regroup::spi {
+
+void wedge_all(const SharedSlots& arena) {
+  for (int rank = 0; rank < arena.members(); ++rank) {
+    wedge(arena.group_word(rank));
+    wedge(arena.step_word(rank));
+  }
+}
+
+ArenaReport read_report(const SharedSlots& arena, std::span<const int> step_members) {
+  ArenaReport report;
+  std::optional<std::uint64_t> prepared;
+  for (int rank = 0; rank < arena.members(); ++rank) {
+    report.completed = std::max(report.completed, read(arena.group_word(rank)).number);
+    const WordState step = read(arena.step_word(rank));
+    if (step.decided) report.told_step = std::max(report.told_step.value_or(0), step.number);
+    const bool counts =
+        step_members.empty() || std::ranges::find(step_members, rank) != step_members.end();
+    // A decided word no longer says what its member prepared.
+    if (counts && !step.decided) prepared = std::min(prepared.value_or(step.number), step.number);
+  }
+  report.prepared = prepared.value_or(report.told_step.value_or(0));
+  return report;
+}
+
+void decide_all(const SharedSlots& arena, std::span<const int> survivors, std::uint64_t cut,
+                std::uint64_t committed_step) {
+  for (const int rank : survivors) {
+    decide(arena.group_word(rank), cut);
+    decide(arena.step_word(rank), committed_step);
+  }
+}
+
+void wake_all(const SharedSlots& arena) {
+  for (int rank = 0; rank < arena.members(); ++rank) ring_doorbell(arena, rank);
+}
+
+}  // namespace regroup::spi

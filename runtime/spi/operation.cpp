@@ -1,0 +1,59 @@
+#include "spi/operation.hpp"
+
+#include <fmt/format.h>
+
+namespace regroup::spi {
+
+const char* name(OpKind kind) {
+  switch (kind) {
+    case OpKind::AllReduce: return "all_reduce";
+    case OpKind::Reduce: return "reduce";
+    case OpKind::Broadcast: return "broadcast";
+    case OpKind::AllGather: return "all_gather";
+    case OpKind::ReduceScatter: return "reduce_scatter";
+    case OpKind::Barrier: return "barrier";
+  }
+  return "?";
+}
+
+const char* name(DType type) {
+  switch (type) {
+    case DType::F64: return "f64";
+    case DType::F32: return "f32";
+    case DType::F16: return "f16";
+    case DType::BF16: return "bf16";
+    case DType::I32: return "i32";
+    case DType::I64: return "i64";
+    case DType::U8: return "u8";
+  }
+  return "?";
+}
+
+const char* name(ReduceOp op) {
+  switch (op) {
+    case ReduceOp::Sum: return "sum";
+    case ReduceOp::Avg: return "avg";
+    case ReduceOp::Prod: return "prod";
+    case ReduceOp::Min: return "min";
+    case ReduceOp::Max: return "max";
+  }
+  return "?";
+}
+
+std::string describe(const OpDescriptor& d) {
+  switch (d.kind) {
+    case OpKind::AllReduce:
+    case OpKind::ReduceScatter:
+      return fmt::format("{} of {} {}, {}", name(d.kind), d.count, name(d.dtype), name(d.op));
+    case OpKind::Reduce:
+      return fmt::format("{} of {} {}, {}, root {}", name(d.kind), d.count, name(d.dtype),
+                         name(d.op), d.root);
+    case OpKind::Broadcast:
+      return fmt::format("{} of {} {}, root {}", name(d.kind), d.count, name(d.dtype), d.root);
+    case OpKind::AllGather: return fmt::format("{} of {} {}", name(d.kind), d.count, name(d.dtype));
+    case OpKind::Barrier: return name(d.kind);
+  }
+  return "?";
+}
+
+}  // namespace regroup::spi
