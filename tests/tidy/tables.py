@@ -65,7 +65,7 @@ SLEEPS = (
 )
 
 LEFTOVERS = {
-    r"\b(?:NOCOMMIT|TODO|FIXME|XXX)\b": "finish it, or say in the docs what is missing",
+    r"\b(?:NOCOMMIT|TODO|FIXME)\b": "finish it, or say in the docs what is missing",
     r"/(?:work|root|home)/\w+|/tmp/b/": "a path of one machine",
     r"(?m)^(?:<{7}|>{7}) ": "a merge conflict",
 }
@@ -77,8 +77,8 @@ SYNONYMS = {
 }
 # Technical terms of others that are no synonyms of ours. Each pattern with its reason.
 SYNONYMS_ALLOWED = [
-    r"(?:SO_)?PEERCRED|\bpeer credentials?\b",  # the kernel's word for a socket's other end
-    r"\bPEER\b error handling",  # UCX's name of an endpoint mode
+    r"(?:SO_)?PEERCRED|\bpeer\s+credentials?\b",  # the kernel's word for a socket's other end
+    r"\bPEER\s+error handling",  # UCX's name of an endpoint mode
     r"\bUCX worker|\bone worker\b|\bUCP worker",  # UCX's name of a progress context
     r"REGROUP_NODE_RANK|NODE_RANK|node_rank|NUM_NODES",  # torchrun's and our variables
     r"\bNUMA nodes?\b",
