@@ -84,7 +84,7 @@ struct Trigger {
 class ControlSocket {
  public:
   static constexpr std::size_t kRequestBytesMax = 64 * 1024;
-  static constexpr std::chrono::seconds kRequestTime{5};
+  static constexpr std::chrono::seconds kRequestTime{2};
   static constexpr std::size_t kConnectionsMax = 16;
   static constexpr std::size_t kArmedMax = 64;  ///< injected actions that wait for their instant
 
