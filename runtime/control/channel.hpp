@@ -77,20 +77,9 @@ class Channel {
 
   /// The same, decoded; M is one of the four message variants. Errors: those of decode() too.
   template <class M>
-  Result<std::optional<Received<M>>> try_recv_as() {
-    Result<std::optional<Packet>> packet = try_recv();
-    if (!packet) return packet.error();
-    if (!packet->has_value()) return std::optional<Received<M>>();
-    Result<Received<M>> received = decoded<M>(std::move(**packet));
-    if (!received) return received.error();
-    return std::optional<Received<M>>(std::move(*received));
-  }
+  Result<std::optional<Received<M>>> try_recv_as();
   template <class M>
-  Result<Received<M>> recv_as(TimePoint until) {
-    Result<Packet> packet = recv(until);
-    if (!packet) return packet.error();
-    return decoded<M>(std::move(*packet));
-  }
+  Result<Received<M>> recv_as(TimePoint until);
 
  private:
   struct Outgoing {
@@ -98,12 +87,6 @@ class Channel {
     std::size_t sent = 0;
     std::vector<base::Fd> fds;
   };
-  template <class M>
-  static Result<Received<M>> decoded(Packet packet) {
-    Result<M> message = decode<M>(packet.bytes);
-    if (!message) return message.error();
-    return Received<M>{std::move(*message), std::move(packet.fds)};
-  }
   template <class M>
   Status send_encoded(const M& message, std::span<const int> fds);
   Status transmit(std::span<const std::byte> bytes, std::size_t& sent, std::span<const int> fds);
