@@ -1,0 +1,395 @@
+#!/usr/bin/env python3
+"""Trains a classifier twice, once undisturbed and once while ranks are killed, and compares.
+
+The last line is `demo: ... ok`, or `demo: FAILED why` with an exit code that is not 0.
+"""
+
+import argparse
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import plan as plans
+from story import EventTail, Story, percentile, phase_table
+
+RANKS = 4
+STEPS_PER_EPOCH = 5
+ACCURACY_MIN = 0.95
+KILLS_MIN = 6
+POLL_S = 0.01
+COLOURS = {"kill": "31;1", "lost": "31", "back": "33", "whole": "32", "view": "36", "info": "2"}
+
+
+class Failed(Exception):
+    """The demo did not show what it is there to show."""
+
+
+class Screen:
+    """The timeline: one line an event, in colour on a terminal."""
+
+    def __init__(self):
+        self._colour = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+    def line(self, text):
+        print(text, flush=True)
+
+    def event(self, seconds, kind, text):
+        stamp = f"[{seconds:7.3f}s] {kind:<5} "
+        if self._colour:
+            text = f"\x1b[{COLOURS.get(kind, '0')}m{text}\x1b[0m"
+        self.line(stamp + text)
+
+
+def parent_and_start(pid):
+    """(parent's pid, start time) of a process; None when there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(fields[1]), int(fields[19])
+
+
+class Job:
+    """One `regroup run` as a child process. Always leave it through close()."""
+
+    def __init__(self, bin_dir, log_dir, arguments, program, environment):
+        self.bin_dir = bin_dir
+        self.log_dir = log_dir
+        self.story = Story(RANKS)
+        self.output = []
+        self._events = EventTail(log_dir / "events.jsonl")
+        self._lines = queue.Queue()
+        self.began = time.monotonic()
+        log_dir.mkdir(parents=True, exist_ok=True)
+        self._stderr = open(log_dir / "launcher.err", "w+b")
+        command = [bin_dir / "regroup", "run", *arguments, "--log-dir", log_dir, "--", *program]
+        self.process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            errors="replace",
+            env=environment,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def seconds(self):
+        return time.monotonic() - self.began
+
+    def poll(self, wait_s):
+        """Waits at most that long for output. Returns (new lines, new events, ended)."""
+        lines = []
+        ended = False
+        try:
+            while True:
+                line = self._lines.get(timeout=wait_s)
+                wait_s = 0
+                if line is None:
+                    ended = True
+                    break
+                lines.append(line)
+        except queue.Empty:
+            pass
+        self.output += lines
+        if ended:
+            self.process.wait(timeout=20)
+        return lines, self._events.read(), ended
+
+    def kill(self, pid):
+        """SIGKILLs a process, if it is the launcher's own child and still that process."""
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return False
+        try:
+            found = parent_and_start(pid)
+            if found is None or found[0] != self.process.pid:
+                return False
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            return True
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(handle)
+
+    def status(self):
+        """What `regroup status --json` says; empty when it cannot be had."""
+        command = [str(self.bin_dir / "regroup"), "status", str(self.story.job), "--json"]
+        try:
+            answer = subprocess.run(command, capture_output=True, timeout=5, check=True)
+            return json.loads(answer.stdout)
+        except (OSError, subprocess.SubprocessError, ValueError):
+            return {}
+
+    def waits(self):
+        """Who waits for whom, in one line."""
+        parts = []
+        for process in self.status().get("processes", []):
+            if "rank" not in process:
+                continue
+            keys = [key for key in ("operation", "seq", "step", "phase") if key in process]
+            doing = " ".join(f"{key} {process[key]}" for key in keys)
+            parts.append(f"rank {process['rank']} ({process.get('state', '?')}): {doing}")
+        vacant = set(range(RANKS)) - {rank for rank in range(RANKS) if self.story.pid(rank)}
+        if vacant:
+            parts.append(f"no process in seat {', '.join(str(rank) for rank in sorted(vacant))}")
+        return "; ".join(parts) or "the job does not answer"
+
+    def complaints(self):
+        """The last lines of the launcher's stderr."""
+        self._stderr.seek(0)
+        return self._stderr.read().decode(errors="replace").splitlines()[-15:]
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self._reader.join(timeout=5)
+        self._stderr.close()
+        self._events.close()
+
+
+class Demo:
+    def __init__(self, options, root, deadline):
+        self.options = options
+        self.root = root
+        self.deadline = deadline
+        self.screen = Screen()
+        self.executed = 0  # kills from outside that hit
+        self.starts = {}  # incarnation -> (pid, start time), as the kernel says
+
+    def start(self, name, arguments, faults=""):
+        program = [
+            self.options.bin_dir / "example_04_digits",
+            *("--epochs", self.options.epochs),
+            *("--hidden", self.options.hidden),
+            *("--seed", self.options.seed),
+        ]
+        environment = {key: value for key, value in os.environ.items() if key != "REGROUP_FAULTS"}
+        if faults:
+            environment["REGROUP_FAULTS"] = faults
+        arguments = ["-n", RANKS, *arguments]
+        return Job(self.options.bin_dir, self.root / name, arguments, program, environment)
+
+    def check_deadline(self, job):
+        if time.monotonic() > self.deadline:
+            raise Failed(f"not done in {self.options.limit} s; {job.waits()}")
+
+    def follow(self, job, show, on_turn=None):
+        """Until the job ends; every line of the story goes to the screen when `show` is set."""
+        ended = False
+        while not ended:
+            lines, events, ended = job.poll(POLL_S)
+            for event in events:
+                was_open = len(job.story.recovered())
+                told = job.story.feed(event)
+                for kind, text in told if show else []:
+                    self.screen.event(event["offset_ns"] / 1e9, kind, text)
+                if len(job.story.recovered()) > was_open:
+                    self.check_survivors(job)
+            for line in lines if show else []:
+                if "loss" in line:
+                    self.screen.event(job.seconds(), "info", line)
+            self.check_deadline(job)
+            if on_turn and not ended:
+                on_turn()
+        if job.process.returncode != 0:
+            for line in job.complaints():
+                self.screen.line("  | " + line)
+            raise Failed(f"regroup run ended with {job.process.returncode}, see {job.log_dir}")
+
+    def check_survivors(self, job):
+        """Members that were not lost are the same processes as ever."""
+        lost = {loss.incarnation for loss in job.story.losses}
+        for rank, incarnation in enumerate(job.story.view):
+            pid = job.story.pids.get(incarnation)
+            found = parent_and_start(pid) if pid else None
+            if found is None or incarnation in lost:
+                continue  # lost again meanwhile, or finished: the end of the job tells
+            known = self.starts.setdefault(incarnation, (pid, found[1]))
+            if known != (pid, found[1]):
+                raise Failed(f"rank {rank} survived but is another process now")
+
+    def undisturbed(self):
+        self.screen.line(f"1/2: {RANKS} ranks, undisturbed")
+        job = self.start("undisturbed", [])
+        try:
+            self.follow(job, show=False)
+        finally:
+            job.close()
+        result = read_result(job.output)
+        self.screen.line(
+            f"  {job.seconds():.1f} s, accuracy {result['accuracy']}, digest {result['digest']}\n"
+        )
+        return result, job.seconds()
+
+    def disturbed(self, duration):
+        steps = self.options.epochs * STEPS_PER_EPOCH
+        plan = plans.draw(self.options.kill_seed, RANKS, steps)
+        self.screen.line(
+            f"2/2: {RANKS} ranks and a spare; {plan.kills} kills of ranks (--kill-seed "
+            f"{self.options.kill_seed}):"
+        )
+        for line in plan.describe():
+            self.screen.line(line)
+        job = self.start("disturbed", ["--spares", 1], plan.script())
+        pending = list(plan.external)
+        try:
+            self.follow(job, True, lambda: self.kill_when_due(job, pending, duration))
+        finally:
+            job.close()
+        if pending:
+            raise Failed(f"the job ended before {len(pending)} of the kills were due")
+        return job, plan
+
+    def kill_when_due(self, job, pending, duration):
+        """Performs the next kill once its time has come and all seats are taken."""
+        if not pending or job.seconds() < pending[0].at * duration or not job.story.is_whole():
+            return
+        kill = pending[0]
+        if kill.is_coordinator:
+            pid = job.status().get("coordinator", {}).get("pid")
+            if pid and job.kill(pid):
+                self.screen.event(job.seconds(), "kill", f"SIGKILL to the coordinator (pid {pid})")
+                pending.pop(0)
+            return
+        targets = [(rank, job.story.pid(rank)) for rank in kill.ranks]
+        for number, (rank, pid) in enumerate(targets):
+            if number:
+                threading.Event().wait(kill.gap_s)
+            if not job.kill(pid):
+                if number == 0:
+                    return  # just died by itself: again when the seat is taken
+                raise Failed(f"rank {rank} (pid {pid}) was gone before its kill")
+            self.executed += 1
+            self.screen.event(job.seconds(), "kill", f"SIGKILL to rank {rank} (pid {pid})")
+        pending.pop(0)
+
+
+def read_result(output):
+    """digest, accuracy and what the ranks say they hold, from the program's lines."""
+    result = {"holds": {}}
+    for line in output:
+        if found := re.search(r"\bdigest=([0-9a-f]{64})\b", line):
+            result["digest"] = found.group(1)
+        if found := re.search(r"\baccuracy=([0-9.]+)", line):
+            result["accuracy"] = found.group(1)
+        if found := re.search(r"\brank (\d+), pid (\d+), holds ([0-9a-f]{64})", line):
+            result["holds"][int(found.group(1))] = (int(found.group(2)), found.group(3))
+    if "digest" not in result or "accuracy" not in result:
+        raise Failed("the program ended without its digest and accuracy")
+    return result
+
+
+def check(job, plan, result, undisturbed):
+    """Everything that the demo promises."""
+    story = job.story
+    lost = len(story.losses)
+    recovered = len(story.recovered())
+    if lost != plan.kills:
+        raise Failed(f"{plan.kills} kills were planned, the job lost {lost} ranks")
+    if lost < KILLS_MIN or recovered != lost:
+        raise Failed(f"{recovered} of {lost} losses were recovered from")
+    if story.coordinator_losses != 1 or story.coordinator_restarts != 1:
+        raise Failed("the coordinator did not come back exactly once")
+    for rank in range(RANKS):
+        pid, digest = result["holds"].get(rank, (None, None))
+        if pid != story.pid(rank):
+            raise Failed(f"rank {rank} ended as pid {pid}, not as {story.pid(rank)}")
+        if digest != result["digest"]:
+            raise Failed(f"rank {rank} holds other weights than rank 0")
+    if result["digest"] != undisturbed["digest"]:
+        raise Failed(f"weights differ: {result['digest']}, undisturbed {undisturbed['digest']}")
+    if float(result["accuracy"]) < ACCURACY_MIN:
+        raise Failed(f"accuracy {result['accuracy']} is below {ACCURACY_MIN}")
+
+
+def summary(screen, job, report):
+    """Recovery by phase and time by category."""
+    losses = job.story.recovered()
+    screen.line(f"\nrecovery of {len(losses)} losses:")
+    for line in phase_table(losses):
+        screen.line(line)
+    screen.line("where the time went:")
+    for name, share in shares(report):
+        screen.line(f"  {name:<22} {share:7.2%}")
+
+
+def shares(report):
+    """(category, share of all rank-seconds), largest first, without those below 0.01 %."""
+    categories = report["time"]["category_ns"]
+    total = sum(categories.values())
+    pairs = [(name, value / total) for name, value in categories.items()]
+    return sorted((pair for pair in pairs if pair[1] >= 1e-4), key=lambda pair: -pair[1])
+
+
+def perform(options, root):
+    demo = Demo(options, root, time.monotonic() + options.limit)
+    undisturbed, duration = demo.undisturbed()
+    job, plan = demo.disturbed(duration)
+    result = read_result(job.output)
+    check(job, plan, result, undisturbed)
+    report = json.loads((job.log_dir / "report.json").read_text())
+    summary(demo.screen, job, report)
+    totals = [loss.total_ns / 1e6 for loss in job.story.recovered()]
+    print(
+        f"demo: kills={len(job.story.losses)} recovered={len(totals)} "
+        f"p50_ms={percentile(totals, 50):.1f} p99_ms={percentile(totals, 99):.1f} "
+        f"accuracy={result['accuracy']} ett={report['ett']:.4f} "
+        f"digest={result['digest']} undisturbed={undisturbed['digest']} ok"
+    )
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bin-dir", type=Path, required=True, help="where regroup was built")
+    parser.add_argument("--epochs", type=int, default=800)
+    parser.add_argument("--hidden", type=int, default=1024, help="hidden units of the classifier")
+    parser.add_argument("--seed", type=int, default=1, help="of weights and order of images")
+    parser.add_argument("--kill-seed", type=int, default=1, help="of who is killed when")
+    parser.add_argument("--limit", type=float, default=85, help="seconds until it gives up")
+    parser.add_argument("--log-dir", type=Path, help="keep events, report and logs there")
+    options = parser.parse_args()
+    options.bin_dir = options.bin_dir.resolve()
+    return options
+
+
+def main():
+    options = parse_arguments()
+    root = options.log_dir or Path(tempfile.mkdtemp(prefix="regroup-demo-"))
+    try:
+        perform(options, root)
+    except (Failed, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+        what = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
+        print(f"events and logs: {root}\ndemo: FAILED {what}")
+        return 1
+    except KeyboardInterrupt:
+        print("demo: FAILED interrupted")
+        return 130
+    if not options.log_dir:
+        shutil.rmtree(root)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

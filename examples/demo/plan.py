@@ -1,0 +1,110 @@
+"""Who is killed when: drawn from a seed, printed, and the same for the same seed."""
+
+import random
+from dataclasses import dataclass
+
+IN_ALL_REDUCE = (
+    "after_copy_in",
+    "after_publish",
+    "after_await",
+    "after_reduce",
+    "before_complete",
+    "after_complete",
+)
+IN_COMMIT = ("before_prepare", "after_prepare")
+
+
+@dataclass
+class Scripted:
+    """A rank that dies by itself at an exact point; `life` counts the lives of its seat from 0."""
+
+    rank: int
+    life: int
+    operation: str
+    phase: str = ""
+    step: int = None
+
+    def rule(self):
+        keys = [f"rank={self.rank}", f"inc={self.life}", f"op={self.operation}"]
+        if self.phase:
+            keys.append(f"phase={self.phase}")
+        if self.step is not None:
+            keys.append(f"step={self.step}")
+        return ",".join(keys) + ":kill"
+
+
+@dataclass
+class External:
+    """SIGKILL from outside at a share of the undisturbed run's time; `who`: ranks, or coordinator.
+
+    Several ranks die one after the other, `gap_s` apart: the later ones while the recovery from
+    the first is under way.
+    """
+
+    at: float
+    ranks: tuple = ()
+    gap_s: float = 0.0
+
+    @property
+    def is_coordinator(self):
+        return not self.ranks
+
+
+@dataclass
+class Plan:
+    scripted: list
+    external: list
+
+    @property
+    def kills(self):
+        return len(self.scripted) + sum(len(kill.ranks) for kill in self.external)
+
+    def script(self):
+        """The value of REGROUP_FAULTS."""
+        return ";".join(kill.rule() for kill in self.scripted)
+
+    def describe(self):
+        lines = [f"  at a point of its own: {kill.rule()}" for kill in self.scripted]
+        for kill in self.external:
+            if kill.is_coordinator:
+                who = "the coordinator"
+            else:
+                who = f"rank {' and rank '.join(str(rank) for rank in kill.ranks)}"
+            if kill.gap_s:
+                who += f", {kill.gap_s * 1e3:.1f} ms apart"
+            lines.append(f"  SIGKILL from outside at {kill.at:.0%} of the run: {who}")
+        return lines
+
+
+def draw(seed, ranks, steps):
+    """Eight kills of ranks and one of the coordinator.
+
+    Two seats die by script and two from outside, so that the number of a scripted life does not
+    depend on when the others happen to die. Rank 0 is always among the four.
+    """
+    if ranks < 4:
+        raise ValueError("the plan needs at least 4 ranks")
+    chance = random.Random(seed)
+    others = list(range(1, ranks))
+    chance.shuffle(others)
+    seats = [0, *others[:3]]
+    chance.shuffle(seats)
+    first, second, third, fourth = seats
+
+    def step(low, high):
+        return int(steps * chance.uniform(low, high))
+
+    scripted = [
+        Scripted(first, 0, "all_reduce", chance.choice(IN_ALL_REDUCE), step(0.05, 0.15)),
+        # The newcomer dies while it heals: its seat's next life finishes what it began.
+        Scripted(first, 1, "heal"),
+        Scripted(second, 0, "commit", chance.choice(IN_COMMIT), step(0.3, 0.4)),
+        Scripted(first, 2, "all_reduce", chance.choice(IN_ALL_REDUCE), step(0.75, 0.85)),
+    ]
+    external = [
+        External(chance.uniform(0.18, 0.26), (third,)),
+        External(chance.uniform(0.44, 0.50)),
+        External(chance.uniform(0.52, 0.60), (fourth,)),
+        External(chance.uniform(0.64, 0.70), (third, fourth), chance.uniform(0.001, 0.008)),
+    ]
+    return Plan(scripted, external)

@@ -1,0 +1,230 @@
+"""The history of a job, read from its events.jsonl while it is written."""
+
+import json
+import statistics
+from dataclasses import dataclass, field
+
+
+class EventTail:
+    """Gives each complete line of a growing file once, as an object."""
+
+    def __init__(self, path):
+        self._path = path
+        self._file = None
+        self._rest = b""
+
+    def close(self):
+        if self._file is not None:
+            self._file.close()
+
+    def read(self):
+        if self._file is None:
+            try:
+                self._file = open(self._path, "rb")
+            except FileNotFoundError:
+                return []
+        *lines, self._rest = (self._rest + self._file.read()).split(b"\n")
+        return [json.loads(line) for line in lines if line.strip()]
+
+
+@dataclass
+class Loss:
+    """One lost life of a seat and how the job got over it. Offsets are nanoseconds of job time."""
+
+    rank: int
+    incarnation: int
+    epoch: int
+    lost_ns: int
+    detect_ns: int
+    where: str
+    seat_view: list = field(default_factory=list)
+    decided_ns: int = None
+    installed_ns: int = None
+    entered_ns: int = None
+    resumed_ns: int = None
+
+    @property
+    def total_ns(self):
+        return self.resumed_ns - self.lost_ns + self.detect_ns
+
+    def phases(self):
+        """(name, nanoseconds) of each phase, in order."""
+        return [
+            ("detect", self.detect_ns),
+            ("agree", self.decided_ns - self.lost_ns),
+            ("install", self.installed_ns - self.decided_ns),
+            ("enter and heal", self.entered_ns - self.installed_ns),
+            ("first operation", self.resumed_ns - self.entered_ns),
+        ]
+
+
+def percentile(values, share):
+    """The smallest value that at least this share of the values does not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * share // 100) - 1)]
+
+
+def where_of(event):
+    """What the lost rank was doing."""
+    operation = event.get("operation")
+    if operation in (None, "", "none"):
+        return "in the program's own code"
+    words = f"in {operation}"
+    if event.get("seq"):
+        words += f" seq {event['seq']}"
+    if event.get("step") is not None:
+        words += f" of step {event['step']}"
+    if event.get("phase"):
+        words += f", phase {event['phase']}"
+    return words
+
+
+class Story:
+    """Folds events into who is who, what was lost and when it was whole again."""
+
+    def __init__(self, ranks):
+        self.ranks = ranks
+        self.job = None
+        self.launcher_pid = None
+        self.epoch = 0
+        self.view = []  # incarnation by seat, 0: vacant
+        self.pids = {}  # by incarnation
+        self.entered = {}  # epoch -> {rank: incarnation}
+        self.losses = []
+        self.coordinator_losses = 0
+        self.coordinator_restarts = 0
+        self.ended = None
+
+    def pid(self, rank):
+        """Of the process in this seat now; None while it is vacant or not known."""
+        if rank >= len(self.view):
+            return None
+        return self.pids.get(self.view[rank])
+
+    def is_whole(self):
+        """Every seat taken, and its member in the newest epoch."""
+        entered = self.entered.get(self.epoch, {})
+        return len(entered) == self.ranks and all(
+            entered.get(rank) == incarnation for rank, incarnation in enumerate(self.view)
+        )
+
+    def recovered(self):
+        return [loss for loss in self.losses if loss.resumed_ns is not None]
+
+    def feed(self, event):
+        """Takes one event; returns (kind, text) of each line that a person should see."""
+        handler = getattr(self, "_on_" + event["kind"], None)
+        return (handler(event) or []) if handler else []
+
+    def _open_losses(self, epoch):
+        """Losses of epochs before this one that are not over yet."""
+        return [loss for loss in self.losses if loss.resumed_ns is None and loss.epoch < epoch]
+
+    def _on_job_started(self, event):
+        self.job = event["job"]
+        self.launcher_pid = event["pid"]
+        spares = event.get("spares", 0)
+        return [("info", f"job {self.job}: {event['ranks']} ranks, {spares} spare(s)")]
+
+    def _on_process_started(self, event):
+        self.pids[event["incarnation"]] = event["pid"]
+
+    def _on_attached(self, event):
+        self.pids[event["incarnation"]] = event["pid"]
+
+    def _on_view_installed(self, event):
+        self.epoch = event["epoch"]
+        self.view = event["seats"]
+        for loss in self._open_losses(self.epoch):
+            # A recovery that started over is counted to its last view.
+            loss.installed_ns = event["offset_ns"]
+            loss.entered_ns = None
+            if loss.decided_ns is None:
+                loss.decided_ns = event["offset_ns"]
+        seats = " ".join(f"{rank}:{life or '-'}" for rank, life in enumerate(self.view))
+        return [("view", f"epoch {self.epoch}: members {seats}")]
+
+    def _on_lost(self, event):
+        rank = event.get("rank")
+        if rank is None:
+            return [("lost", f"a spare was lost: {event.get('text', '')}")]
+        where = where_of(event)
+        self.losses.append(
+            Loss(
+                rank=rank,
+                incarnation=event["incarnation"],
+                epoch=event.get("epoch", self.epoch),
+                lost_ns=event["offset_ns"],
+                detect_ns=event.get("detect_ns") or 0,
+                where=where,
+                seat_view=list(self.view),
+            )
+        )
+        pid = self.pids.get(event["incarnation"], "?")
+        life = event["incarnation"]
+        return [("lost", f"rank {rank} (incarnation {life}, pid {pid}) lost {where}")]
+
+    def _on_decided(self, event):
+        for loss in self.losses:
+            if loss.resumed_ns is None and loss.epoch == event["epoch"]:
+                loss.decided_ns = event["offset_ns"]
+        step = event.get("committed_step")
+        return [("info", f"epoch {event['epoch']} decided: steps up to {step} are committed")]
+
+    def _on_replaced(self, event):
+        origin = "the spare" if event.get("how") == "spare" else "a new process"
+        pid = self.pids.get(event["incarnation"], "?")
+        return [("back", f"rank {event['rank']}: {origin} (pid {pid}) takes the seat")]
+
+    def _on_entered(self, event):
+        epoch, rank = event["epoch"], event["rank"]
+        self.entered.setdefault(epoch, {})[rank] = event["incarnation"]
+        for loss in self._open_losses(epoch):
+            if loss.rank == rank and loss.installed_ns is not None:
+                loss.entered_ns = event["offset_ns"]
+        donors = event.get("bytes_from") or []
+        if not donors:
+            return []
+        size = sum(donor["bytes"] for donor in donors) / 1e6
+        names = ", ".join(str(donor["donor"]) for donor in donors)
+        time_ms = event.get("heal_ns", 0) / 1e6
+        return [("back", f"rank {rank} healed: {size:.2f} MB from {names} in {time_ms:.1f} ms")]
+
+    def _on_first_operation(self, event):
+        if event["epoch"] != self.epoch or 0 in self.view:
+            return []
+        lines = []
+        for loss in self._open_losses(self.epoch):
+            loss.resumed_ns = event["offset_ns"]
+            # The newcomer may have reported its entry after the others' operation was seen.
+            loss.entered_ns = min(loss.entered_ns or loss.resumed_ns, loss.resumed_ns)
+            text = f"rank {loss.rank}'s loss is over after {loss.total_ns / 1e6:.1f} ms"
+            lines.append(("whole", f"{text}, epoch {self.epoch}"))
+        return lines
+
+    def _on_coordinator_lost(self, event):
+        self.coordinator_losses += 1
+        return [("lost", f"coordinator (pid {event.get('pid')}) lost; the ranks go on")]
+
+    def _on_coordinator_restarted(self, event):
+        self.coordinator_restarts += 1
+        return [("back", f"coordinator is back (pid {event.get('pid')})")]
+
+    def _on_warning(self, event):
+        return [("info", f"{event.get('code')}: {event.get('text')}")]
+
+    def _on_job_ended(self, event):
+        self.ended = event
+        return [("info", f"job ended with {event['exit_code']}: {event.get('reason', '')}")]
+
+
+def phase_table(losses):
+    """Lines of a table: p50 and p99 in milliseconds of each phase over these losses."""
+    rows = ["  phase              p50 ms   p99 ms"]
+    by_phase = {}
+    for loss in losses:
+        for name, duration in [*loss.phases(), ("kill to result", loss.total_ns)]:
+            by_phase.setdefault(name, []).append(duration / 1e6)
+    for name, values in by_phase.items():
+        rows.append(f"  {name:<16} {statistics.median(values):8.2f} {percentile(values, 99):8.2f}")
+    return rows
