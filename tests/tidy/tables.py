@@ -23,6 +23,8 @@ FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 600
 COLUMNS_MAX = 100
 
+TOP_FOLDERS = "runtime|transports|launcher|examples|tests|perf|docs|cmake"
+
 # Vendor headers and the only folders that may include them.
 VENDOR_HEADERS = {
     "ucp/": ("transports/ucx/",),
@@ -31,7 +33,8 @@ VENDOR_HEADERS = {
     "torch/": ("runtime/bindings/torch/",),
     "hwy/": ("runtime/collective/",),
     "flatbuffers/": ("runtime/control/",),
-    "xxhash": ("runtime/state/",),
+    # Digests of healed state, and the check sums of the coordinator's file.
+    "xxhash": ("runtime/state/", "launcher/wal"),
     "nlohmann/": ("launcher/", "tests/", "perf/"),
     "CLI/": ("launcher/", "tests/", "perf/", "examples/"),
     # The rank's library stays light: cryptography belongs to agent and coordinator; example 04

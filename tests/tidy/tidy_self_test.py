@@ -171,6 +171,17 @@ class Planted(unittest.TestCase):
         self.expect({"launcher/a.cpp": text}, "environment", "docs/environment.md")
         self.expect_clean({"launcher/a.cpp": text, "docs/environment.md": "`REGROUP_NEW`: it\n"})
 
+    def test_an_unknown_error_code(self):
+        text = 'fail("E-NE' + 'W-1 no");\n'
+        self.expect({"launcher/a.cpp": text}, "errors", "docs/errors.md")
+        self.expect_clean({"launcher/a.cpp": text, "docs/errors.md": "`E-NEW-1`: it\n"})
+
+    def test_a_page_that_points_nowhere(self):
+        self.expect({"docs/a.md": "see [this](b.md)\n"}, "docs", "no file b.md")
+        self.expect({"docs/a.md": "see `runtime/base/b.cpp`\n"}, "docs", "no file runtime/base/b")
+        files = {"docs/a.md": "see [this](b.md), `runtime/base/b.*`\n", "docs/b.md": "\n"}
+        self.expect_clean({**files, "runtime/base/b.cpp": "int x;\n"})
+
 
 class Text(unittest.TestCase):
     def test_functions_are_found_by_name(self):

@@ -397,6 +397,32 @@ def check_environment(tree, out):
                     )
 
 
+def check_error_codes(tree, out):
+    documented = set(re.findall(r"\bE-[A-Z]+-\d+\b", tree.text.get("docs/errors.md", "")))
+    for name in tree.cpp():
+        if is_test(name):
+            continue
+        for line, text in cpp_text.strings(tree.text[name]):
+            for code in sorted(set(re.findall(r"\bE-[A-Z]+-\d+\b", text)) - documented):
+                documented.add(code)
+                out.add(name, line, "errors", f"{code} is missing in docs/errors.md")
+
+
+def check_paths_in_docs(tree, out):
+    """What a page points at exists; docs/design.md speaks of what is to come and is left out."""
+    for name in tree.files(".md"):
+        text = tree.text[name]
+        folder = tree.root / PurePosixPath(name).parent
+        for match in re.finditer(r"\]\((?!https?:|#)([^)#\s]+)", text):
+            if not (folder / match.group(1)).exists():
+                out.add(name, line_of(text, match.start()), "docs", f"no file {match.group(1)}")
+        if name == "docs/design.md":
+            continue
+        for match in re.finditer(rf"`(?:\./)?((?:{tables.TOP_FOLDERS})/[\w./*-]+)`", text):
+            if not any(tree.root.glob(match.group(1).rstrip("/"))):
+                out.add(name, line_of(text, match.start()), "docs", f"no file {match.group(1)}")
+
+
 RULES = [
     check_edges,
     check_pure,
@@ -407,6 +433,8 @@ RULES = [
     check_dead_files,
     check_documented,
     check_environment,
+    check_error_codes,
+    check_paths_in_docs,
 ]
 
 
