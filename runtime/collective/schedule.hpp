@@ -90,7 +90,6 @@ class Plan {
   bool next_of_broadcast(Step& step);
   [[nodiscard]] Step make(StepKind kind, std::uint64_t turn) const;
   [[nodiscard]] std::size_t chunk_bytes(std::uint64_t chunk) const;
-  bool end_chunk(Step& step);
 
   OpDescriptor descriptor_;
   PlanShape shape_;

@@ -1,0 +1,326 @@
+#include "collective/runner.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <utility>
+
+#include "collective/runner_impl.hpp"
+
+namespace regroup::collective {
+namespace {
+
+constexpr std::uint64_t kDigestSeed = 0x9e3779b97f4a7c15;
+
+/// One more operation in the running digest of a rank's calls.
+std::uint64_t fold_digest(std::uint64_t digest, std::uint64_t meta, std::uint64_t count) {
+  digest = (digest ^ meta) * 0xff51afd7ed558ccd;
+  digest = (digest ^ (digest >> 32) ^ count) * 0xc4ceb9fe1a85ec53;
+  return digest ^ (digest >> 29);
+}
+
+OpDescriptor describe_call(const OpSpec& spec) {
+  OpDescriptor d;
+  d.kind = spec.kind;
+  d.count = spec.count;
+  d.dtype = spec.dtype;
+  switch (spec.kind) {
+    case OpKind::AllReduce:
+    case OpKind::ReduceScatter: d.op = spec.op; break;
+    case OpKind::Reduce:
+      d.op = spec.op;
+      d.root = spec.root;
+      break;
+    case OpKind::Broadcast: d.root = spec.root; break;
+    case OpKind::AllGather: break;
+    case OpKind::Barrier:
+      d.count = 0;
+      d.dtype = DType::U8;
+      break;
+  }
+  return d;
+}
+
+constexpr auto kNever = [] { return false; };
+
+}  // namespace
+
+const char* name(OutcomeKind kind) {
+  switch (kind) {
+    case OutcomeKind::Done: return "Done";
+    case OutcomeKind::HandedOver: return "HandedOver";
+    case OutcomeKind::Lost: return "Lost";
+    case OutcomeKind::Mismatch: return "Mismatch";
+    case OutcomeKind::Expired: return "Expired";
+    case OutcomeKind::Damaged: return "Damaged";
+  }
+  return "?";
+}
+
+SlotRunner::Impl::Impl(spi::SharedSlots slots, int me, RunnerOptions options)
+    : slots_(slots),
+      me_(me),
+      members_(slots.members()),
+      options_(options),
+      waiter_(slots, me, options.cores, options.pump),
+      point_to_point_(slots, me, options.cores, options.pump),
+      digest_(kDigestSeed),
+      seen_(static_cast<std::size_t>(members_)),
+      last_send_(static_cast<std::size_t>(members_)),
+      sources_(static_cast<std::size_t>(members_)),
+      current_{.plan = Plan({}, {.members = 1, .me = 0, .slot_bytes = slots.slot_bytes()})} {
+  REGROUP_ASSERT(me >= 0 && me < members_);
+}
+
+Outcome SlotRunner::Impl::run(const OpSpec& spec, Deadline until) {
+  begin(spec);
+  hook("enter");
+  return drive(until);
+}
+
+void SlotRunner::Impl::begin(const OpSpec& spec) {
+  if (sequence_ != 0) record_sends();
+  ++sequence_;
+  const OpDescriptor descriptor = describe_call(spec);
+  current_.spec = spec;
+  current_.descriptor = descriptor;
+  current_.plan = Plan(descriptor, {.members = members_,
+                                    .me = me_,
+                                    .slot_bytes = slots_.slot_bytes(),
+                                    .forced = options_.algorithm});
+  current_.first_turn = next_turn_;
+  next_turn_ += current_.plan.turns();
+  current_.pending = current_.flushing = current_.output_touched = false;
+  current_.unsettled = current_.differs = false;
+  if (!current_.mismatch.empty()) current_.mismatch.clear();
+  if (!current_.damage.empty()) current_.damage.clear();
+
+  const std::uint64_t meta = spi::pack_meta(descriptor);
+  digest_ = fold_digest(digest_, meta, descriptor.count);
+  spi::LedgerEntry& entry = slots_.ledger(me_, sequence_);
+  entry.sequence.store(0, std::memory_order_relaxed);
+  // Release: whoever reads one of these finds the 0 (or what follows) at its second look.
+  entry.meta.store(meta, std::memory_order_release);
+  entry.count.store(descriptor.count, std::memory_order_release);
+  entry.arrival_ns.store(options_.arrival_clock != nullptr ? options_.arrival_clock() : 0,
+                         std::memory_order_release);
+  entry.sequence.store(sequence_, std::memory_order_release);
+  keep_input();
+}
+
+// Completing operation k needs the contributions to the operations before it, not those to k.
+void SlotRunner::Impl::record_sends() {
+  const OpDescriptor& d = current_.descriptor;
+  // A symmetric operation that ended was awaited from everybody: everyone_at_ knows.
+  if (spi::is_symmetric(d.kind)) return;
+  for (int member = 0; member < members_; ++member) {
+    if (const auto turn = current_.plan.last_send_turn(member)) {
+      last_send_[static_cast<std::size_t>(member)] = absolute(*turn);
+    }
+  }
+}
+
+void SlotRunner::Impl::keep_input() {
+  keep_ = Keep::Nothing;
+  const OpSpec& spec = current_.spec;
+  const OpDescriptor& d = current_.descriptor;
+  if (!spec.keep_input) return;
+  const OpExtent extent = extent_of(d, members_, me_);
+  if (extent.in_bytes == 0 || extent.out_bytes == 0) return;
+  const auto in = reinterpret_cast<std::uintptr_t>(spec.in);
+  const auto out = reinterpret_cast<std::uintptr_t>(spec.out);
+  const std::uintptr_t begin = std::max(in, out);
+  const std::uintptr_t end = std::min(in + extent.in_bytes, out + extent.out_bytes);
+  if (begin >= end) return;
+  const bool own_place =
+      d.kind == OpKind::AllGather && in == out + static_cast<std::size_t>(me_) * extent.in_bytes;
+  if (own_place) return;  // it is overwritten by itself
+  kept_at_ = static_cast<std::byte*>(spec.out) + (begin - out);
+  kept_bytes_ = end - begin;
+  if (d.kind == OpKind::AllReduce && in == out && current_.plan.chunks() == 1) {
+    keep_ = Keep::InSlot;  // what I publish is the whole input
+    return;
+  }
+  keep_ = Keep::InCopy;
+  if (kept_.size() < kept_bytes_) kept_.resize(kept_bytes_);
+  std::memcpy(kept_.data(), kept_at_, kept_bytes_);
+}
+
+void SlotRunner::Impl::restore_input() {
+  if (!current_.output_touched) return;
+  switch (keep_) {
+    case Keep::Nothing: break;
+    case Keep::InSlot: std::memcpy(kept_at_, buffer(me_, absolute(0)), kept_bytes_); break;
+    case Keep::InCopy: std::memcpy(kept_at_, kept_.data(), kept_bytes_); break;
+  }
+}
+
+Outcome SlotRunner::Impl::answer(OutcomeKind kind, std::string text) const {
+  return {kind, sequence_, std::move(text)};
+}
+
+Outcome SlotRunner::Impl::drive(Deadline until) {
+  if (slots_.header().poisoned_by.load(std::memory_order_acquire) != 0) [[unlikely]] {
+    return stop(Progress::Mismatched, until);
+  }
+  if (spi::read(own_word()).wedged) [[unlikely]]
+    return decide(until);
+  const Progress progress = execute(until);
+  if (progress != Progress::Finished) [[unlikely]]
+    return stop(progress, until);
+  return complete(until);
+}
+
+Outcome SlotRunner::Impl::complete(Deadline until) {
+  const OpDescriptor& d = current_.descriptor;
+  hook("before_complete");
+  // Who receives nothing has no outcome, and must not move its word: others may be unable to
+  // finish.
+  if (!spi::receives(d.kind, d.root, me_)) return answer(OutcomeKind::HandedOver);
+  if (!spi::is_symmetric(d.kind)) {
+    const Progress progress = await_handed_over(until);
+    if (progress != Progress::Finished) [[unlikely]]
+      return stop(progress, until);
+  }
+  if (!spi::try_advance(own_word(), sequence_)) [[unlikely]]
+    return decide(until);
+  spi::ring_waiters(slots_, me_);
+  hook("after_complete");
+  return finish();
+}
+
+Outcome SlotRunner::Impl::finish() {
+  const OpDescriptor& d = current_.descriptor;
+  if (!current_.mismatch.empty()) return answer(OutcomeKind::Mismatch, current_.mismatch);
+  return answer(spi::receives(d.kind, d.root, me_) ? OutcomeKind::Done : OutcomeKind::HandedOver);
+}
+
+Outcome SlotRunner::Impl::stop(Progress why, Deadline until) {
+  switch (why) {
+    case Progress::Finished: return complete(until);
+    case Progress::Wedged: return decide(until);
+    case Progress::Mismatched:
+      restore_input();
+      return answer(OutcomeKind::Mismatch,
+                    spi::read_poison(slots_).value_or("the ranks called different operations"));
+    case Progress::Expired:
+      spi::wedge(own_word());
+      current_.unsettled = true;
+      return answer(OutcomeKind::Expired,
+                    fmt::format("{} (operation {} of the group) did not end before its deadline",
+                                spi::describe(current_.descriptor), sequence_));
+    case Progress::Damaged:
+      spi::wedge(own_word());
+      current_.unsettled = true;
+      return answer(OutcomeKind::Damaged, current_.damage);
+  }
+  return answer(OutcomeKind::Damaged, "no such progress");
+}
+
+// Wedged: nothing is returned before the decision stands in the own word, which alone is asked.
+Outcome SlotRunner::Impl::decide(Deadline until) {
+  std::optional<bool> done;
+  const auto decided = [&] {
+    done = spi::verdict(own_word(), sequence_);
+    return done.has_value();
+  };
+  if (waiter_.wait(spi::kAnyMember, nullptr, until, decided, kNever) != spi::WaitEnd::Ready) {
+    current_.unsettled = true;
+    return answer(OutcomeKind::Expired,
+                  fmt::format("{} (operation {} of the group): a rank was lost, and the decision "
+                              "about it did not come before the deadline",
+                              spi::describe(current_.descriptor), sequence_));
+  }
+  current_.unsettled = false;
+  if (!*done) {
+    restore_input();
+    return answer(OutcomeKind::Lost);
+  }
+  // Somebody completed this operation or a later one, so my contribution was out before the wedge.
+  const OpDescriptor& d = current_.descriptor;
+  if (!spi::receives(d.kind, d.root, me_)) return answer(OutcomeKind::HandedOver);
+  current_.flushing = true;
+  const Progress progress = execute(until);
+  if (progress == Progress::Finished) return finish();
+  return stop(progress, until);
+}
+
+Outcome SlotRunner::Impl::settle(Deadline until) {
+  if (!current_.unsettled) return finish();
+  return decide(until);
+}
+
+Outcome SlotRunner::Impl::commit(std::uint64_t step, Deadline until) {
+  if (options_.fault.call != nullptr) {
+    options_.fault.call(options_.fault.context, "before_prepare", step, -1);
+  }
+  spi::Word& own = slots_.step_word(me_);
+  if (!spi::try_advance(own, step)) return step_verdict(step, until);
+  spi::ring_waiters(slots_, me_);
+  if (options_.fault.call != nullptr) {
+    options_.fault.call(options_.fault.context, "after_prepare", step, -1);
+  }
+  for (int member = 0; member < members_; ++member) {
+    const spi::Word& word = slots_.step_word(member);
+    // A wedged word still says what its member prepared.
+    const auto prepared = [&] { return spi::read(word).number >= step; };
+    switch (waiter_.wait(member, &own, until, prepared, kNever)) {
+      case spi::WaitEnd::Ready: break;
+      case spi::WaitEnd::Wedged: return step_verdict(step, until);
+      case spi::WaitEnd::Expired:
+      case spi::WaitEnd::Interrupted:
+        spi::wedge(own);
+        return {OutcomeKind::Expired, step,
+                fmt::format("step {}: rank {} of the group did not prepare it before the deadline",
+                            step, member)};
+    }
+  }
+  return {OutcomeKind::Done, step, {}};
+}
+
+Outcome SlotRunner::Impl::step_verdict(std::uint64_t step, Deadline until) {
+  const spi::Word& own = slots_.step_word(me_);
+  std::optional<bool> committed;
+  const auto decided = [&] {
+    committed = spi::verdict(own, step);
+    return committed.has_value();
+  };
+  if (waiter_.wait(spi::kAnyMember, nullptr, until, decided, kNever) != spi::WaitEnd::Ready) {
+    return {OutcomeKind::Expired, step,
+            fmt::format("step {}: a rank was lost, and the decision about it did not come before "
+                        "the deadline",
+                        step)};
+  }
+  return {*committed ? OutcomeKind::Done : OutcomeKind::Lost, step, {}};
+}
+
+SlotRunner::SlotRunner(spi::SharedSlots slots, int me, RunnerOptions options)
+    : impl_(std::make_unique<Impl>(slots, me, options)) {}
+SlotRunner::~SlotRunner() = default;
+SlotRunner::SlotRunner(SlotRunner&&) noexcept = default;
+SlotRunner& SlotRunner::operator=(SlotRunner&&) noexcept = default;
+
+Outcome SlotRunner::run(const OpSpec& spec, Deadline until) { return impl_->run(spec, until); }
+Outcome SlotRunner::settle(Deadline until) { return impl_->settle(until); }
+Outcome SlotRunner::commit(std::uint64_t step, Deadline until) {
+  return impl_->commit(step, until);
+}
+Outcome SlotRunner::send(const void* data, std::size_t count, DType dtype, int destination,
+                         std::uint32_t tag, Deadline until) {
+  return impl_->point_to_point().send(data, count, dtype, destination, tag, until);
+}
+Outcome SlotRunner::recv(void* data, std::size_t count, DType dtype, int source, std::uint32_t tag,
+                         Deadline until) {
+  return impl_->point_to_point().recv(data, count, dtype, source, tag, until);
+}
+std::uint64_t SlotRunner::sequence() const { return impl_->sequence(); }
+const spi::SharedSlots& SlotRunner::slots() const { return impl_->slots(); }
+std::optional<std::uint64_t> SlotRunner::arrival_ns(int rank, std::uint64_t sequence) const {
+  const auto reading = spi::read_ledger(impl_->slots(), rank, sequence);
+  if (!reading) return std::nullopt;
+  return reading->arrival_ns;
+}
+
+}  // namespace regroup::collective

@@ -1,0 +1,129 @@
+/// The inside of SlotRunner; see runner.hpp for the contract. Not for others to include.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "collective/point_to_point.hpp"
+#include "collective/runner.hpp"
+
+namespace regroup::collective {
+
+class SlotRunner::Impl {
+ public:
+  Impl(spi::SharedSlots slots, int me, RunnerOptions options);
+
+  Outcome run(const OpSpec& spec, Deadline until);
+  Outcome settle(Deadline until);
+  Outcome commit(std::uint64_t step, Deadline until);
+
+  [[nodiscard]] std::uint64_t sequence() const { return sequence_; }
+  [[nodiscard]] const spi::SharedSlots& slots() const { return slots_; }
+  PointToPoint& point_to_point() { return point_to_point_; }
+
+ private:
+  /// Why the execution of the plan stopped.
+  enum class Progress : std::uint8_t { Finished, Wedged, Expired, Mismatched, Damaged };
+
+  /// The last use of the two buffers of one parity.
+  struct Use {
+    std::uint64_t turn = 0;  ///< 0: never used
+    std::uint64_t sequence = 0;
+    int reader = spi::kAnyMember;  ///< group rank, or kAnyMember: all others
+  };
+
+  /// The operation that run() was last called for.
+  struct Current {
+    OpSpec spec;
+    OpDescriptor descriptor;
+    Plan plan;
+    std::uint64_t first_turn = 0;
+    Step step;  ///< performed next when `pending`
+    bool pending = false;
+    bool flushing = false;  ///< the verdict is "done": finish without regard to the wedge
+    bool output_touched = false;
+    bool unsettled = false;
+    bool differs = false;  ///< an awaited digest was not mine
+    std::string mismatch;  ///< the outcome is Mismatch with this text
+    std::string damage;
+  };
+  /// Where an operation's input is kept while its output overlaps it.
+  enum class Keep : std::uint8_t { Nothing, InSlot, InCopy };
+
+  void begin(const OpSpec& spec);
+  void keep_input();
+  void restore_input();
+  void record_sends();
+
+  Outcome drive(Deadline until);
+  Outcome complete(Deadline until);
+  Outcome decide(Deadline until);
+  Outcome finish();
+  Outcome stop(Progress why, Deadline until);
+  Outcome answer(OutcomeKind kind, std::string text = {}) const;
+  Outcome step_verdict(std::uint64_t step, Deadline until);
+
+  Progress execute(Deadline until);
+  Progress perform(const Step& step, Deadline until);
+  Progress reclaim(std::uint64_t turn, Deadline until);
+  Progress await_all(const Step& step, Deadline until);
+  Progress await(int member, std::uint64_t turn, Deadline until);
+  Progress await_handed_over(Deadline until);
+  void copy_in(const Step& step);
+  void copy_out(const Step& step);
+  void reduce_step(const Step& step);
+  void publish(const Step& step);
+  /// Waits for ready(); a wedge of the own word ends the wait unless the operation is being
+  /// flushed.
+  template <class ReadyFn, class StopFn>
+  Progress wait_for(int member, Deadline until, ReadyFn&& ready, StopFn&& stop);
+
+  Progress judge_mismatch();
+  Progress judge_anomaly(int member, std::uint64_t found, std::uint64_t expected);
+  [[nodiscard]] bool called_differently(int member) const;
+  Progress poison(std::uint64_t sequence, int a, const OpDescriptor& da, int b,
+                  const OpDescriptor& db);
+  Progress damaged(std::string text);
+
+  [[nodiscard]] std::byte* buffer(int member, std::uint64_t turn) const {
+    return current_.plan.inline_payload() ? slots_.line(member, turn).payload
+                                          : slots_.slot(member, turn);
+  }
+  [[nodiscard]] std::uint64_t absolute(std::uint64_t turn) const {
+    return current_.first_turn + turn;
+  }
+  [[nodiscard]] bool has_published(int member, std::uint64_t turn) const;
+  void hook(const char* phase, std::int64_t chunk = -1) const {
+    if (options_.fault.call != nullptr) [[unlikely]] {
+      options_.fault.call(options_.fault.context, phase, sequence_, chunk);
+    }
+  }
+  [[nodiscard]] spi::Word& own_word() const { return slots_.group_word(me_); }
+
+  spi::SharedSlots slots_;
+  int me_;
+  int members_;
+  RunnerOptions options_;
+  spi::Waiter waiter_;
+  PointToPoint point_to_point_;
+
+  std::uint64_t sequence_ = 0;
+  std::uint64_t next_turn_ = 1;
+  std::uint64_t digest_ = 0;  ///< of all operations called so far
+  Use uses_[2];
+  std::uint64_t everyone_at_ = 0;    ///< every other member has published this turn or a later one
+  std::vector<std::uint64_t> seen_;  ///< per member, a turn that it has published
+  std::vector<std::uint64_t>
+      last_send_;  ///< per member, turn of its last contribution to earlier operations
+  std::vector<const void*> sources_;
+  Keep keep_ = Keep::Nothing;
+  std::vector<std::byte> kept_;
+  std::byte* kept_at_ = nullptr;
+  std::size_t kept_bytes_ = 0;
+  Current current_;
+};
+
+}  // namespace regroup::collective

@@ -1,0 +1,222 @@
+// How each kind of step of a plan is performed.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.hpp"
+#include "collective/kernels.hpp"
+#include "collective/runner_impl.hpp"
+
+namespace regroup::collective {
+namespace {
+
+// What a flush waits for was published before the decision: this long means that the memory is
+// damaged.
+constexpr std::chrono::seconds kFlushMax{2};
+
+}  // namespace
+
+template <class ReadyFn, class StopFn>
+SlotRunner::Impl::Progress SlotRunner::Impl::wait_for(int member, Deadline until, ReadyFn&& ready,
+                                                      StopFn&& stop) {
+  const bool flushing = current_.flushing;
+  if (flushing) until = std::min(until, Clock::now() + kFlushMax);
+  switch (waiter_.wait(member, flushing ? nullptr : &own_word(), until, ready, stop)) {
+    case spi::WaitEnd::Ready: return Progress::Finished;
+    case spi::WaitEnd::Wedged: return Progress::Wedged;
+    case spi::WaitEnd::Interrupted: return Progress::Mismatched;
+    case spi::WaitEnd::Expired: break;
+  }
+  if (!flushing) return Progress::Expired;
+  return damaged(fmt::format("operation {} is decided as done, but what rank {} published is gone",
+                             sequence_, member));
+}
+
+SlotRunner::Impl::Progress SlotRunner::Impl::execute(Deadline until) {
+  for (;;) {
+    if (!current_.pending && !current_.plan.next(current_.step)) return Progress::Finished;
+    current_.pending = true;
+    const Progress progress = perform(current_.step, until);
+    if (progress != Progress::Finished) [[unlikely]]
+      return progress;
+    current_.pending = false;
+    // Both sides are told, everybody's turn was awaited: the operation is over after its first
+    // turn.
+    if (!current_.mismatch.empty()) [[unlikely]] {
+      next_turn_ = current_.first_turn + 1;
+      while (current_.plan.next(current_.step)) {
+      }
+      return Progress::Finished;
+    }
+  }
+}
+
+SlotRunner::Impl::Progress SlotRunner::Impl::perform(const Step& step, Deadline until) {
+  const auto chunk = static_cast<std::int64_t>(step.chunk);
+  const std::uint64_t turn = absolute(step.turn);
+  switch (step.kind) {
+    case StepKind::Reclaim: return reclaim(turn, until);
+    case StepKind::CopyIn:
+      hook("before_copy_in", chunk);
+      copy_in(step);
+      hook("after_copy_in", chunk);
+      return Progress::Finished;
+    case StepKind::Publish:
+      publish(step);
+      hook("after_publish", chunk);
+      return Progress::Finished;
+    case StepKind::AwaitAll: {
+      const Progress progress = await_all(step, until);
+      if (progress == Progress::Finished) hook("after_await", chunk);
+      return progress;
+    }
+    case StepKind::AwaitOne: {
+      current_.differs = false;
+      const Progress progress = await(step.member, turn, until);
+      if (progress != Progress::Finished) return progress;
+      if (step.check && current_.differs) return judge_mismatch();
+      hook("after_await", chunk);
+      return progress;
+    }
+    case StepKind::Reduce:
+      reduce_step(step);
+      hook("after_reduce", chunk);
+      return Progress::Finished;
+    case StepKind::CopyOut: copy_out(step); return Progress::Finished;
+    case StepKind::SaidRead:
+      slots_.member(me_).read_up_to.store(turn, std::memory_order_seq_cst);
+      spi::ring_waiters(slots_, me_);
+      return Progress::Finished;
+  }
+  REGROUP_UNREACHABLE("kind of step");
+}
+
+bool SlotRunner::Impl::has_published(int member, std::uint64_t turn) const {
+  return slots_.line(member, turn).turn.load(std::memory_order_acquire) >= turn ||
+         slots_.line(member, turn + 1).turn.load(std::memory_order_acquire) >= turn;
+}
+
+// A buffer may be stored into again once each reader of its last use has gone on (schedule.hpp,
+// I1): it published a later turn, said so, or completed that operation in a word that is not
+// wedged. A wedged word says nothing: its member may still have to finish from this buffer.
+SlotRunner::Impl::Progress SlotRunner::Impl::reclaim(std::uint64_t turn, Deadline until) {
+  Use& use = uses_[turn & 1];
+  const OpDescriptor& d = current_.descriptor;
+  const Use mine{turn, sequence_, d.kind == OpKind::Reduce ? d.root : spi::kAnyMember};
+  const Use old = use;
+  if (old.turn != 0 && everyone_at_ <= old.turn && !current_.flushing) {
+    for (int member = 0; member < members_; ++member) {
+      if (member == me_ || (old.reader != spi::kAnyMember && old.reader != member)) continue;
+      const auto gone_on = [&] {
+        if (seen_[static_cast<std::size_t>(member)] > old.turn) return true;
+        if (has_published(member, old.turn + 1)) return true;
+        const auto& block = slots_.member(member);
+        if (block.read_up_to.load(std::memory_order_acquire) >= old.turn) return true;
+        const spi::WordState word = spi::read(block.group_word);
+        return !word.wedged && word.number >= old.sequence;
+      };
+      const Progress progress =
+          wait_for(member, until, gone_on, [&] { return called_differently(member); });
+      if (progress == Progress::Mismatched) return judge_anomaly(member, old.turn, turn);
+      if (progress != Progress::Finished) return progress;
+    }
+  }
+  use = mine;
+  return Progress::Finished;
+}
+
+SlotRunner::Impl::Progress SlotRunner::Impl::await(int member, std::uint64_t turn, Deadline until) {
+  const spi::Line& line = slots_.line(member, turn);
+  std::uint64_t found = 0;
+  const auto published = [&] {
+    found = line.turn.load(std::memory_order_acquire);
+    return found >= turn;
+  };
+  const Progress progress =
+      wait_for(member, until, published, [&] { return called_differently(member); });
+  if (progress != Progress::Finished) [[unlikely]] {
+    return progress == Progress::Mismatched ? judge_anomaly(member, found, turn) : progress;
+  }
+  if (found != turn) [[unlikely]]
+    return judge_anomaly(member, found, turn);
+  seen_[static_cast<std::size_t>(member)] = turn;
+  if (line.digest.load(std::memory_order_relaxed) != digest_) current_.differs = true;
+  return Progress::Finished;
+}
+
+SlotRunner::Impl::Progress SlotRunner::Impl::await_all(const Step& step, Deadline until) {
+  const std::uint64_t turn = absolute(step.turn);
+  current_.differs = false;
+  for (int member = 0; member < members_; ++member) {
+    if (member == me_) continue;
+    const Progress progress = await(member, turn, until);
+    if (progress != Progress::Finished) [[unlikely]]
+      return progress;
+  }
+  everyone_at_ = turn;
+  if (step.check && current_.differs) [[unlikely]]
+    return judge_mismatch();
+  return Progress::Finished;
+}
+
+// A rank that receives nothing leaves its word where it is; so before mine passes its operations, I
+// make sure that whoever flushes up to my number will find its contributions.
+SlotRunner::Impl::Progress SlotRunner::Impl::await_handed_over(Deadline until) {
+  for (int member = 0; member < members_; ++member) {
+    const std::uint64_t turn = last_send_[static_cast<std::size_t>(member)];
+    if (member == me_ || turn <= everyone_at_ || turn <= seen_[static_cast<std::size_t>(member)]) {
+      continue;
+    }
+    const Progress progress = wait_for(
+        member, until, [&] { return has_published(member, turn); },
+        [&] { return called_differently(member); });
+    if (progress == Progress::Mismatched) return judge_anomaly(member, 0, turn);
+    if (progress != Progress::Finished) return progress;
+    seen_[static_cast<std::size_t>(member)] = turn;
+  }
+  return Progress::Finished;
+}
+
+void SlotRunner::Impl::copy_in(const Step& step) {
+  const auto* in = static_cast<const std::byte*>(current_.spec.in) + step.in_offset;
+  collective::copy(buffer(me_, absolute(step.turn)) + step.slot_offset, in, step.bytes);
+}
+
+void SlotRunner::Impl::copy_out(const Step& step) {
+  if (step.bytes == 0) return;
+  current_.output_touched = true;
+  auto* out = static_cast<std::byte*>(current_.spec.out) + step.out_offset;
+  collective::copy(out, buffer(step.member, absolute(step.turn)) + step.slot_offset, step.bytes);
+}
+
+void SlotRunner::Impl::reduce_step(const Step& step) {
+  if (step.bytes == 0) return;
+  const std::uint64_t turn = absolute(step.turn);
+  for (int member = 0; member < members_; ++member) {
+    const std::byte* source = buffer(member, turn) + step.slot_offset;
+    if (member == me_ && step.mine_from_input) {
+      source = static_cast<const std::byte*>(current_.spec.in) + step.in_offset;
+    }
+    sources_[static_cast<std::size_t>(member)] = source;
+  }
+  std::byte* out = static_cast<std::byte*>(current_.spec.out) + step.out_offset;
+  if (step.into_slot) {
+    out = buffer(me_, turn + 1);
+  } else {
+    current_.output_touched = true;
+  }
+  reduce(current_.spec.dtype, current_.spec.op, out, sources_.data(), members_,
+         step.bytes / size_of(current_.spec.dtype), members_);
+}
+
+void SlotRunner::Impl::publish(const Step& step) {
+  const std::uint64_t turn = absolute(step.turn);
+  spi::Line& line = slots_.line(me_, turn);
+  line.digest.store(digest_, std::memory_order_relaxed);
+  // Sequentially consistent: either I see a sleeper, or it sees the turn before it sleeps.
+  line.turn.store(turn, std::memory_order_seq_cst);
+  spi::ring_waiters(slots_, me_);
+}
+
+}  // namespace regroup::collective
