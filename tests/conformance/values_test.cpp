@@ -1,0 +1,127 @@
+// Right values on every rank, for every kind of operation, type, size and number of ranks.
+#include <gtest/gtest.h>
+
+#include "tests/conformance/harness.hpp"
+
+namespace regroup::conformance {
+namespace {
+
+class Values : public testing::TestWithParam<Transport> {};
+
+/// Runs one case on one rank, out of place or in place, and compares.
+void run_case(SlotRunner& runner, const Case& c, int rank, bool in_place) {
+  std::vector<std::byte> in = c.input(rank);
+  std::vector<std::byte> out(std::max(c.extent(rank).out_bytes, in.size()), std::byte{0xee});
+  const std::vector<std::byte> before = in;
+  OpSpec spec = c.spec;
+  spec.in = in.data();
+  spec.out = in_place ? in.data() : out.data();
+  in_place = in_place && c.extent(rank).out_bytes <= in.size();
+  if (!in_place) spec.out = out.data();
+  const Outcome outcome = runner.run(spec, kNoDeadline);
+  const bool receives = spi::receives(spec.kind, spec.root, rank);
+  ASSERT_EQ(outcome.kind, receives ? OutcomeKind::Done : OutcomeKind::HandedOver) << outcome.text;
+  const std::vector<std::byte> expected = c.expected(rank);
+  const std::vector<std::byte>& got = in_place ? in : out;
+  ASSERT_EQ(std::memcmp(got.data(), expected.data(), expected.size()), 0)
+      << spi::describe(c.descriptor()) << " on rank " << rank << " of " << c.members;
+  if (!in_place) {
+    ASSERT_EQ(in, before);
+  }
+}
+
+std::vector<Case> all_cases(int members) {
+  std::vector<Case> cases;
+  const auto p = static_cast<std::size_t>(members);
+  std::uint64_t salt = 0;
+  for (int kind = 0; kind < spi::kOpKindCount; ++kind) {
+    const auto k = static_cast<OpKind>(kind);
+    const bool reduces =
+        k == OpKind::AllReduce || k == OpKind::Reduce || k == OpKind::ReduceScatter;
+    for (int type = 0; type < (k == OpKind::Barrier ? 1 : kDTypeCount); ++type) {
+      for (int op = 0; op < (reduces ? kReduceOpCount : 1); ++op) {
+        const auto dtype = static_cast<DType>(type);
+        const auto redop = static_cast<ReduceOp>(op);
+        if (redop == ReduceOp::Avg && is_integer(dtype)) continue;
+        for (const std::size_t count : {std::size_t{0}, std::size_t{1}, p - 1, std::size_t{6},
+                                        std::size_t{257}, std::size_t{5003}}) {
+          ++salt;
+          cases.push_back({{.kind = k,
+                            .dtype = dtype,
+                            .op = redop,
+                            .root = static_cast<int>(salt % p),
+                            .count = count},
+                           members,
+                           salt});
+        }
+      }
+    }
+  }
+  return cases;
+}
+
+TEST_P(Values, AllKindsTypesAndOperations) {
+  const Watchdog watchdog;
+  for (int members = 1; members <= 5; ++members) {
+    const std::vector<Case> cases = all_cases(members);
+    const auto world = GetParam().make(static_cast<std::uint32_t>(members), {.slot_bytes = 4096});
+    on_all_ranks(members, [&](int rank) {
+      SlotRunner runner(world->slots(rank), rank, {.cores = cores()});
+      for (const Case& c : cases) {
+        run_case(runner, c, rank, c.salt % 2 == 0);
+        if (testing::Test::HasFatalFailure()) return;
+      }
+    });
+    ASSERT_FALSE(HasFailure()) << members << " ranks";
+  }
+}
+
+TEST_P(Values, LargeAndForcedAlgorithmsGiveTheSameBits) {
+  const Watchdog watchdog;
+  constexpr int kMembers = 3;
+  for (const auto forced : {std::optional<Algorithm>(), std::optional(Algorithm::OneShot),
+                            std::optional(Algorithm::TwoShot)}) {
+    const auto world = GetParam().make(kMembers, {});
+    on_all_ranks(kMembers, [&](int rank) {
+      SlotRunner runner(world->slots(rank), rank, {.cores = cores(), .algorithm = forced});
+      for (const std::size_t count :
+           {std::size_t{1}, std::size_t{12}, std::size_t{65537}, std::size_t{700001}}) {
+        const Case c{
+            {.kind = OpKind::AllReduce, .dtype = DType::F32, .count = count}, kMembers, count};
+        run_case(runner, c, rank, false);
+        run_case(runner, c, rank, true);
+      }
+    });
+  }
+}
+
+TEST_P(Values, ThousandsOfMixedOperationsBackToBack) {
+  const Watchdog watchdog;
+  constexpr int kMembers = 4;
+  constexpr std::uint64_t kOperations = 4000;
+  std::vector<Case> cases;
+  std::mt19937_64 random(4711);
+  for (std::uint64_t i = 0; i < kOperations; ++i) {
+    Case c{{.kind = static_cast<OpKind>(random() % spi::kOpKindCount),
+            .dtype = DType::F32,
+            .op = ReduceOp::Sum,
+            .root = static_cast<int>(random() % kMembers),
+            .count = random() % 8 == 0 ? random() % 4000 : random() % 16},
+           kMembers,
+           i};
+    cases.push_back(c);
+  }
+  const auto world = GetParam().make(kMembers, {.slot_bytes = 4096});
+  on_all_ranks(kMembers, [&](int rank) {
+    SlotRunner runner(world->slots(rank), rank, {.cores = cores()});
+    for (const Case& c : cases) {
+      run_case(runner, c, rank, false);
+      if (testing::Test::HasFatalFailure()) return;
+    }
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Values, testing::ValuesIn(kTransports), transport_name);
+
+}  // namespace
+}  // namespace regroup::conformance
