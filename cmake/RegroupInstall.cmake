@@ -3,13 +3,6 @@
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
-# Installs one of our programs under its own name, if this build has it.
-function(regroup_install_program target)
-  if(TARGET ${target})
-    install(TARGETS ${target} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
-  endif()
-endfunction()
-
 if(NOT TARGET regroup::regroup)
   return()
 endif()
@@ -20,8 +13,11 @@ install(TARGETS ${regroup_library} EXPORT RegroupTargets
   INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/runtime/include/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
   FILES_MATCHING PATTERN "*.hpp")
-foreach(program IN ITEMS regroup_command regroup-sim regroup-perf)
-  regroup_install_program(${program})
+# The simulator is a test of the tree and is missing where tests are not built.
+foreach(program IN ITEMS regroup regroup-sim)
+  if(TARGET ${program})
+    install(TARGETS ${program} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+  endif()
 endforeach()
 
 set(regroup_package_folder ${CMAKE_INSTALL_LIBDIR}/cmake/Regroup)
