@@ -7,12 +7,25 @@
 #   --keep    leave the root where it is and print where
 #   COMMAND   what to run in the clone instead of the usual: build, unit tests, a job of two ranks
 #
-# Environment: BARE_ROOT_SUITE (bookworm), BARE_ROOT_MIRROR (http://deb.debian.org/debian), and
-# the usual http_proxy variables.
+# Environment: BARE_ROOT_SUITE (bookworm, or Ubuntu's noble), BARE_ROOT_MIRROR, and the usual
+# http_proxy variables.
 set -euo pipefail
 source_dir="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 suite="${BARE_ROOT_SUITE:-bookworm}"
-mirror="${BARE_ROOT_MIRROR:-http://deb.debian.org/debian}"
+options=(--variant=minbase)
+script=()
+if [[ "$suite" == noble ]]; then
+  mirror="${BARE_ROOT_MIRROR:-http://archive.ubuntu.com/ubuntu}"
+  options+=(--components=main,universe)
+  # Debian's debootstrap does not know the newest name; all of Ubuntu's use this script.
+  script=(gutsy)
+  if [[ ! -f /usr/share/keyrings/ubuntu-archive-keyring.gpg ]]; then
+    echo "note: no Ubuntu keyring here; the archive's signature is not checked"
+    options+=(--no-check-gpg)
+  fi
+else
+  mirror="${BARE_ROOT_MIRROR:-http://deb.debian.org/debian}"
+fi
 keep=0
 if [[ "${1:-}" == --keep ]]; then
   keep=1
@@ -47,7 +60,7 @@ clean_up() {
 trap clean_up EXIT
 
 echo "== debootstrap $suite into $bare"
-debootstrap --variant=minbase "$suite" "$bare" "$mirror" >"$bare.log" 2>&1 || {
+debootstrap "${options[@]}" "$suite" "$bare" "$mirror" "${script[@]}" >"$bare.log" 2>&1 || {
   tail -20 "$bare.log"
   exit 1
 }
