@@ -26,17 +26,37 @@ constexpr bool kNativeHalf = false;
 
 // ---- codecs: how elements in memory become lanes
 
+/// One vector from or to memory of any alignment.
+template <class D>
+HWY_INLINE hn::Vec<D> load_lanes(D d, const std::byte* from) {
+  using T = hn::TFromD<D>;
+#if HWY_TARGET == HWY_SCALAR  // its LoadU is a plain dereference
+  T lane;
+  std::memcpy(&lane, from, sizeof lane);
+  return hn::Set(d, lane);
+#else
+  return hn::LoadU(d, reinterpret_cast<const T*>(from));
+#endif
+}
+
+template <class D>
+HWY_INLINE void store_lanes(D d, hn::Vec<D> value, std::byte* to) {
+  using T = hn::TFromD<D>;
+#if HWY_TARGET == HWY_SCALAR
+  const T lane = hn::GetLane(value);
+  std::memcpy(to, &lane, sizeof lane);
+#else
+  hn::StoreU(value, d, reinterpret_cast<T*>(to));
+#endif
+}
+
 template <class T>
 struct Plain {
   using Tag = hn::ScalableTag<T>;
   using Vec = hn::Vec<Tag>;
   static constexpr std::size_t kBytes = sizeof(T);
-  static HWY_INLINE Vec load(const std::byte* from) {
-    return hn::LoadU(Tag(), reinterpret_cast<const T*>(from));
-  }
-  static HWY_INLINE void store(Vec value, std::byte* to) {
-    hn::StoreU(value, Tag(), reinterpret_cast<T*>(to));
-  }
+  static HWY_INLINE Vec load(const std::byte* from) { return load_lanes(Tag(), from); }
+  static HWY_INLINE void store(Vec value, std::byte* to) { store_lanes(Tag(), value, to); }
 };
 
 using TagF32 = hn::ScalableTag<float>;
@@ -48,13 +68,13 @@ using VecU32 = hn::Vec<TagU32>;
 
 /// Half a vector of 16-bit words, each in a 32-bit lane.
 HWY_INLINE VecU32 load_words(const std::byte* from) {
-  return hn::PromoteTo(TagU32(), hn::LoadU(TagU16(), reinterpret_cast<const std::uint16_t*>(from)));
+  return hn::PromoteTo(TagU32(), load_lanes(TagU16(), from));
 }
 
 /// Lanes are below 2^16, so that saturation never happens.
 HWY_INLINE void store_words(VecU32 lanes, std::byte* to) {
   const auto words = hn::DemoteTo(TagU16(), hn::BitCast(TagI32(), lanes));
-  hn::StoreU(words, TagU16(), reinterpret_cast<std::uint16_t*>(to));
+  store_lanes(TagU16(), words, to);
 }
 
 struct Bf16 {

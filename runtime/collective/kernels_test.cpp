@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <hwy/targets.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -183,7 +184,7 @@ class KernelsTest : public ::testing::Test {
     std::vector<const void*> pointers;
     for (const Bytes& input : inputs) {
       placed.emplace_back(bytes + misalign);
-      std::memcpy(placed.back().data() + misalign, input.data(), bytes);
+      std::copy(input.begin(), input.end(), placed.back().data() + misalign);
       pointers.push_back(placed.back().data() + misalign);
     }
     const int inputs_count = static_cast<int>(inputs.size());
@@ -225,7 +226,7 @@ class KernelsTest : public ::testing::Test {
 template <class T>
 Bytes bytes_of(const std::vector<T>& values) {
   Bytes bytes(values.size() * sizeof(T));
-  std::memcpy(bytes.data(), values.data(), bytes.size());
+  if (!bytes.empty()) std::memcpy(bytes.data(), values.data(), bytes.size());
   return bytes;
 }
 
