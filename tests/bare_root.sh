@@ -45,6 +45,7 @@ if ! command -v debootstrap >/dev/null; then
 fi
 
 bare="$(mktemp -d "${TMPDIR:-/tmp}/bare-root.XXXXXX")"
+chmod 755 "$bare"  # apt drops its rights to read below it
 clean_up() {
   local mount
   # Deepest first: each of these may be mounted or not, depending on how far we came.
