@@ -12,7 +12,8 @@
 #include <cerrno>
 #include <cstring>
 
-// GCC 12 takes the members of a variant's other alternatives for uninitialised reads when moves are inlined.
+// GCC 12 takes the members of a variant's other alternatives for uninitialised reads when moves are
+// inlined.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
@@ -34,25 +35,32 @@ constexpr std::size_t kControlBytes = CMSG_SPACE(sizeof(int) * Channel::kDescrip
 constexpr int kSocketBufferBytes = 512 * 1024;
 
 Status failed(const char* what, int error) {
-  return Status(Code::Internal, fmt::format("control channel: {}: {}", what,
-                                            std::strerror(error)));  // NOLINT(concurrency-mt-unsafe)
+  return Status(Code::Internal,
+                fmt::format("control channel: {}: {}", what,
+                            std::strerror(error)));  // NOLINT(concurrency-mt-unsafe)
 }
 
-Status closed() { return Status(Code::Cancelled, "control channel closed: the process at its other end is gone"); }
+Status closed() {
+  return Status(Code::Cancelled, "control channel closed: the process at its other end is gone");
+}
 
 Status descriptor_limit(const char* where) {
-  return Status(Code::ResourceExhausted,
-                fmt::format("descriptor limit reached {}: raise it with ulimit -n (see also RLIMIT_NOFILE)", where));
+  return Status(
+      Code::ResourceExhausted,
+      fmt::format("descriptor limit reached {}: raise it with ulimit -n (see also RLIMIT_NOFILE)",
+                  where));
 }
 
 void make_nonblocking(int fd) {
   ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK);
   ::fcntl(fd, F_SETFD, FD_CLOEXEC);
-  // As much as the system allows: fewer turns for large messages. Without it the channel still works.
+  // As much as the system allows: fewer turns for large messages. Without it the channel still
+  // works.
   ::setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &kSocketBufferBytes, sizeof(kSocketBufferBytes));
 }
 
-// Milliseconds for poll(), rounded up so that it never returns just before the deadline again and again.
+// Milliseconds for poll(), rounded up so that it never returns just before the deadline again and
+// again.
 int milliseconds_until(TimePoint until) {
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now()).count();
   return static_cast<int>(std::clamp<std::int64_t>(left, 0, 60'000));
@@ -65,7 +73,8 @@ Status await(int fd, short events, TimePoint until, const char* what) {
     if (ready > 0) return {};
     if (ready < 0 && errno != EINTR) return failed("poll", errno);
     if (Clock::now() >= until) {
-      return Status(Code::DeadlineExceeded, fmt::format("control channel: nothing could be {} in time", what));
+      return Status(Code::DeadlineExceeded,
+                    fmt::format("control channel: nothing could be {} in time", what));
     }
   }
 }
@@ -89,7 +98,8 @@ std::vector<base::Fd> take_descriptors(msghdr& header) {
 Result<std::pair<Channel, Channel>> Channel::pair() {
   std::array<int, 2> ends{};
   if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()) != 0) {
-    if (errno == EMFILE || errno == ENFILE) return descriptor_limit("while making a control channel");
+    if (errno == EMFILE || errno == ENFILE)
+      return descriptor_limit("while making a control channel");
     return failed("socketpair", errno);
   }
   return std::pair(Channel(base::Fd(ends[0])), Channel(base::Fd(ends[1])));
@@ -104,8 +114,12 @@ Status Channel::send_encoded(const M& message, std::span<const int> fds) {
   const Result<Bytes> bytes = encode(message);
   return bytes ? send(*bytes, fds) : bytes.error();
 }
-Status Channel::send(const RankMessage& message, std::span<const int> fds) { return send_encoded(message, fds); }
-Status Channel::send(const AgentToRank& message, std::span<const int> fds) { return send_encoded(message, fds); }
+Status Channel::send(const RankMessage& message, std::span<const int> fds) {
+  return send_encoded(message, fds);
+}
+Status Channel::send(const AgentToRank& message, std::span<const int> fds) {
+  return send_encoded(message, fds);
+}
 Status Channel::send(const membership::AgentMessage& message, std::span<const int> fds) {
   return send_encoded(message, fds);
 }
@@ -114,28 +128,34 @@ Status Channel::send(const membership::CoordinatorMessage& message, std::span<co
 }
 
 Status Channel::send(std::span<const std::byte> bytes, std::span<const int> fds) {
-  if (bytes.empty()) return Status(Code::InvalidArgument, "control channel: a message has at least one byte");
+  if (bytes.empty())
+    return Status(Code::InvalidArgument, "control channel: a message has at least one byte");
   if (bytes.size() > kMessageBytesMax || fds.size() > kDescriptorsMax) {
-    return Status(Code::ResourceExhausted,
-                  fmt::format("control channel: {} bytes with {} descriptors exceed the limits of {} and {}",
-                              bytes.size(), fds.size(), kMessageBytesMax, kDescriptorsMax));
+    return Status(
+        Code::ResourceExhausted,
+        fmt::format("control channel: {} bytes with {} descriptors exceed the limits of {} and {}",
+                    bytes.size(), fds.size(), kMessageBytesMax, kDescriptorsMax));
   }
   if (Status flushed = flush(); !flushed) return flushed;
   if (!out_.empty()) return enqueue(bytes, 0, fds);
   std::size_t sent = 0;
   if (Status status = transmit(bytes, sent, fds); !status) return status;
-  return sent == bytes.size() ? Status() : enqueue(bytes, sent, sent == 0 ? fds : std::span<const int>());
+  return sent == bytes.size() ? Status()
+                              : enqueue(bytes, sent, sent == 0 ? fds : std::span<const int>());
 }
 
 // Sends frames from `sent` on until all are gone or the socket is full; moves `sent`.
-Status Channel::transmit(std::span<const std::byte> bytes, std::size_t& sent, std::span<const int> fds) {
+Status Channel::transmit(std::span<const std::byte> bytes, std::size_t& sent,
+                         std::span<const int> fds) {
   while (sent < bytes.size()) {
     const std::span<const int> with = sent == 0 ? fds : std::span<const int>();
-    const std::span<const std::byte> part = bytes.subspan(sent).first(std::min(bytes.size() - sent, kFrameBytesMax));
+    const std::span<const std::byte> part =
+        bytes.subspan(sent).first(std::min(bytes.size() - sent, kFrameBytesMax));
     FrameHeader frame{.total_bytes = static_cast<std::uint32_t>(bytes.size()),
                       .offset = static_cast<std::uint32_t>(sent),
                       .descriptors = static_cast<std::uint32_t>(with.size())};
-    std::array<iovec, 2> pieces{{{&frame, sizeof(frame)}, {const_cast<std::byte*>(part.data()), part.size()}}};
+    std::array<iovec, 2> pieces{
+        {{&frame, sizeof(frame)}, {const_cast<std::byte*>(part.data()), part.size()}}};
     alignas(cmsghdr) std::array<std::byte, kControlBytes> control{};
     msghdr header{};
     header.msg_iov = pieces.data();
@@ -159,28 +179,36 @@ Status Channel::transmit(std::span<const std::byte> bytes, std::size_t& sent, st
       case ENOBUFS: return {};
       case EPIPE:
       case ECONNRESET: return closed();
-      // Descriptors in flight between the processes of one user are limited; they come free as the others receive.
-      case ETOOMANYREFS: return descriptor_limit("by descriptors that were sent and not yet received");
+      // Descriptors in flight between the processes of one user are limited; they come free as the
+      // others receive.
+      case ETOOMANYREFS:
+        return descriptor_limit("by descriptors that were sent and not yet received");
       case EBADF:
-        return Status(Code::InvalidArgument, "control channel: a descriptor to be sent, or the channel's, is not open");
+        return Status(Code::InvalidArgument,
+                      "control channel: a descriptor to be sent, or the channel's, is not open");
     }
     return failed("sendmsg", errno);
   }
   return {};
 }
 
-Status Channel::enqueue(std::span<const std::byte> bytes, std::size_t sent, std::span<const int> fds) {
+Status Channel::enqueue(std::span<const std::byte> bytes, std::size_t sent,
+                        std::span<const int> fds) {
   // A message that is partly sent has to follow, whatever the queue holds; the queue is empty then.
-  if (sent == 0 && (queued_bytes_ + bytes.size() > kQueuedBytesMax || out_.size() >= kQueuedMessagesMax)) {
-    return Status(Code::ResourceExhausted,
-                  fmt::format("control channel: {} messages of {} bytes wait for the other side, which does not read",
-                              out_.size(), queued_bytes_));
+  if (sent == 0 &&
+      (queued_bytes_ + bytes.size() > kQueuedBytesMax || out_.size() >= kQueuedMessagesMax)) {
+    return Status(
+        Code::ResourceExhausted,
+        fmt::format(
+            "control channel: {} messages of {} bytes wait for the other side, which does not read",
+            out_.size(), queued_bytes_));
   }
   Outgoing message{Bytes(bytes.begin(), bytes.end()), sent, {}};
   for (const int fd : fds) {
     base::Fd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
     if (!copy && errno == EBADF) {
-      return Status(Code::InvalidArgument, fmt::format("control channel: descriptor {} is not open", fd));
+      return Status(Code::InvalidArgument,
+                    fmt::format("control channel: descriptor {} is not open", fd));
     }
     if (!copy) return descriptor_limit("while queueing descriptors for sending");
     message.fds.push_back(std::move(copy));
@@ -229,22 +257,28 @@ Result<bool> Channel::receive_frame() {
     if (errno == EAGAIN || errno == EINTR) return false;
     return errno == ECONNRESET ? closed() : failed("recvmsg", errno);
   }
-  std::vector<base::Fd> fds = take_descriptors(header);  // owned from here on, whatever else is wrong
+  std::vector<base::Fd> fds =
+      take_descriptors(header);  // owned from here on, whatever else is wrong
   if (got == 0) return closed();
-  if ((header.msg_flags & MSG_CTRUNC) != 0) return descriptor_limit("while receiving: descriptors were lost");
-  const std::size_t bytes = static_cast<std::size_t>(got) - std::min<std::size_t>(got, sizeof(frame));
+  if ((header.msg_flags & MSG_CTRUNC) != 0)
+    return descriptor_limit("while receiving: descriptors were lost");
+  const std::size_t bytes =
+      static_cast<std::size_t>(got) - std::min<std::size_t>(got, sizeof(frame));
   const bool first = !in_started_;
-  const bool fits = first ? frame.offset == 0 && frame.total_bytes > 0 && frame.total_bytes <= kMessageBytesMax
-                          : frame.offset == in_.bytes.size() && frame.total_bytes == in_bytes_total_;
+  const bool fits =
+      first ? frame.offset == 0 && frame.total_bytes > 0 && frame.total_bytes <= kMessageBytesMax
+            : frame.offset == in_.bytes.size() && frame.total_bytes == in_bytes_total_;
   if (static_cast<std::size_t>(got) <= sizeof(frame) || (header.msg_flags & MSG_TRUNC) != 0 ||
       frame.magic != FrameHeader::kMagic || !fits || bytes > frame.total_bytes - frame.offset ||
       frame.descriptors != fds.size()) {
-    return Status(Code::InvalidArgument, "control channel: received a frame that is not ours; is the other end a "
-                                         "regroup process of the same version?");
+    return Status(Code::InvalidArgument,
+                  "control channel: received a frame that is not ours; is the other end a "
+                  "regroup process of the same version?");
   }
   if (first) in_bytes_total_ = frame.total_bytes;
   in_started_ = true;
-  in_.bytes.insert(in_.bytes.end(), part.begin(), part.begin() + static_cast<std::ptrdiff_t>(bytes));
+  in_.bytes.insert(in_.bytes.end(), part.begin(),
+                   part.begin() + static_cast<std::ptrdiff_t>(bytes));
   for (base::Fd& fd : fds) in_.fds.push_back(std::move(fd));
   return true;
 }

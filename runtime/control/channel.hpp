@@ -29,14 +29,16 @@ struct Received {
   std::vector<base::Fd> fds;
 };
 
-/// One end of a SOCK_SEQPACKET pair. Messages arrive whole, in order, with their descriptors, or the channel fails.
-/// Messages larger than the socket takes at once travel in several frames.
-/// After an error other than ResourceExhausted (of send) and DeadlineExceeded the channel is of no further use.
-/// Thread safety: one thread may send while another receives; each side from one thread at a time.
+/// One end of a SOCK_SEQPACKET pair. Messages arrive whole, in order, with their descriptors, or
+/// the channel fails. Messages larger than the socket takes at once travel in several frames. After
+/// an error other than ResourceExhausted (of send) and DeadlineExceeded the channel is of no
+/// further use. Thread safety: one thread may send while another receives; each side from one
+/// thread at a time.
 class Channel {
  public:
   static constexpr std::size_t kFrameBytesMax = 32 * 1024;
-  static constexpr std::size_t kDescriptorsMax = 250;  ///< of one message; the kernel's own limit is 253
+  static constexpr std::size_t kDescriptorsMax =
+      250;  ///< of one message; the kernel's own limit is 253
   static constexpr std::size_t kQueuedBytesMax = 4 * kMessageBytesMax;
   static constexpr std::size_t kQueuedMessagesMax = 1024;
 
@@ -54,8 +56,8 @@ class Channel {
 
   /// Sends one message, or queues what the socket does not take now. Never blocks.
   /// Memory: bytes may be reused, descriptors closed, when this returns.
-  /// Errors: ResourceExhausted (queue full, too many or no more descriptors, message too large: nothing was sent; try
-  /// again after flush()), Cancelled (the other side is gone), Internal.
+  /// Errors: ResourceExhausted (queue full, too many or no more descriptors, message too large:
+  /// nothing was sent; try again after flush()), Cancelled (the other side is gone), Internal.
   Status send(std::span<const std::byte> bytes, std::span<const int> fds = {});
   Status send(const RankMessage& message, std::span<const int> fds = {});
   Status send(const AgentToRank& message, std::span<const int> fds = {});
@@ -69,8 +71,8 @@ class Channel {
   Status flush(TimePoint until);
 
   /// The next message, or nothing when none has arrived whole. Never blocks.
-  /// Errors: Cancelled (closed by the other side), ResourceExhausted (descriptor limit: descriptors were lost),
-  /// InvalidArgument (not our frames).
+  /// Errors: Cancelled (closed by the other side), ResourceExhausted (descriptor limit: descriptors
+  /// were lost), InvalidArgument (not our frames).
   Result<std::optional<Packet>> try_recv();
   /// Blocks for the next message. Errors: as try_recv(), DeadlineExceeded.
   Result<Packet> recv(TimePoint until);
@@ -96,8 +98,8 @@ class Channel {
   base::Fd fd_;
   std::deque<Outgoing> out_;
   std::size_t queued_bytes_ = 0;
-  Packet in_;                        ///< the message being put together
-  std::size_t in_bytes_total_ = 0;   ///< its announced size; 0 between messages
+  Packet in_;                       ///< the message being put together
+  std::size_t in_bytes_total_ = 0;  ///< its announced size; 0 between messages
   bool in_started_ = false;
 };
 

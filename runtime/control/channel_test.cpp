@@ -23,7 +23,8 @@ TimePoint soon() { return Clock::now() + 20s; }
 
 Bytes pattern(std::size_t bytes, std::size_t seed) {
   Bytes made(bytes);
-  for (std::size_t i = 0; i < bytes; ++i) made[i] = static_cast<std::byte>((i * 131 + seed * 17) >> 3);
+  for (std::size_t i = 0; i < bytes; ++i)
+    made[i] = static_cast<std::byte>((i * 131 + seed * 17) >> 3);
   return made;
 }
 
@@ -65,8 +66,10 @@ TEST_F(ChannelTest, MessagesArriveInOrderWithTheirDescriptors) {
 TEST_F(ChannelTest, TypedMessages) {
   ASSERT_TRUE(near_.send(Hello{.pid = 4, .build = "test"}));
   ASSERT_TRUE(far_.send(Stop{.exit_code = 3, .reason = "end"}));
-  EXPECT_EQ(far_.recv_as<RankMessage>(soon()).value().message, RankMessage(Hello{.pid = 4, .build = "test"}));
-  EXPECT_EQ(near_.try_recv_as<AgentToRank>().value()->message, AgentToRank(Stop{.exit_code = 3, .reason = "end"}));
+  EXPECT_EQ(far_.recv_as<RankMessage>(soon()).value().message,
+            RankMessage(Hello{.pid = 4, .build = "test"}));
+  EXPECT_EQ(near_.try_recv_as<AgentToRank>().value()->message,
+            AgentToRank(Stop{.exit_code = 3, .reason = "end"}));
   EXPECT_FALSE(near_.try_recv_as<AgentToRank>().value().has_value());
   ASSERT_TRUE(near_.send(membership::Note{"a", "b"}));
   EXPECT_EQ(far_.recv_as<RankMessage>(soon()).error().code(), Code::InvalidArgument);
@@ -140,7 +143,8 @@ TEST_F(ChannelTest, DeadlinesHold) {
   EXPECT_TRUE(far_.recv(Clock::now() - 1s));  // what is there is taken even then
 }
 
-// In a child, as the limit is the process's: descriptors beyond it are an error that says so, not a short message.
+// In a child, as the limit is the process's: descriptors beyond it are an error that says so, not a
+// short message.
 TEST_F(ChannelTest, DescriptorLimitSaysWhatToDo) {
   const base::Fd one = memory('1');
   ASSERT_TRUE(near_.send(pattern(5, 5), std::vector<int>(8, one.get())));
@@ -149,8 +153,9 @@ TEST_F(ChannelTest, DescriptorLimitSaysWhatToDo) {
     const rlimit limit{static_cast<rlim_t>(one.get()) + 4, static_cast<rlim_t>(one.get()) + 4};
     ::setrlimit(RLIMIT_NOFILE, &limit);
     const Result<Packet> packet = far_.recv(soon());
-    const bool named = !packet && packet.error().code() == Code::ResourceExhausted &&
-                       packet.error().text().find("descriptor limit reached") != std::string_view::npos;
+    const bool named =
+        !packet && packet.error().code() == Code::ResourceExhausted &&
+        packet.error().text().find("descriptor limit reached") != std::string_view::npos;
     const base::Fd still_free(::dup(one.get()));  // those that did arrive were closed again
     ::_exit(named && still_free ? 0 : 1);
   }
@@ -168,7 +173,8 @@ TEST_F(ChannelTest, BytesThatAreNotOursAreRefused) {
   }
 }
 
-// A frame that claims more than a message may hold, or continues nothing, must not make the reader allocate or wait.
+// A frame that claims more than a message may hold, or continues nothing, must not make the reader
+// allocate or wait.
 TEST_F(ChannelTest, ForgedFramesAreRefused) {
   const std::array<std::array<std::uint32_t, 5>, 5> forged{{
       {0x31464752, kMessageBytesMax + 1, 0, 0, 7},  // too large
@@ -179,7 +185,8 @@ TEST_F(ChannelTest, ForgedFramesAreRefused) {
   }};
   for (const auto& frame : forged) {
     auto [raw, reader] = Channel::pair().value();
-    ASSERT_EQ(::send(raw.fd(), frame.data(), sizeof(frame), 0), static_cast<ssize_t>(sizeof(frame)));
+    ASSERT_EQ(::send(raw.fd(), frame.data(), sizeof(frame), 0),
+              static_cast<ssize_t>(sizeof(frame)));
     EXPECT_EQ(reader.recv(soon()).error().code(), Code::InvalidArgument);
   }
 }

@@ -1,7 +1,8 @@
 /// Messages to bytes and back. FlatBuffers, verified before use; a pure function of its input.
 ///
-/// Every message carries the protocol version. Decoding never crashes, whatever the bytes, and allocates only what the
-/// verified bytes hold. No descriptors here: they travel beside the bytes (control/channel.hpp).
+/// Every message carries the protocol version. Decoding never crashes, whatever the bytes, and
+/// allocates only what the verified bytes hold. No descriptors here: they travel beside the bytes
+/// (control/channel.hpp).
 #pragma once
 
 #include <cstddef>
@@ -25,11 +26,11 @@ using Bytes = std::vector<std::byte>;
 [[nodiscard]] Result<Bytes> encode(const membership::CoordinatorMessage& message);
 [[nodiscard]] Result<Bytes> encode(const membership::DurableState& state);
 
-/// Reads one message of type M: RankMessage, AgentToRank, membership::AgentMessage, membership::CoordinatorMessage or
-/// membership::DurableState.
-/// Memory: the bytes are not needed afterwards; any alignment.
-/// Errors: InvalidArgument (not such a message, damaged, a number out of range), Unsupported (another protocol
-/// version, or a kind of message that this build does not know), ResourceExhausted (above kMessageBytesMax).
+/// Reads one message of type M: RankMessage, AgentToRank, membership::AgentMessage,
+/// membership::CoordinatorMessage or membership::DurableState. Memory: the bytes are not needed
+/// afterwards; any alignment. Errors: InvalidArgument (not such a message, damaged, a number out of
+/// range), Unsupported (another protocol version, or a kind of message that this build does not
+/// know), ResourceExhausted (above kMessageBytesMax).
 template <class M>
 [[nodiscard]] Result<M> decode(std::span<const std::byte> bytes);
 
@@ -40,7 +41,8 @@ Result<AgentToRank> decode<AgentToRank>(std::span<const std::byte> bytes);
 template <>
 Result<membership::AgentMessage> decode<membership::AgentMessage>(std::span<const std::byte> bytes);
 template <>
-Result<membership::CoordinatorMessage> decode<membership::CoordinatorMessage>(std::span<const std::byte> bytes);
+Result<membership::CoordinatorMessage> decode<membership::CoordinatorMessage>(
+    std::span<const std::byte> bytes);
 template <>
 Result<membership::DurableState> decode<membership::DurableState>(std::span<const std::byte> bytes);
 

@@ -11,9 +11,11 @@
 namespace regroup::control {
 namespace {
 
-constexpr flatbuffers::uoffset_t kDepthMax = 8;        // envelope, body, process, evidence: 4 are in use
-constexpr flatbuffers::uoffset_t kTablesMax = 65'536;  // a table takes at least 16 bytes with its reference and text
-// Verified bytes may refer to one text many times over: what is copied out of them is limited by itself.
+constexpr flatbuffers::uoffset_t kDepthMax = 8;  // envelope, body, process, evidence: 4 are in use
+constexpr flatbuffers::uoffset_t kTablesMax =
+    65'536;  // a table takes at least 16 bytes with its reference and text
+// Verified bytes may refer to one text many times over: what is copied out of them is limited by
+// itself.
 constexpr std::size_t kCopiedBytesMax = 4 * kMessageBytesMax;
 
 /// Copies verified data out; remembers the first thing that is wrong with it.
@@ -65,7 +67,8 @@ class Reader {
       return true;
     }
     fail(Code::InvalidArgument,
-         fmt::format("damaged control message: its content is larger than {} bytes", kCopiedBytesMax));
+         fmt::format("damaged control message: its content is larger than {} bytes",
+                     kCopiedBytesMax));
     return false;
   }
   void fail(Code code, std::string text) {
@@ -90,8 +93,8 @@ std::vector<Member> members(Reader& in, const flatbuffers::Vector<const wire::Me
   });
 }
 
-std::vector<membership::WedgeReport::GroupCut> cuts(Reader& in,
-                                                    const flatbuffers::Vector<const wire::GroupCut*>* from) {
+std::vector<membership::WedgeReport::GroupCut> cuts(
+    Reader& in, const flatbuffers::Vector<const wire::GroupCut*>* from) {
   return in.list<wire::GroupCut>(from, [](const wire::GroupCut& raw) {
     return membership::WedgeReport::GroupCut{raw.group(), raw.completed()};
   });
@@ -99,7 +102,8 @@ std::vector<membership::WedgeReport::GroupCut> cuts(Reader& in,
 
 membership::View get(Reader& in, const wire::View* from) {
   return {.epoch = Epoch(from->epoch()),
-          .seats = in.list<std::uint64_t>(from->seats(), [](std::uint64_t raw) { return Incarnation(raw); }),
+          .seats = in.list<std::uint64_t>(from->seats(),
+                                          [](std::uint64_t raw) { return Incarnation(raw); }),
           .parent = from->parent(),
           .resume_step = from->resume_step()};
 }
@@ -120,10 +124,11 @@ membership::WedgeReport get(Reader& in, const wire::WedgeReport* from) {
 }
 
 membership::ProcessInfo get(Reader& in, const wire::ProcessInfo* from) {
-  return {.incarnation = Incarnation(from->incarnation()),
-          .seat = seat(from->seat()),
-          .state = in.one_of(from->state(), membership::ProcessState::Finished, "state of a process"),
-          .evidence = get(in, from->evidence())};
+  return {
+      .incarnation = Incarnation(from->incarnation()),
+      .seat = seat(from->seat()),
+      .state = in.one_of(from->state(), membership::ProcessState::Finished, "state of a process"),
+      .evidence = get(in, from->evidence())};
 }
 
 ViewInstalled::Group get(Reader& in, const wire::Group* from) {
@@ -140,20 +145,26 @@ Hello get(Reader& in, const wire::Hello* from) {
 }
 BeaconHeld get(Reader&, const wire::BeaconHeld*) { return {}; }
 AttachGroup get(Reader& in, const wire::AttachGroup* from) {
-  return {.epoch = Epoch(from->epoch()), .name = in.text(from->name()), .seats = ranks(in, from->seats())};
+  return {.epoch = Epoch(from->epoch()),
+          .name = in.text(from->name()),
+          .seats = ranks(in, from->seats())};
 }
 KeepMemory get(Reader& in, const wire::KeepMemory* from) {
   return {.what = in.text(from->what()), .bytes = from->bytes()};
 }
 Entered get(Reader& in, const wire::Entered* from) {
   return {.epoch = Epoch(from->epoch()),
-          .bytes_from = in.list<wire::DonorBytes>(
-              from->bytes_from(),
-              [](const wire::DonorBytes& raw) { return Entered::Bytes{Rank(raw.donor()), raw.bytes()}; }),
+          .bytes_from =
+              in.list<wire::DonorBytes>(from->bytes_from(),
+                                        [](const wire::DonorBytes& raw) {
+                                          return Entered::Bytes{Rank(raw.donor()), raw.bytes()};
+                                        }),
           .heal_ns = from->heal_ns()};
 }
 Detach get(Reader&, const wire::Detach*) { return {}; }
-Fault get(Reader& in, const wire::Fault* from) { return {.code = from->code(), .text = in.text(from->text())}; }
+Fault get(Reader& in, const wire::Fault* from) {
+  return {.code = from->code(), .text = in.text(from->text())};
+}
 EndEpoch get(Reader& in, const wire::EndEpoch* from) {
   return {.epoch = Epoch(from->epoch()), .why = in.text(from->why())};
 }
@@ -172,25 +183,30 @@ Welcome get(Reader& in, const wire::Welcome* from) {
 }
 Assign get(Reader& in, const wire::Assign* from) {
   return {.seat = Rank(from->seat()),
-          .kept = in.tables(from->kept(), [&](const flatbuffers::String* text) { return in.text(text); }),
+          .kept = in.tables(from->kept(),
+                            [&](const flatbuffers::String* text) { return in.text(text); }),
           .life = from->life()};
 }
 ViewInstalled get(Reader& in, const wire::ViewInstalled* from) {
-  return {.view = get(in, from->view()),
-          .groups = in.tables(from->groups(), [&](const wire::Group* group) { return get(in, group); }),
-          .cause = in.text(from->cause())};
+  return {
+      .view = get(in, from->view()),
+      .groups = in.tables(from->groups(), [&](const wire::Group* group) { return get(in, group); }),
+      .cause = in.text(from->cause())};
 }
 GroupReady get(Reader& in, const wire::GroupReady* from) {
   return {.epoch = Epoch(from->epoch()), .group = get(in, from->group())};
 }
 LossNotice get(Reader& in, const wire::LossNotice* from) {
-  return {.epoch = Epoch(from->epoch()), .lost = members(in, from->lost()), .text = in.text(from->text())};
+  return {.epoch = Epoch(from->epoch()),
+          .lost = members(in, from->lost()),
+          .text = in.text(from->text())};
 }
 Stop get(Reader& in, const wire::Stop* from) {
   return {.exit_code = from->exit_code(), .reason = in.text(from->reason())};
 }
 Refused get(Reader& in, const wire::Refused* from) {
-  return {.code = in.one_of(from->code(), Code::Internal, "error code"), .text = in.text(from->text())};
+  return {.code = in.one_of(from->code(), Code::Internal, "error code"),
+          .text = in.text(from->text())};
 }
 
 // ---- agent -> coordinator ----
@@ -199,12 +215,17 @@ membership::AgentHello get(Reader& in, const wire::AgentHello* from) {
   membership::AgentHello hello{
       .agent = membership::AgentId(from->agent()),
       .installed = get(in, from->installed()),
-      .processes = in.tables(from->processes(), [&](const wire::ProcessInfo* one) { return get(in, one); })};
+      .processes =
+          in.tables(from->processes(), [&](const wire::ProcessInfo* one) { return get(in, one); })};
   if (from->wedged() != nullptr) hello.wedged = get(in, from->wedged());
   return hello;
 }
-membership::ProcessJoined get(Reader&, const wire::ProcessJoined* from) { return {Incarnation(from->incarnation())}; }
-membership::ProcessHealed get(Reader&, const wire::ProcessHealed* from) { return {Incarnation(from->incarnation())}; }
+membership::ProcessJoined get(Reader&, const wire::ProcessJoined* from) {
+  return {Incarnation(from->incarnation())};
+}
+membership::ProcessHealed get(Reader&, const wire::ProcessHealed* from) {
+  return {Incarnation(from->incarnation())};
+}
 membership::ProcessLost get(Reader& in, const wire::ProcessLost* from) {
   return {Incarnation(from->incarnation()), get(in, from->evidence()), from->attached()};
 }
@@ -246,8 +267,12 @@ membership::StoreDecision get(Reader& in, const wire::StoreDecision* from) {
 membership::InstallView get(Reader& in, const wire::InstallView* from) {
   return {get(in, from->view()), members(in, from->lost())};
 }
-membership::EndJob get(Reader& in, const wire::EndJob* from) { return {from->exit_code(), in.text(from->reason())}; }
-membership::Note get(Reader& in, const wire::Note* from) { return {in.text(from->kind()), in.text(from->text())}; }
+membership::EndJob get(Reader& in, const wire::EndJob* from) {
+  return {from->exit_code(), in.text(from->reason())};
+}
+membership::Note get(Reader& in, const wire::Note* from) {
+  return {in.text(from->kind()), in.text(from->text())};
+}
 
 membership::DurableState get(Reader& in, const wire::DurableState* from) {
   const wire::JobConfig& config = *from->config();
@@ -269,9 +294,10 @@ membership::DurableState get(Reader& in, const wire::DurableState* from) {
 // ---- envelopes ----
 
 Status damaged(std::size_t bytes, const char* identifier) {
-  return Status(Code::InvalidArgument,
-                fmt::format("{} bytes are no control message of kind {}: damaged, or from another program", bytes,
-                            identifier));
+  return Status(
+      Code::InvalidArgument,
+      fmt::format("{} bytes are no control message of kind {}: damaged, or from another program",
+                  bytes, identifier));
 }
 
 /// Verified bytes at an aligned address.
@@ -280,8 +306,9 @@ class Verified {
   template <class Root>
   Result<const Root*> open(std::span<const std::byte> bytes, const char* identifier) {
     if (bytes.size() > kMessageBytesMax) {
-      return Status(Code::ResourceExhausted, fmt::format("a control message of {} bytes exceeds the limit of {}",
-                                                         bytes.size(), kMessageBytesMax));
+      return Status(Code::ResourceExhausted,
+                    fmt::format("a control message of {} bytes exceeds the limit of {}",
+                                bytes.size(), kMessageBytesMax));
     }
     if (bytes.size() < sizeof(flatbuffers::uoffset_t) + flatbuffers::kFileIdentifierLength) {
       return damaged(bytes.size(), identifier);
@@ -295,10 +322,12 @@ class Verified {
     if (!verifier.VerifyBuffer<Root>(identifier)) return damaged(bytes.size(), identifier);
     const Root* const root = flatbuffers::GetRoot<Root>(begin);
     if (root->protocol() != kProtocolVersion) {
-      return Status(Code::Unsupported,
-                    fmt::format("the other side speaks control protocol {}, this program {}: use one version of "
-                                "regroup for launcher and programs",
-                                root->protocol(), kProtocolVersion));
+      return Status(
+          Code::Unsupported,
+          fmt::format(
+              "the other side speaks control protocol {}, this program {}: use one version of "
+              "regroup for launcher and programs",
+              root->protocol(), kProtocolVersion));
     }
     return root;
   }
@@ -310,7 +339,8 @@ class Verified {
 template <class M>
 using Getter = M (*)(Reader&, const void*);
 
-// Table i of the union holds alternative i - 1 of the variant; `Tables` lists the wire types in that order.
+// Table i of the union holds alternative i - 1 of the variant; `Tables` lists the wire types in
+// that order.
 template <class M, class... Tables>
 constexpr auto getters() {
   static_assert(sizeof...(Tables) == std::variant_size_v<M>, "schema and variant differ");
@@ -327,10 +357,10 @@ Result<M> open_envelope(std::span<const std::byte> bytes, const char* identifier
   // The verifier accepts union members that it does not know, and none at all.
   const auto type = static_cast<std::size_t>((*root)->body_type());
   if (type == 0 || type > N || (*root)->body() == nullptr) {
-    return Status(Code::Unsupported,
-                  fmt::format("control message number {} of kind {} is not known here: use one version of regroup for "
-                              "launcher and programs",
-                              type, identifier));
+    return Status(Code::Unsupported, fmt::format("control message number {} of kind {} is not "
+                                                 "known here: use one version of regroup for "
+                                                 "launcher and programs",
+                                                 type, identifier));
   }
   Reader reader;
   M message = known[type - 1](reader, (*root)->body());
@@ -343,38 +373,42 @@ Result<M> open_envelope(std::span<const std::byte> bytes, const char* identifier
 template <>
 Result<RankMessage> decode<RankMessage>(std::span<const std::byte> bytes) {
   static constexpr auto kKnown =
-      getters<RankMessage, wire::Hello, wire::BeaconHeld, wire::AttachGroup, wire::KeepMemory, wire::Entered,
-              wire::Detach, wire::Fault, wire::EndEpoch>();
+      getters<RankMessage, wire::Hello, wire::BeaconHeld, wire::AttachGroup, wire::KeepMemory,
+              wire::Entered, wire::Detach, wire::Fault, wire::EndEpoch>();
   return open_envelope<RankMessage, wire::RankEnvelope>(bytes, "RGRA", kKnown);
 }
 
 template <>
 Result<AgentToRank> decode<AgentToRank>(std::span<const std::byte> bytes) {
   static constexpr auto kKnown =
-      getters<AgentToRank, wire::Welcome, wire::Assign, wire::ViewInstalled, wire::GroupReady, wire::LossNotice,
-              wire::Stop, wire::Refused>();
+      getters<AgentToRank, wire::Welcome, wire::Assign, wire::ViewInstalled, wire::GroupReady,
+              wire::LossNotice, wire::Stop, wire::Refused>();
   return open_envelope<AgentToRank, wire::AgentToRankEnvelope>(bytes, "RGAR", kKnown);
 }
 
 template <>
-Result<membership::AgentMessage> decode<membership::AgentMessage>(std::span<const std::byte> bytes) {
+Result<membership::AgentMessage> decode<membership::AgentMessage>(
+    std::span<const std::byte> bytes) {
   static constexpr auto kKnown =
-      getters<membership::AgentMessage, wire::AgentHello, wire::ProcessJoined, wire::ProcessHealed, wire::ProcessLost,
-              wire::ProcessFinished, wire::Wedged, wire::DecisionStored, wire::Installed, wire::StartFailed,
-              wire::EvictRequest, wire::StopRequest>();
+      getters<membership::AgentMessage, wire::AgentHello, wire::ProcessJoined, wire::ProcessHealed,
+              wire::ProcessLost, wire::ProcessFinished, wire::Wedged, wire::DecisionStored,
+              wire::Installed, wire::StartFailed, wire::EvictRequest, wire::StopRequest>();
   return open_envelope<membership::AgentMessage, wire::AgentEnvelope>(bytes, "RGAC", kKnown);
 }
 
 template <>
-Result<membership::CoordinatorMessage> decode<membership::CoordinatorMessage>(std::span<const std::byte> bytes) {
+Result<membership::CoordinatorMessage> decode<membership::CoordinatorMessage>(
+    std::span<const std::byte> bytes) {
   static constexpr auto kKnown =
-      getters<membership::CoordinatorMessage, wire::StartProcess, wire::WedgeEpoch, wire::StoreDecision,
-              wire::InstallView, wire::EndJob, wire::Note>();
-  return open_envelope<membership::CoordinatorMessage, wire::CoordinatorEnvelope>(bytes, "RGCA", kKnown);
+      getters<membership::CoordinatorMessage, wire::StartProcess, wire::WedgeEpoch,
+              wire::StoreDecision, wire::InstallView, wire::EndJob, wire::Note>();
+  return open_envelope<membership::CoordinatorMessage, wire::CoordinatorEnvelope>(bytes, "RGCA",
+                                                                                  kKnown);
 }
 
 template <>
-Result<membership::DurableState> decode<membership::DurableState>(std::span<const std::byte> bytes) {
+Result<membership::DurableState> decode<membership::DurableState>(
+    std::span<const std::byte> bytes) {
   Verified verified;
   Result<const wire::DurableState*> root = verified.open<wire::DurableState>(bytes, "RGDS");
   if (!root) return root.error();

@@ -1,5 +1,6 @@
-/// Messages to bytes. Each put() takes its message apart by structured binding: a field added to a message stops the
-/// build here until it is in schema/control.fbs, here, in codec_decode.cpp and in the samples of codec_test.cpp.
+/// Messages to bytes. Each put() takes its message apart by structured binding: a field added to a
+/// message stops the build here until it is in schema/control.fbs, here, in codec_decode.cpp and in
+/// the samples of codec_test.cpp.
 #include <fmt/format.h>
 
 #include <type_traits>
@@ -19,7 +20,9 @@ std::uint8_t number(Enum value) {
   return static_cast<std::uint8_t>(value);
 }
 
-Ref<flatbuffers::String> put(FlatBufferBuilder& to, const std::string& text) { return to.CreateString(text); }
+Ref<flatbuffers::String> put(FlatBufferBuilder& to, const std::string& text) {
+  return to.CreateString(text);
+}
 
 Ref<flatbuffers::Vector<std::int32_t>> put(FlatBufferBuilder& to, const std::vector<Rank>& ranks) {
   std::vector<std::int32_t> raw;
@@ -28,15 +31,17 @@ Ref<flatbuffers::Vector<std::int32_t>> put(FlatBufferBuilder& to, const std::vec
   return to.CreateVector(raw);
 }
 
-Ref<flatbuffers::Vector<const wire::MemberId*>> put(FlatBufferBuilder& to, const std::vector<Member>& members) {
+Ref<flatbuffers::Vector<const wire::MemberId*>> put(FlatBufferBuilder& to,
+                                                    const std::vector<Member>& members) {
   std::vector<wire::MemberId> raw;
   raw.reserve(members.size());
-  for (const auto& [rank, incarnation] : members) raw.emplace_back(rank.value(), incarnation.value());
+  for (const auto& [rank, incarnation] : members)
+    raw.emplace_back(rank.value(), incarnation.value());
   return to.CreateVectorOfStructs(raw);
 }
 
-Ref<flatbuffers::Vector<const wire::GroupCut*>> put(FlatBufferBuilder& to,
-                                                    const std::vector<membership::WedgeReport::GroupCut>& cuts) {
+Ref<flatbuffers::Vector<const wire::GroupCut*>> put(
+    FlatBufferBuilder& to, const std::vector<membership::WedgeReport::GroupCut>& cuts) {
   std::vector<wire::GroupCut> raw;
   raw.reserve(cuts.size());
   for (const auto& [group, completed] : cuts) raw.emplace_back(group, completed);
@@ -71,13 +76,15 @@ Ref<wire::Evidence> put(FlatBufferBuilder& to, const membership::Evidence& evide
 
 Ref<wire::WedgeReport> put(FlatBufferBuilder& to, const membership::WedgeReport& report) {
   const auto& [epoch, groups, prepared, told_step] = report;
-  const auto told = told_step ? flatbuffers::Optional<std::uint64_t>(*told_step) : flatbuffers::nullopt;
+  const auto told =
+      told_step ? flatbuffers::Optional<std::uint64_t>(*told_step) : flatbuffers::nullopt;
   return wire::CreateWedgeReport(to, epoch.value(), put(to, groups), prepared, told);
 }
 
 Ref<wire::ProcessInfo> put(FlatBufferBuilder& to, const membership::ProcessInfo& process) {
   const auto& [incarnation, seat, state, evidence] = process;
-  return wire::CreateProcessInfo(to, incarnation.value(), put(seat), number(state), put(to, evidence));
+  return wire::CreateProcessInfo(to, incarnation.value(), put(seat), number(state),
+                                 put(to, evidence));
 }
 
 Ref<wire::Group> put(FlatBufferBuilder& to, const ViewInstalled::Group& group) {
@@ -118,8 +125,8 @@ auto put(FlatBufferBuilder& to, const EndEpoch& message) {
 
 auto put(FlatBufferBuilder& to, const Welcome& message) {
   const auto& [incarnation, seat, ranks, on_loss, job, ranks_on_host, replacement, life] = message;
-  return wire::CreateWelcome(to, incarnation.value(), put(seat), ranks, number(on_loss), put(to, job), ranks_on_host,
-                             replacement, life);
+  return wire::CreateWelcome(to, incarnation.value(), put(seat), ranks, number(on_loss),
+                             put(to, job), ranks_on_host, replacement, life);
 }
 auto put(FlatBufferBuilder& to, const Assign& message) {
   const auto& [seat, kept, life] = message;
@@ -215,7 +222,8 @@ auto put(FlatBufferBuilder& to, const membership::WedgeEpoch& message) {
 auto put(FlatBufferBuilder& to, const membership::StoreDecision& message) {
   const auto& [epoch, round, cuts, committed_step, lost] = message;
   const auto cuts_at = put(to, cuts);
-  return wire::CreateStoreDecision(to, epoch.value(), round.value(), cuts_at, committed_step, put(to, lost));
+  return wire::CreateStoreDecision(to, epoch.value(), round.value(), cuts_at, committed_step,
+                                   put(to, lost));
 }
 auto put(FlatBufferBuilder& to, const membership::InstallView& message) {
   const auto& [view, lost] = message;
@@ -235,11 +243,11 @@ auto put(FlatBufferBuilder& to, const membership::Note& message) {
 auto put(FlatBufferBuilder& to, const membership::DurableState& state) {
   const auto& [config, view, next_incarnation, term, state_exists, ended] = state;
   const auto& [ranks, ranks_min, spares, on_loss, replacements_max, restart_unattached] = config;
-  const auto config_at = wire::CreateJobConfig(to, ranks, ranks_min, spares, number(on_loss), replacements_max,
-                                               restart_unattached);
+  const auto config_at = wire::CreateJobConfig(to, ranks, ranks_min, spares, number(on_loss),
+                                               replacements_max, restart_unattached);
   const auto ended_at = ended ? put(to, *ended) : Ref<wire::EndJob>();
-  return wire::CreateDurableState(to, kProtocolVersion, config_at, put(to, view), next_incarnation.value(), term,
-                                  state_exists, ended_at);
+  return wire::CreateDurableState(to, kProtocolVersion, config_at, put(to, view),
+                                  next_incarnation.value(), term, state_exists, ended_at);
 }
 
 template <class Root>
@@ -247,7 +255,8 @@ Result<Bytes> finished(FlatBufferBuilder& builder, Ref<Root> root, const char* i
   builder.Finish(root, identifier);
   if (builder.GetSize() > kMessageBytesMax) {
     return Status(Code::ResourceExhausted,
-                  fmt::format("a control message of {} bytes exceeds the limit of {}: too many ranks or groups for one "
+                  fmt::format("a control message of {} bytes exceeds the limit of {}: too many "
+                              "ranks or groups for one "
                               "message, or an over-long text",
                               builder.GetSize(), kMessageBytesMax));
   }
@@ -258,7 +267,8 @@ Result<Bytes> finished(FlatBufferBuilder& builder, Ref<Root> root, const char* i
 // The unions of the schema list their tables in the order of the variants.
 template <class Body, class Message, class Create>
 Result<Bytes> envelope(const Message& message, const char* identifier, Create create) {
-  static_assert(std::variant_size_v<Message> == static_cast<std::size_t>(Body::MAX), "schema and variant differ");
+  static_assert(std::variant_size_v<Message> == static_cast<std::size_t>(Body::MAX),
+                "schema and variant differ");
   FlatBufferBuilder builder;
   const auto body = std::visit([&](const auto& one) { return put(builder, one).Union(); }, message);
   const auto type = static_cast<Body>(message.index() + 1);

@@ -19,7 +19,8 @@ class Mutator {
 
   Bytes mutate(const Bytes& original) {
     Bytes bytes = original;
-    for (std::uint64_t left = 1 + random_() % 4; left > 0 && !bytes.empty(); --left) mutate_once(bytes);
+    for (std::uint64_t left = 1 + random_() % 4; left > 0 && !bytes.empty(); --left)
+      mutate_once(bytes);
     return bytes;
   }
   std::size_t pick(std::size_t below) { return random_() % below; }
@@ -31,9 +32,12 @@ class Mutator {
       case 0: bytes[at] ^= static_cast<std::byte>(1U << pick(8)); break;
       case 1: bytes[at] = static_cast<std::byte>(random_()); break;
       case 2: bytes.resize(at); break;
-      case 3: bytes.insert(bytes.begin() + static_cast<std::ptrdiff_t>(at), 1 + pick(8), std::byte{0}); break;
+      case 3:
+        bytes.insert(bytes.begin() + static_cast<std::ptrdiff_t>(at), 1 + pick(8), std::byte{0});
+        break;
       case 4: write(bytes, at / 4 * 4, kNotable[pick(kNotable.size())]); break;
-      // An offset or a length made a little wrong comes closer to being accepted than any other damage.
+      // An offset or a length made a little wrong comes closer to being accepted than any other
+      // damage.
       case 5: nudge(bytes, at / 4 * 4); break;
     }
   }
@@ -47,7 +51,8 @@ class Mutator {
     write(bytes, at, value + static_cast<std::uint32_t>(pick(33)) - 16);
   }
 
-  static constexpr std::array<std::uint32_t, 8> kNotable = {0, 1, 4, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFF, 1 << 20};
+  static constexpr std::array<std::uint32_t, 8> kNotable = {
+      0, 1, 4, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFF, 1 << 20};
   std::mt19937_64 random_;
 };
 

@@ -1,4 +1,5 @@
-/// Messages for the tests of the codec: of each kind one with every field set to something of its own, and one bare.
+/// Messages for the tests of the codec: of each kind one with every field set to something of its
+/// own, and one bare.
 #pragma once
 
 #include <string>
@@ -10,77 +11,127 @@
 namespace regroup::control::samples {
 
 inline membership::View view() {
-  return {.epoch = Epoch(9), .seats = {Incarnation(1), Incarnation(0), Incarnation(77)}, .parent = 0xFEDCBA9876543210,
+  return {.epoch = Epoch(9),
+          .seats = {Incarnation(1), Incarnation(0), Incarnation(77)},
+          .parent = 0xFEDCBA9876543210,
           .resume_step = 12};
 }
 inline membership::Evidence evidence(membership::EvidenceKind kind) {
-  return {.kind = kind, .text = "killed by SIGKILL; in all_reduce seq 17 of step 3", .exit_code = -7, .signal = 9};
+  return {.kind = kind,
+          .text = "killed by SIGKILL; in all_reduce seq 17 of step 3",
+          .exit_code = -7,
+          .signal = 9};
 }
 inline membership::WedgeReport report() {
   return {.epoch = Epoch(9), .groups = {{0, 17}, {3, 0}}, .prepared = 11, .told_step = 10};
 }
-inline std::vector<Member> lost() { return {{Rank(2), Incarnation(5)}, {Rank(0), Incarnation(1ULL << 63)}}; }
+inline std::vector<Member> lost() {
+  return {{Rank(2), Incarnation(5)}, {Rank(0), Incarnation(1ULL << 63)}};
+}
 inline ViewInstalled::Group group() {
   return {.id = 4, .name = "tensor", .seats = {Rank(0), Rank(2)}, .arena_bytes = 1ULL << 40};
 }
 
 inline std::vector<RankMessage> rank_messages() {
-  return {Hello{}, Hello{.protocol = 3, .pid = -4, .build = "0.1.0 gcc 12"},
-          BeaconHeld{},
-          AttachGroup{}, AttachGroup{.epoch = Epoch(2), .name = std::string("a\0b", 3), .seats = {Rank(1), Rank(0)}},
-          KeepMemory{}, KeepMemory{.what = "mirror", .bytes = 4096},
-          Entered{}, Entered{.epoch = Epoch(3), .bytes_from = {{Rank(1), 10}, {Rank(2), 1ULL << 50}}, .heal_ns = 99},
-          Detach{},
-          Fault{}, Fault{.code = -1, .text = "no data"},
-          EndEpoch{}, EndEpoch{.epoch = Epoch(8), .why = "deadline"}};
+  return {
+      Hello{},
+      Hello{.protocol = 3, .pid = -4, .build = "0.1.0 gcc 12"},
+      BeaconHeld{},
+      AttachGroup{},
+      AttachGroup{.epoch = Epoch(2), .name = std::string("a\0b", 3), .seats = {Rank(1), Rank(0)}},
+      KeepMemory{},
+      KeepMemory{.what = "mirror", .bytes = 4096},
+      Entered{},
+      Entered{
+          .epoch = Epoch(3), .bytes_from = {{Rank(1), 10}, {Rank(2), 1ULL << 50}}, .heal_ns = 99},
+      Detach{},
+      Fault{},
+      Fault{.code = -1, .text = "no data"},
+      EndEpoch{},
+      EndEpoch{.epoch = Epoch(8), .why = "deadline"}};
 }
 
 inline std::vector<AgentToRank> agent_to_rank() {
   return {Welcome{},
-          Welcome{.incarnation = Incarnation(8), .seat = Rank(0), .ranks = 4, .on_loss = OnLoss::Abort, .job = "7f3a",
-                  .ranks_on_host = 2, .replacement = true, .life = 6},
-          Assign{}, Assign{.seat = Rank(3), .kept = {"mirror", "", "prologue"}, .life = 2},
-          ViewInstalled{}, ViewInstalled{.view = view(), .groups = {group(), {}}, .cause = "rank 2 lost"},
-          GroupReady{}, GroupReady{.epoch = Epoch(5), .group = group()},
-          LossNotice{}, LossNotice{.epoch = Epoch(5), .lost = lost(), .text = "rank 2"},
-          Stop{}, Stop{.exit_code = 137, .reason = "Ctrl-C"},
-          Refused{}, Refused{.code = Code::ResourceExhausted, .text = "no memory"}};
+          Welcome{.incarnation = Incarnation(8),
+                  .seat = Rank(0),
+                  .ranks = 4,
+                  .on_loss = OnLoss::Abort,
+                  .job = "7f3a",
+                  .ranks_on_host = 2,
+                  .replacement = true,
+                  .life = 6},
+          Assign{},
+          Assign{.seat = Rank(3), .kept = {"mirror", "", "prologue"}, .life = 2},
+          ViewInstalled{},
+          ViewInstalled{.view = view(), .groups = {group(), {}}, .cause = "rank 2 lost"},
+          GroupReady{},
+          GroupReady{.epoch = Epoch(5), .group = group()},
+          LossNotice{},
+          LossNotice{.epoch = Epoch(5), .lost = lost(), .text = "rank 2"},
+          Stop{},
+          Stop{.exit_code = 137, .reason = "Ctrl-C"},
+          Refused{},
+          Refused{.code = Code::ResourceExhausted, .text = "no memory"}};
 }
 
 inline std::vector<membership::AgentMessage> agent_messages() {
   using namespace membership;
   return {AgentHello{},
-          AgentHello{.agent = AgentId(2), .installed = view(),
+          AgentHello{.agent = AgentId(2),
+                     .installed = view(),
                      .processes = {{Incarnation(1), Rank(0), ProcessState::Joined, {}},
                                    {Incarnation(2), std::nullopt, ProcessState::Gone,
                                     evidence(EvidenceKind::AgentLost)}},
                      .wedged = report()},
-          ProcessJoined{Incarnation(4)}, ProcessHealed{Incarnation(5)},
-          ProcessLost{}, ProcessLost{Incarnation(6), evidence(EvidenceKind::Silence), false},
+          ProcessJoined{Incarnation(4)},
+          ProcessHealed{Incarnation(5)},
+          ProcessLost{},
+          ProcessLost{Incarnation(6), evidence(EvidenceKind::Silence), false},
           ProcessFinished{Incarnation(7)},
-          Wedged{}, Wedged{Round(3), report()},
-          DecisionStored{Epoch(4), Round(5)}, Installed{Epoch(6)},
-          StartFailed{}, StartFailed{Incarnation(7), "exec: no such file"},
-          EvictRequest{}, EvictRequest{Rank(-1), "by hand"},
-          StopRequest{}, StopRequest{"Ctrl-C", 130}};
+          Wedged{},
+          Wedged{Round(3), report()},
+          DecisionStored{Epoch(4), Round(5)},
+          Installed{Epoch(6)},
+          StartFailed{},
+          StartFailed{Incarnation(7), "exec: no such file"},
+          EvictRequest{},
+          EvictRequest{Rank(-1), "by hand"},
+          StopRequest{},
+          StopRequest{"Ctrl-C", 130}};
 }
 
 inline std::vector<membership::CoordinatorMessage> coordinator_messages() {
   using namespace membership;
-  return {StartProcess{}, StartProcess{Incarnation(3), Rank(1)},
-          WedgeEpoch{}, WedgeEpoch{Epoch(3), Round(4), lost()},
+  return {StartProcess{},
+          StartProcess{Incarnation(3), Rank(1)},
+          WedgeEpoch{},
+          WedgeEpoch{Epoch(3), Round(4), lost()},
           StoreDecision{},
-          StoreDecision{.epoch = Epoch(3), .round = Round(4), .cuts = report().groups, .committed_step = 8,
+          StoreDecision{.epoch = Epoch(3),
+                        .round = Round(4),
+                        .cuts = report().groups,
+                        .committed_step = 8,
                         .lost = lost()},
-          InstallView{}, InstallView{view(), lost()},
-          EndJob{}, EndJob{75, "no spare left"},
-          Note{}, Note{"evict", "rank 2: silent for 1.5 s"}};
+          InstallView{},
+          InstallView{view(), lost()},
+          EndJob{},
+          EndJob{75, "no spare left"},
+          Note{},
+          Note{"evict", "rank 2: silent for 1.5 s"}};
 }
 
 inline std::vector<membership::DurableState> durable_states() {
-  membership::DurableState full{.config = {.ranks = 8, .ranks_min = 4, .spares = 2, .on_loss = OnLoss::Shrink,
-                                           .replacements_max = 3, .restart_unattached = true},
-                                .view = view(), .next_incarnation = Incarnation(42), .term = 5, .state_exists = true,
+  membership::DurableState full{.config = {.ranks = 8,
+                                           .ranks_min = 4,
+                                           .spares = 2,
+                                           .on_loss = OnLoss::Shrink,
+                                           .replacements_max = 3,
+                                           .restart_unattached = true},
+                                .view = view(),
+                                .next_incarnation = Incarnation(42),
+                                .term = 5,
+                                .state_exists = true,
                                 .ended = membership::EndJob{75, "end"}};
   return {membership::DurableState{}, full};
 }

@@ -36,8 +36,8 @@ TEST(Codec, EveryMessageComesBackAsItWas) {
 
 TEST(Codec, EveryEnumeratorComesBack) {
   for (int i = 0; i <= static_cast<int>(Code::Internal); ++i) {
-    expect_round_trips<AgentToRank>({Refused{.code = static_cast<Code>(i)}, Welcome{}, Assign{}, ViewInstalled{},
-                                     GroupReady{}, LossNotice{}, Stop{}});
+    expect_round_trips<AgentToRank>({Refused{.code = static_cast<Code>(i)}, Welcome{}, Assign{},
+                                     ViewInstalled{}, GroupReady{}, LossNotice{}, Stop{}});
   }
   for (int i = 0; i <= static_cast<int>(OnLoss::Abort); ++i) {
     membership::DurableState state;
@@ -47,7 +47,8 @@ TEST(Codec, EveryEnumeratorComesBack) {
 }
 
 TEST(Codec, AnyAlignmentWillDo) {
-  const RankMessage message = Entered{.epoch = Epoch(3), .bytes_from = {{Rank(1), 10}}, .heal_ns = 99};
+  const RankMessage message =
+      Entered{.epoch = Epoch(3), .bytes_from = {{Rank(1), 10}}, .heal_ns = 99};
   const Bytes bytes = encode(message).value();
   for (std::size_t shift = 0; shift < 16; ++shift) {
     Bytes shifted(shift);
@@ -72,12 +73,14 @@ TEST(Codec, LimitsAreKeptOnBothSides) {
   expect_round_trips<membership::DurableState>({{.view = view}});
   view.seats.assign(140'000, Incarnation(1));
   EXPECT_EQ(encode(membership::DurableState{.view = view}).error().code(), Code::ResourceExhausted);
-  EXPECT_EQ(decode<RankMessage>(Bytes(kMessageBytesMax + 1)).error().code(), Code::ResourceExhausted);
+  EXPECT_EQ(decode<RankMessage>(Bytes(kMessageBytesMax + 1)).error().code(),
+            Code::ResourceExhausted);
   EXPECT_EQ(decode<RankMessage>(Bytes()).error().code(), Code::InvalidArgument);
   EXPECT_EQ(decode<RankMessage>(Bytes(7)).error().code(), Code::InvalidArgument);
 }
 
-Bytes finish(flatbuffers::FlatBufferBuilder& builder, flatbuffers::Offset<wire::RankEnvelope> root) {
+Bytes finish(flatbuffers::FlatBufferBuilder& builder,
+             flatbuffers::Offset<wire::RankEnvelope> root) {
   builder.Finish(root, "RGRA");
   const auto* const begin = reinterpret_cast<const std::byte*>(builder.GetBufferPointer());
   return Bytes(begin, begin + builder.GetSize());
@@ -85,46 +88,51 @@ Bytes finish(flatbuffers::FlatBufferBuilder& builder, flatbuffers::Offset<wire::
 
 TEST(Codec, OtherProtocolsAndUnknownKindsSayWhatToDo) {
   flatbuffers::FlatBufferBuilder newer;
-  const Bytes other_version = finish(
-      newer, wire::CreateRankEnvelope(newer, kProtocolVersion + 1, wire::RankBody::Detach,
-                                      wire::CreateDetach(newer).Union()));
+  const Bytes other_version =
+      finish(newer, wire::CreateRankEnvelope(newer, kProtocolVersion + 1, wire::RankBody::Detach,
+                                             wire::CreateDetach(newer).Union()));
   const Status refused = decode<RankMessage>(other_version).error();
   EXPECT_EQ(refused.code(), Code::Unsupported);
   EXPECT_THAT(std::string(refused.text()), testing::HasSubstr("use one version of regroup"));
 
   for (const int kind : {0, static_cast<int>(wire::RankBody::MAX) + 1, 255}) {
     flatbuffers::FlatBufferBuilder builder;
-    const Bytes unknown = finish(
-        builder, wire::CreateRankEnvelope(builder, kProtocolVersion, static_cast<wire::RankBody>(kind),
-                                          wire::CreateDetach(builder).Union()));
+    const Bytes unknown =
+        finish(builder, wire::CreateRankEnvelope(builder, kProtocolVersion,
+                                                 static_cast<wire::RankBody>(kind),
+                                                 wire::CreateDetach(builder).Union()));
     const Status status = decode<RankMessage>(unknown).error();
     EXPECT_FALSE(status) << kind;
-    EXPECT_TRUE(status.code() == Code::Unsupported || status.code() == Code::InvalidArgument) << status.to_string();
+    EXPECT_TRUE(status.code() == Code::Unsupported || status.code() == Code::InvalidArgument)
+        << status.to_string();
   }
 }
 
 TEST(Codec, NumbersBeyondTheEnumAreRefused) {
   flatbuffers::FlatBufferBuilder builder;
   const auto body = wire::CreateRefused(builder, 12, builder.CreateString("x"));
-  builder.Finish(wire::CreateAgentToRankEnvelope(builder, kProtocolVersion, wire::AgentToRankBody::Refused,
-                                                 body.Union()), "RGAR");
-  const std::span<const std::byte> bytes(reinterpret_cast<const std::byte*>(builder.GetBufferPointer()),
-                                         builder.GetSize());
+  builder.Finish(wire::CreateAgentToRankEnvelope(builder, kProtocolVersion,
+                                                 wire::AgentToRankBody::Refused, body.Union()),
+                 "RGAR");
+  const std::span<const std::byte> bytes(
+      reinterpret_cast<const std::byte*>(builder.GetBufferPointer()), builder.GetSize());
   const Status status = decode<AgentToRank>(bytes).error();
   EXPECT_EQ(status.code(), Code::InvalidArgument);
   EXPECT_THAT(std::string(status.text()), testing::HasSubstr("12 is no error code"));
 }
 
-// Valid bytes may name one text a hundred thousand times; what comes out must stay small all the same.
+// Valid bytes may name one text a hundred thousand times; what comes out must stay small all the
+// same.
 TEST(Codec, RepeatedReferencesDoNotMultiplyMemory) {
   flatbuffers::FlatBufferBuilder builder;
   const auto text = builder.CreateString(std::string(200'000, 'x'));
   const std::vector<flatbuffers::Offset<flatbuffers::String>> many(100'000, text);
   const auto body = wire::CreateAssign(builder, 1, builder.CreateVector(many));
-  builder.Finish(wire::CreateAgentToRankEnvelope(builder, kProtocolVersion, wire::AgentToRankBody::Assign,
-                                                 body.Union()), "RGAR");
-  const std::span<const std::byte> bytes(reinterpret_cast<const std::byte*>(builder.GetBufferPointer()),
-                                         builder.GetSize());
+  builder.Finish(wire::CreateAgentToRankEnvelope(builder, kProtocolVersion,
+                                                 wire::AgentToRankBody::Assign, body.Union()),
+                 "RGAR");
+  const std::span<const std::byte> bytes(
+      reinterpret_cast<const std::byte*>(builder.GetBufferPointer()), builder.GetSize());
   ASSERT_LE(bytes.size(), kMessageBytesMax);
   const Status status = decode<AgentToRank>(bytes).error();
   EXPECT_EQ(status.code(), Code::InvalidArgument);

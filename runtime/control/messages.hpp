@@ -1,5 +1,5 @@
-/// What an agent and one of its ranks say to each other over the inherited socket pair (SOCK_SEQPACKET).
-/// Descriptors travel beside the message in the order that each struct states.
+/// What an agent and one of its ranks say to each other over the inherited socket pair
+/// (SOCK_SEQPACKET). Descriptors travel beside the message in the order that each struct states.
 #pragma once
 
 #include <cstdint>
@@ -17,39 +17,73 @@ namespace regroup::control {
 
 inline constexpr std::uint32_t kProtocolVersion = 1;
 
-// ---- rank -> agent ------------------------------------------------------------------------------------------------
+// ---- rank -> agent ----
 
 /// First message of an attaching process. Descriptors: none.
-struct Hello { std::uint32_t protocol = kProtocolVersion; std::int32_t pid = 0; std::string build;
-  bool operator==(const Hello&) const = default; };
+struct Hello {
+  std::uint32_t protocol = kProtocolVersion;
+  std::int32_t pid = 0;
+  std::string build;
+  bool operator==(const Hello&) const = default;
+};
 /// The engine thread holds the death beacon (robust futex in the beacon page) now.
-struct BeaconHeld { bool operator==(const BeaconHeld&) const = default; };
-/// Wants the arena of a group for this epoch; seats in group-rank order. The answer is GroupReady (or a newer view).
-struct AttachGroup { Epoch epoch; std::string name; std::vector<Rank> seats; bool operator==(const AttachGroup&) const = default; };
-/// Memory that outlives this process: descriptor 0 = memfd. `what` = "mirror" (volatile state) or "prologue" (record
-/// of the prologue's collectives). The agent hands the newest of each to this seat's next incarnation.
-struct KeepMemory { std::string what; std::uint64_t bytes = 0; bool operator==(const KeepMemory&) const = default; };
-/// This member entered the epoch: it holds the state. bytes_from: what a newcomer got from each donor.
+struct BeaconHeld {
+  bool operator==(const BeaconHeld&) const = default;
+};
+/// Wants the arena of a group for this epoch; seats in group-rank order. The answer is GroupReady
+/// (or a newer view).
+struct AttachGroup {
+  Epoch epoch;
+  std::string name;
+  std::vector<Rank> seats;
+  bool operator==(const AttachGroup&) const = default;
+};
+/// Memory that outlives this process: descriptor 0 = memfd. `what` = "mirror" (volatile state) or
+/// "prologue" (record of the prologue's collectives). The agent hands the newest of each to this
+/// seat's next incarnation.
+struct KeepMemory {
+  std::string what;
+  std::uint64_t bytes = 0;
+  bool operator==(const KeepMemory&) const = default;
+};
+/// This member entered the epoch: it holds the state. bytes_from: what a newcomer got from each
+/// donor.
 struct Entered {
   Epoch epoch;
-  struct Bytes { Rank donor; std::uint64_t bytes = 0; bool operator==(const Bytes&) const = default; };
+  struct Bytes {
+    Rank donor;
+    std::uint64_t bytes = 0;
+    bool operator==(const Bytes&) const = default;
+  };
   std::vector<Bytes> bytes_from;
   std::uint64_t heal_ns = 0;
   bool operator==(const Entered&) const = default;
 };
-/// This rank wedged its own words (its deadline passed, or the arena is damaged): the epoch must end, though nobody is
-/// lost. Descriptors: none.
-struct EndEpoch { Epoch epoch; std::string why; bool operator==(const EndEpoch&) const = default; };
+/// This rank wedged its own words (its deadline passed, or the arena is damaged): the epoch must
+/// end, though nobody is lost. Descriptors: none.
+struct EndEpoch {
+  Epoch epoch;
+  std::string why;
+  bool operator==(const EndEpoch&) const = default;
+};
 /// The program is done with the job (Job destroyed in order).
-struct Detach { bool operator==(const Detach&) const = default; };
+struct Detach {
+  bool operator==(const Detach&) const = default;
+};
 /// The program cannot go on and says why; the agent makes it the first cause.
-struct Fault { std::int32_t code = 0; std::string text; bool operator==(const Fault&) const = default; };
+struct Fault {
+  std::int32_t code = 0;
+  std::string text;
+  bool operator==(const Fault&) const = default;
+};
 
-using RankMessage = std::variant<Hello, BeaconHeld, AttachGroup, KeepMemory, Entered, Detach, Fault, EndEpoch>;
+using RankMessage =
+    std::variant<Hello, BeaconHeld, AttachGroup, KeepMemory, Entered, Detach, Fault, EndEpoch>;
 
-// ---- agent -> rank ------------------------------------------------------------------------------------------------
+// ---- agent -> rank ----
 
-/// Answer to Hello. seat none: parked as a spare until Assign. Descriptor 0 = beacon page (metrics/beacon_page.hpp).
+/// Answer to Hello. seat none: parked as a spare until Assign. Descriptor 0 = beacon page
+/// (metrics/beacon_page.hpp).
 struct Welcome {
   Incarnation incarnation;
   std::optional<Rank> seat;
@@ -58,30 +92,60 @@ struct Welcome {
   std::string job;
   std::uint32_t ranks_on_host = 0;
   bool replacement = false;
-  std::uint32_t life = 0;   ///< how many lives this seat had before (0: the first)
+  std::uint32_t life = 0;  ///< how many lives this seat had before (0: the first)
   bool operator==(const Welcome&) const = default;
 };
-/// A spare takes this seat. Descriptors: per entry of `kept` one memfd ("mirror", "prologue") of the predecessor.
-/// Sent to a cold-started replacement too, right after Welcome.
-struct Assign { Rank seat; std::vector<std::string> kept; std::uint32_t life = 0; bool operator==(const Assign&) const = default; };
-/// This view is current. Descriptors: one arena per entry of `groups` (the world, group 0, first), in that order.
+/// A spare takes this seat. Descriptors: per entry of `kept` one memfd ("mirror", "prologue") of
+/// the predecessor. Sent to a cold-started replacement too, right after Welcome.
+struct Assign {
+  Rank seat;
+  std::vector<std::string> kept;
+  std::uint32_t life = 0;
+  bool operator==(const Assign&) const = default;
+};
+/// This view is current. Descriptors: one arena per entry of `groups` (the world, group 0, first),
+/// in that order.
 struct ViewInstalled {
   membership::View view;
-  struct Group { std::uint32_t id = 0; std::string name; std::vector<Rank> seats; std::uint64_t arena_bytes = 0;
-    bool operator==(const Group&) const = default; };
+  struct Group {
+    std::uint32_t id = 0;
+    std::string name;
+    std::vector<Rank> seats;
+    std::uint64_t arena_bytes = 0;
+    bool operator==(const Group&) const = default;
+  };
   std::vector<Group> groups;
-  std::string cause;   ///< why the epoch before ended: "rank 2 (incarnation 3) lost: killed by SIGKILL"
+  /// Why the epoch before ended: "rank 2 (incarnation 3) lost: killed by SIGKILL".
+  std::string cause;
   bool operator==(const ViewInstalled&) const = default;
 };
 /// Answer to AttachGroup. Descriptor 0 = the group's arena.
-struct GroupReady { Epoch epoch; ViewInstalled::Group group; bool operator==(const GroupReady&) const = default; };
+struct GroupReady {
+  Epoch epoch;
+  ViewInstalled::Group group;
+  bool operator==(const GroupReady&) const = default;
+};
 /// The words of this epoch are wedged on this host: who was lost and by which evidence.
-struct LossNotice { Epoch epoch; std::vector<Member> lost; std::string text; bool operator==(const LossNotice&) const = default; };
+struct LossNotice {
+  Epoch epoch;
+  std::vector<Member> lost;
+  std::string text;
+  bool operator==(const LossNotice&) const = default;
+};
 /// The job is ending: blocked calls return Cancelled with this text; a parked spare exits with 0.
-struct Stop { std::int32_t exit_code = 0; std::string reason; bool operator==(const Stop&) const = default; };
+struct Stop {
+  std::int32_t exit_code = 0;
+  std::string reason;
+  bool operator==(const Stop&) const = default;
+};
 /// A request cannot be served (memory or descriptors for segments not to be had, ...).
-struct Refused { Code code = Code::Internal; std::string text; bool operator==(const Refused&) const = default; };
+struct Refused {
+  Code code = Code::Internal;
+  std::string text;
+  bool operator==(const Refused&) const = default;
+};
 
-using AgentToRank = std::variant<Welcome, Assign, ViewInstalled, GroupReady, LossNotice, Stop, Refused>;
+using AgentToRank =
+    std::variant<Welcome, Assign, ViewInstalled, GroupReady, LossNotice, Stop, Refused>;
 
 }  // namespace regroup::control

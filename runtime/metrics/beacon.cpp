@@ -24,8 +24,11 @@ constexpr auto kTidMask = static_cast<std::uint32_t>(FUTEX_TID_MASK);
 constexpr auto kOwnerDied = static_cast<std::uint32_t>(FUTEX_OWNER_DIED);
 constexpr auto kWaiters = static_cast<std::uint32_t>(FUTEX_WAITERS);
 
-// glibc's mutex begins with its futex word: owner's thread id, owner-died bit, waiters bit (kernel's robust futex ABI).
-std::atomic_ref<int> lock_word(BeaconPage& page) { return std::atomic_ref<int>(page.beacon.mutex.__data.__lock); }
+// glibc's mutex begins with its futex word: owner's thread id, owner-died bit, waiters bit
+// (kernel's robust futex ABI).
+std::atomic_ref<int> lock_word(BeaconPage& page) {
+  return std::atomic_ref<int>(page.beacon.mutex.__data.__lock);
+}
 std::uint32_t read_lock(BeaconPage& page) {
   return static_cast<std::uint32_t>(lock_word(page).load(std::memory_order_acquire));
 }
@@ -39,7 +42,8 @@ BeaconState read_state(const BeaconPage& page) {
 }
 
 timespec absolute(nanoseconds from_now) {
-  const std::uint64_t at = monotonic_ns() + static_cast<std::uint64_t>(std::max(from_now, nanoseconds(0)).count());
+  const std::uint64_t at =
+      monotonic_ns() + static_cast<std::uint64_t>(std::max(from_now, nanoseconds(0)).count());
   return {static_cast<time_t>(at / 1'000'000'000U), static_cast<long>(at % 1'000'000'000U)};
 }
 
@@ -55,7 +59,8 @@ futex_waitv waiter(const void* word, std::uint32_t value) {
 
 Result<BeaconHolder> BeaconHolder::hold(BeaconPage& page) {
   if (read_state(page) != BeaconState::NeverHeld) {
-    return Status(Code::FailedPrecondition, "this beacon page was held before: each process needs a page of its own");
+    return Status(Code::FailedPrecondition,
+                  "this beacon page was held before: each process needs a page of its own");
   }
   if (const int error = pthread_mutex_trylock(&page.beacon.mutex); error != 0) {
     return Status(Code::FailedPrecondition,
@@ -63,20 +68,24 @@ Result<BeaconHolder> BeaconHolder::hold(BeaconPage& page) {
                               std::strerror(error)));  // NOLINT(concurrency-mt-unsafe)
   }
   page.beacon.pid.store(::getpid(), std::memory_order_relaxed);
-  page.beacon.thread.store(static_cast<std::int32_t>(::syscall(SYS_gettid)), std::memory_order_relaxed);
+  page.beacon.thread.store(static_cast<std::int32_t>(::syscall(SYS_gettid)),
+                           std::memory_order_relaxed);
   page.beacon.state.store(static_cast<std::uint32_t>(BeaconState::Held), std::memory_order_release);
   ::syscall(SYS_futex, &page.beacon.state, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
   return BeaconHolder(&page);
 }
 
-BeaconHolder::BeaconHolder(BeaconHolder&& other) noexcept : page_(std::exchange(other.page_, nullptr)) {}
+BeaconHolder::BeaconHolder(BeaconHolder&& other) noexcept
+    : page_(std::exchange(other.page_, nullptr)) {}
 
 BeaconHolder::~BeaconHolder() {
   if (page_ == nullptr) return;
-  // A forked child has a copy of this object, but not the thread: what it does must not release the parent's beacon.
+  // A forked child has a copy of this object, but not the thread: what it does must not release the
+  // parent's beacon.
   const auto thread = static_cast<std::int32_t>(::syscall(SYS_gettid));
   if (page_->beacon.thread.load(std::memory_order_relaxed) != thread) return;
-  page_->beacon.state.store(static_cast<std::uint32_t>(BeaconState::Released), std::memory_order_release);
+  page_->beacon.state.store(static_cast<std::uint32_t>(BeaconState::Released),
+                            std::memory_order_release);
   pthread_mutex_unlock(&page_->beacon.mutex);
 }
 
@@ -122,7 +131,8 @@ std::vector<BeaconWatch::Report> BeaconWatch::collect() {
 
 void BeaconWatch::block(nanoseconds timeout, std::uint32_t kicks_seen) {
   std::array<futex_waitv, kWaitedAtOnceMax + 1> entries;
-  std::vector<std::shared_ptr<const PageMapping>> pinned;  // remove() must not unmap what the kernel looks at
+  std::vector<std::shared_ptr<const PageMapping>>
+      pinned;  // remove() must not unmap what the kernel looks at
   entries[0] = waiter(&kicks_, kicks_seen);
   bool all_waited = use_waitv_;
   {
@@ -136,30 +146,36 @@ void BeaconWatch::block(nanoseconds timeout, std::uint32_t kicks_seen) {
         break;
       }
       if ((static_cast<std::uint32_t>(seen) & kTidMask) == 0) {
-        // Nobody's yet: hold() wakes this word. Anything else without an owner was just released, or is damaged.
+        // Nobody's yet: hold() wakes this word. Anything else without an owner was just released,
+        // or is damaged.
         if (read_state(page) != BeaconState::NeverHeld) {
           all_waited = false;
           continue;
         }
         pinned.push_back(watched.page);
-        entries[pinned.size()] = waiter(&page.beacon.state, static_cast<std::uint32_t>(BeaconState::NeverHeld));
+        entries[pinned.size()] =
+            waiter(&page.beacon.state, static_cast<std::uint32_t>(BeaconState::NeverHeld));
         continue;
       }
       // The kernel wakes a waiter at the owner's death only if this bit asks for it.
       const int wanted = static_cast<int>(static_cast<std::uint32_t>(seen) | kWaiters);
       if (!lock_word(page).compare_exchange_strong(seen, wanted, std::memory_order_acq_rel)) return;
       pinned.push_back(watched.page);
-      entries[pinned.size()] = waiter(&page.beacon.mutex.__data.__lock, static_cast<std::uint32_t>(wanted));
+      entries[pinned.size()] =
+          waiter(&page.beacon.mutex.__data.__lock, static_cast<std::uint32_t>(wanted));
     }
   }
-  const timespec until = absolute(all_waited ? timeout : std::min<nanoseconds>(timeout, kPollInterval));
+  const timespec until =
+      absolute(all_waited ? timeout : std::min<nanoseconds>(timeout, kPollInterval));
   if (use_waitv_) {
-    const long rc = ::syscall(SYS_futex_waitv, entries.data(), pinned.size() + 1, 0, &until, CLOCK_MONOTONIC);
+    const long rc =
+        ::syscall(SYS_futex_waitv, entries.data(), pinned.size() + 1, 0, &until, CLOCK_MONOTONIC);
     if (rc >= 0 || errno == EAGAIN || errno == EINTR || errno == ETIMEDOUT) return;
     use_waitv_ = false;  // kernel before 5.16, or a filter that does not know the call
     return;
   }
-  ::syscall(SYS_futex, &kicks_, FUTEX_WAIT_BITSET, kicks_seen, &until, nullptr, FUTEX_BITSET_MATCH_ANY);
+  ::syscall(SYS_futex, &kicks_, FUTEX_WAIT_BITSET, kicks_seen, &until, nullptr,
+            FUTEX_BITSET_MATCH_ANY);
 }
 
 std::vector<BeaconWatch::Report> BeaconWatch::wait(nanoseconds timeout) {

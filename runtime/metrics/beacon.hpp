@@ -1,7 +1,9 @@
-/// The death beacon: how an agent learns within milliseconds that a process died, whatever its size.
+/// The death beacon: how an agent learns within milliseconds that a process died, whatever its
+/// size.
 ///
-/// The engine thread holds a robust mutex in the beacon page. When that thread ends in any way (kill, crash, exit,
-/// exec), the kernel marks the mutex's futex word and wakes whoever waits on it before it tears the memory down.
+/// The engine thread holds a robust mutex in the beacon page. When that thread ends in any way
+/// (kill, crash, exit, exec), the kernel marks the mutex's futex word and wakes whoever waits on it
+/// before it tears the memory down.
 #pragma once
 
 #include <chrono>
@@ -15,13 +17,14 @@
 namespace regroup::metrics {
 
 /// Process side. Exists as long as the beacon is held.
-/// Thread safety: hold(), the destructor and every move belong to the engine thread: the thread that holds is the one
-/// whose end is noticed.
+/// Thread safety: hold(), the destructor and every move belong to the engine thread: the thread
+/// that holds is the one whose end is noticed.
 class BeaconHolder {
  public:
   /// Takes the beacon for the calling thread. Never blocks.
   /// Memory: the page stays mapped until this object is gone.
-  /// Errors: FailedPrecondition when another thread or process holds, or once held, this page's beacon.
+  /// Errors: FailedPrecondition when another thread or process holds, or once held, this page's
+  /// beacon.
   static Result<BeaconHolder> hold(BeaconPage& page);
 
   BeaconHolder(BeaconHolder&& other) noexcept;
@@ -35,7 +38,8 @@ class BeaconHolder {
 };
 
 enum class BeaconEvent : std::uint8_t {
-  Died,      ///< the engine thread ended while it held the beacon: proof of death of the process or of its engine
+  Died,  ///< the engine thread ended while it held the beacon: proof of death of the process or of
+         ///< its engine
   Released,  ///< given back in order
 };
 
@@ -49,7 +53,8 @@ class BeaconWatch {
     BeaconEvent event = BeaconEvent::Died;
     bool operator==(const Report&) const = default;
   };
-  /// Pages that one futex_waitv call can take; beyond it, all pages are looked at every kPollInterval instead.
+  /// Pages that one futex_waitv call can take; beyond it, all pages are looked at every
+  /// kPollInterval instead.
   static constexpr std::size_t kWaitedAtOnceMax = 126;
   static constexpr std::chrono::milliseconds kPollInterval{1};
 
@@ -57,16 +62,16 @@ class BeaconWatch {
   /// For tests: without futex_waitv, as on kernels before 5.16.
   explicit BeaconWatch(bool use_waitv) : use_waitv_(use_waitv) {}
 
-  /// Watches one more page; a wait in progress takes it up at once. A page that is not held yet is watched from the
-  /// moment it is. Each page is reported at most once, then forgotten.
+  /// Watches one more page; a wait in progress takes it up at once. A page that is not held yet is
+  /// watched from the moment it is. Each page is reported at most once, then forgotten.
   void add(Id id, std::shared_ptr<const PageMapping> page);
   /// Forgets a page; it may be reported by a wait() that is in progress.
   void remove(Id id);
   /// Lets a wait in progress (or the next one) return.
   void wake();
 
-  /// Blocks until beacons died or were released, wake() was called or `timeout` passed; the last two return what
-  /// there is, mostly nothing.
+  /// Blocks until beacons died or were released, wake() was called or `timeout` passed; the last
+  /// two return what there is, mostly nothing.
   [[nodiscard]] std::vector<Report> wait(nanoseconds timeout);
 
  private:
@@ -79,7 +84,7 @@ class BeaconWatch {
 
   std::mutex mutex_;
   std::vector<Watched> pages_;
-  Word32 kicks_{0};          ///< grows with each change of the set and each wake()
+  Word32 kicks_{0};  ///< grows with each change of the set and each wake()
   Word32 wakes_{0};
   std::uint32_t wakes_seen_ = 0;
   bool use_waitv_;

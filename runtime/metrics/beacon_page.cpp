@@ -20,20 +20,22 @@ namespace {
 
 constexpr std::size_t kFilePage = 4096;
 constexpr std::size_t kPageBytes = (sizeof(BeaconPage) + kFilePage - 1) / kFilePage * kFilePage;
-constexpr int kReadTries = 64;  // a writer needs some ten stores: more tries mean that it died in between
+constexpr int kReadTries =
+    64;  // a writer needs some ten stores: more tries mean that it died in between
 
 constexpr std::array<std::string_view, kCategories> kCategoryNames = {
-    "init.launch",        "init.rendezvous", "init.connect", "compute",       "comm.exposed", "straggler.wait",
-    "fail.detect",        "fail.reform",     "fail.replace_wait", "fail.heal", "fail.replay", "ckpt.blocking",
-    "degraded",           "drain",           "spare",        "unknown"};
+    "init.launch",       "init.rendezvous", "init.connect", "compute",
+    "comm.exposed",      "straggler.wait",  "fail.detect",  "fail.reform",
+    "fail.replace_wait", "fail.heal",       "fail.replay",  "ckpt.blocking",
+    "degraded",          "drain",           "spare",        "unknown"};
 constexpr std::array<std::string_view, kOperations> kOperationNames = {
     "none", "all_reduce", "reduce", "broadcast", "all_gather", "reduce_scatter", "barrier",
     "send", "recv",       "split",  "stabilize", "commit",     "heal",           "attach"};
 constexpr std::array<std::string_view, kPhases> kPhaseNames = {
     "idle",       "copy_in",        "publish", "await_others", "reduce", "copy_out",
     "await_exit", "await_decision", "flush",   "transfer",     "verify"};
-constexpr std::array<std::string_view, kOutcomes> kOutcomeNames = {"running", "done", "handed_over", "revoked",
-                                                                   "failed"};
+constexpr std::array<std::string_view, kOutcomes> kOutcomeNames = {"running", "done", "handed_over",
+                                                                   "revoked", "failed"};
 
 template <std::size_t N>
 std::string_view lookup(const std::array<std::string_view, N>& names, std::size_t index) {
@@ -50,7 +52,8 @@ std::string reason(int error) { return std::strerror(error); }  // NOLINT(concur
 Result<BeaconPage*> map_bytes(int fd) {
   void* const at = ::mmap(nullptr, kPageBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (at == MAP_FAILED) {
-    return Status(Code::ResourceExhausted, fmt::format("cannot map the beacon page: {}", reason(errno)));
+    return Status(Code::ResourceExhausted,
+                  fmt::format("cannot map the beacon page: {}", reason(errno)));
   }
   return static_cast<BeaconPage*>(at);
 }
@@ -63,7 +66,8 @@ Status init_mutex(pthread_mutex_t& mutex) {
   const int error = pthread_mutex_init(&mutex, &attributes);
   pthread_mutexattr_destroy(&attributes);
   if (error == 0) return {};
-  return Status(Code::Unsupported, fmt::format("no robust process-shared mutex here: {}", reason(error)));
+  return Status(Code::Unsupported,
+                fmt::format("no robust process-shared mutex here: {}", reason(error)));
 }
 
 constexpr auto kRelaxed = std::memory_order_relaxed;
@@ -76,7 +80,8 @@ std::uint64_t open_turn(Word64& turn) {
   return even;
 }
 
-// The reader half: calls `read` until it ran within one even turn; after kReadTries takes what there is.
+// The reader half: calls `read` until it ran within one even turn; after kReadTries takes what
+// there is.
 template <class Read>
 void read_turn(const Word64& turn, Read read) {
   for (int i = 0; i < kReadTries; ++i) {
@@ -89,15 +94,22 @@ void read_turn(const Word64& turn, Read read) {
 
 }  // namespace
 
-std::string_view name(Category category) { return lookup(kCategoryNames, static_cast<std::size_t>(category)); }
-std::string_view name(Operation operation) { return lookup(kOperationNames, static_cast<std::size_t>(operation)); }
+std::string_view name(Category category) {
+  return lookup(kCategoryNames, static_cast<std::size_t>(category));
+}
+std::string_view name(Operation operation) {
+  return lookup(kOperationNames, static_cast<std::size_t>(operation));
+}
 std::string_view name(Phase phase) { return lookup(kPhaseNames, static_cast<std::size_t>(phase)); }
-std::string_view name(Outcome outcome) { return lookup(kOutcomeNames, static_cast<std::size_t>(outcome)); }
+std::string_view name(Outcome outcome) {
+  return lookup(kOutcomeNames, static_cast<std::size_t>(outcome));
+}
 
 std::uint64_t monotonic_ns() {
   timespec now{};
   ::clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000U + static_cast<std::uint64_t>(now.tv_nsec);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000U +
+         static_cast<std::uint64_t>(now.tv_nsec);
 }
 
 Result<PageMapping> PageMapping::create(Incarnation incarnation) {
@@ -107,7 +119,8 @@ Result<PageMapping> PageMapping::create(Incarnation incarnation) {
                   fmt::format("cannot make a beacon page: {}; see ulimit -n", reason(errno)));
   }
   if (const int error = ::posix_fallocate(fd.get(), 0, kPageBytes); error != 0) {
-    return Status(Code::ResourceExhausted, fmt::format("no memory for a beacon page: {}", reason(error)));
+    return Status(Code::ResourceExhausted,
+                  fmt::format("no memory for a beacon page: {}", reason(error)));
   }
   if (::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
     return Status(Code::Internal, fmt::format("cannot seal the beacon page: {}", reason(errno)));
@@ -127,20 +140,22 @@ Result<PageMapping> PageMapping::create(Incarnation incarnation) {
 Result<PageMapping> PageMapping::map(int fd) {
   struct stat info {};
   if (::fstat(fd, &info) != 0 || static_cast<std::size_t>(info.st_size) != kPageBytes) {
-    return Status(Code::InvalidArgument,
-                  fmt::format("descriptor {} is no beacon page of {} bytes; do agent and program use the same version?",
-                              fd, kPageBytes));
+    return Status(Code::InvalidArgument, fmt::format("descriptor {} is no beacon page of {} bytes; "
+                                                     "do agent and program use the same version?",
+                                                     fd, kPageBytes));
   }
   Result<BeaconPage*> at = map_bytes(fd);
   if (!at) return at.error();
   PageMapping mapping(*at, base::Fd());
   const BeaconPage& page = mapping.page();
   if (page.magic != kPageMagic) {
-    return Status(Code::InvalidArgument, fmt::format("descriptor {} is no beacon page: wrong first bytes", fd));
+    return Status(Code::InvalidArgument,
+                  fmt::format("descriptor {} is no beacon page: wrong first bytes", fd));
   }
   if (page.version != kPageVersion || page.page_bytes != kPageBytes) {
     return Status(Code::Unsupported,
-                  fmt::format("the agent's beacon page has version {} and {} bytes, this program's has {} and {}; use "
+                  fmt::format("the agent's beacon page has version {} and {} bytes, this program's "
+                              "has {} and {}; use "
                               "the same version of regroup for both",
                               page.version, page.page_bytes, kPageVersion, kPageBytes));
   }
@@ -178,7 +193,8 @@ void begin_operation(BeaconPage& page, const Doing& doing) {
   activity.turn.store(done, std::memory_order_release);
 }
 
-void end_operation(BeaconPage& page, Outcome outcome, std::uint64_t now_ns, std::uint64_t straggler_ns) {
+void end_operation(BeaconPage& page, Outcome outcome, std::uint64_t now_ns,
+                   std::uint64_t straggler_ns) {
   BeaconPage::Activity& activity = page.activity;
   const std::uint64_t number = page.flight_next.load(kRelaxed);
   BeaconPage::FlightRecord& record = page.flight[number % kFlightRecords];
@@ -192,7 +208,8 @@ void end_operation(BeaconPage& page, Outcome outcome, std::uint64_t now_ns, std:
   record.bytes.store(activity.bytes.load(kRelaxed), kRelaxed);
   record.group.store(activity.group.load(kRelaxed), kRelaxed);
   const std::uint32_t operation = activity.operation.load(kRelaxed);
-  const auto attempt = static_cast<std::uint32_t>(std::min<std::uint64_t>(activity.attempt.load(kRelaxed), 0xFFFF));
+  const auto attempt =
+      static_cast<std::uint32_t>(std::min<std::uint64_t>(activity.attempt.load(kRelaxed), 0xFFFF));
   record.code.store(operation | static_cast<std::uint32_t>(outcome) << 8 | attempt << 16, kRelaxed);
   record.turn.store(number + 1, std::memory_order_release);
   page.flight_next.store(number + 1, std::memory_order_release);
@@ -239,8 +256,8 @@ std::string describe(const Doing& doing) {
     return fmt::format("in the program's own code, last seen in step {}", doing.step);
   }
   return fmt::format("in {} seq {} of step {} (attempt {}, epoch {}, group {}, {} bytes), phase {}",
-                     name(doing.operation), doing.sequence, doing.step, doing.attempt, doing.epoch, doing.group,
-                     doing.bytes, name(doing.phase));
+                     name(doing.operation), doing.sequence, doing.step, doing.attempt, doing.epoch,
+                     doing.group, doing.bytes, name(doing.phase));
 }
 
 std::string read_error(const BeaconPage& page) {
@@ -259,7 +276,8 @@ std::vector<Flight> read_flight(const BeaconPage& page) {
   const std::uint64_t next = page.flight_next.load(std::memory_order_acquire);
   const std::uint64_t first = next > kFlightRecords ? next - kFlightRecords : 0;
   std::vector<Flight> flights;
-  // `next` comes from memory that the process writes: the loop is bounded by the ring, never by it alone.
+  // `next` comes from memory that the process writes: the loop is bounded by the ring, never by it
+  // alone.
   for (std::uint64_t number = first; number < next && flights.size() < kFlightRecords; ++number) {
     const BeaconPage::FlightRecord& record = page.flight[number % kFlightRecords];
     if (record.turn.load(std::memory_order_acquire) != number + 1) continue;

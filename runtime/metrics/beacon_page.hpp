@@ -1,8 +1,10 @@
-/// The beacon page: what one process tells its agent without being asked, in memory that outlives it.
+/// The beacon page: what one process tells its agent without being asked, in memory that outlives
+/// it.
 ///
-/// One sealed memfd per process, made by the agent and mapped by both. The process holds the death beacon in it and
-/// writes what it is doing, its time ledger, its last error and its flight record; the agent reads all of that after
-/// a SIGKILL too. A process can damage its own page only: the agent copies, checks and bounds whatever it reads.
+/// One sealed memfd per process, made by the agent and mapped by both. The process holds the death
+/// beacon in it and writes what it is doing, its time ledger, its last error and its flight record;
+/// the agent reads all of that after a SIGKILL too. A process can damage its own page only: the
+/// agent copies, checks and bounds whatever it reads.
 #pragma once
 
 #include <pthread.h>
@@ -29,7 +31,8 @@ inline constexpr std::uint32_t kPageVersion = 1;
 inline constexpr std::size_t kErrorTextBytesMax = 1024;
 inline constexpr std::size_t kFlightRecords = 1024;
 
-/// The categories of the time ledger; a rank is in exactly one at any instant. name() gives the report's words.
+/// The categories of the time ledger; a rank is in exactly one at any instant. name() gives the
+/// report's words.
 enum class Category : std::uint8_t {
   Launch,         ///< init.launch: started, not yet attached
   Rendezvous,     ///< init.rendezvous: attached, first view awaited
@@ -52,18 +55,41 @@ inline constexpr std::size_t kCategories = 16;
 
 /// What a process is in the middle of.
 enum class Operation : std::uint8_t {
-  None, AllReduce, Reduce, Broadcast, AllGather, ReduceScatter, Barrier, Send, Recv, Split, Stabilize, Commit, Heal,
+  None,
+  AllReduce,
+  Reduce,
+  Broadcast,
+  AllGather,
+  ReduceScatter,
+  Barrier,
+  Send,
+  Recv,
+  Split,
+  Stabilize,
+  Commit,
+  Heal,
   Attach,
 };
 inline constexpr std::size_t kOperations = 14;
 enum class Phase : std::uint8_t {
-  Idle, CopyIn, Publish, AwaitOthers, Reduce, CopyOut, AwaitExit, AwaitDecision, Flush, Transfer, Verify,
+  Idle,
+  CopyIn,
+  Publish,
+  AwaitOthers,
+  Reduce,
+  CopyOut,
+  AwaitExit,
+  AwaitDecision,
+  Flush,
+  Transfer,
+  Verify,
 };
 inline constexpr std::size_t kPhases = 11;
 enum class Outcome : std::uint8_t { Running, Done, HandedOver, Revoked, Failed };
 inline constexpr std::size_t kOutcomes = 5;
 
-/// Fixed words for people and for JSON; "?" for a number that is none of them. The text lives for ever.
+/// Fixed words for people and for JSON; "?" for a number that is none of them. The text lives for
+/// ever.
 [[nodiscard]] std::string_view name(Category category);
 [[nodiscard]] std::string_view name(Operation operation);
 [[nodiscard]] std::string_view name(Phase phase);
@@ -71,7 +97,8 @@ inline constexpr std::size_t kOutcomes = 5;
 
 using Word32 = std::atomic<std::uint32_t>;
 using Word64 = std::atomic<std::uint64_t>;
-static_assert(Word32::is_always_lock_free && Word64::is_always_lock_free, "shared between processes");
+static_assert(Word32::is_always_lock_free && Word64::is_always_lock_free,
+              "shared between processes");
 
 /// Who holds the beacon; see BeaconHolder and BeaconWatch in metrics/beacon.hpp.
 enum class BeaconState : std::uint32_t { NeverHeld, Held, Released };
@@ -84,8 +111,9 @@ struct BeaconPage {
   Word64 incarnation;
 
   struct alignas(128) Beacon {
-    pthread_mutex_t mutex;  ///< robust, process-shared; only the process's engine thread ever locks it
-    Word32 state;           ///< BeaconState
+    pthread_mutex_t
+        mutex;     ///< robust, process-shared; only the process's engine thread ever locks it
+    Word32 state;  ///< BeaconState
     std::atomic<std::int32_t> pid;
     std::atomic<std::int32_t> thread;  ///< of the engine thread
   } beacon;
@@ -95,12 +123,13 @@ struct BeaconPage {
     Word64 at_ns;  ///< CLOCK_MONOTONIC
   } beat;
 
-  /// Written by one thread at a time (that of the operation), under `turn`: odd while being written.
+  /// Written by one thread at a time (that of the operation), under `turn`: odd while being
+  /// written.
   struct alignas(128) Activity {
     Word64 turn;
     Word64 started_ns;
     Word64 step;
-    Word64 attempt;   ///< 1 for the first try of the step
+    Word64 attempt;  ///< 1 for the first try of the step
     Word64 sequence;
     Word64 epoch;
     Word64 bytes;
@@ -109,14 +138,16 @@ struct BeaconPage {
     std::atomic<std::uint8_t> phase;
   } activity;
 
-  /// See Ledger. The time since the last change is found by whoever reads: now - started_ns - sum of totals.
+  /// See Ledger. The time since the last change is found by whoever reads: now - started_ns - sum
+  /// of totals.
   struct alignas(128) LedgerWords {
     Word64 started_ns;
     Word64 changed_ns;
     std::atomic<std::uint8_t> category;
     std::array<Word64, kCategories> totals_ns;
-    Word64 overlapped_ns;   ///< communication in flight while the caller was not blocked; part of Compute
-    Word64 operations;      ///< completed
+    Word64 overlapped_ns;  ///< communication in flight while the caller was not blocked; part of
+                           ///< Compute
+    Word64 operations;     ///< completed
     Word64 operation_bytes;
   } ledger;
 
@@ -126,7 +157,8 @@ struct BeaconPage {
     std::array<Word64, kErrorTextBytesMax / 8> text;
   } error;
 
-  /// One finished operation: 64 bytes, one cache line. `turn` is 0 while being written, else 1 + its running number.
+  /// One finished operation: 64 bytes, one cache line. `turn` is 0 while being written, else 1 +
+  /// its running number.
   struct alignas(64) FlightRecord {
     Word64 turn;
     Word64 started_ns;
@@ -154,7 +186,8 @@ class PageMapping {
   /// Agent: makes a new page, sealed against resizing, and maps it. Errors: ResourceExhausted.
   static Result<PageMapping> create(Incarnation incarnation);
   /// Process: maps the page that came with Welcome. The descriptor may be closed
-  /// afterwards. Errors: InvalidArgument (not a page, wrong size), Unsupported (other version), ResourceExhausted.
+  /// afterwards. Errors: InvalidArgument (not a page, wrong size), Unsupported (other version),
+  /// ResourceExhausted.
   static Result<PageMapping> map(int fd);
 
   PageMapping(PageMapping&& other) noexcept;
@@ -173,7 +206,7 @@ class PageMapping {
   base::Fd fd_;
 };
 
-// ---- written by the process ---------------------------------------------------------------------------------------
+// ---- written by the process ----
 
 /// What begin_operation() publishes.
 struct Doing {
@@ -189,25 +222,27 @@ struct Doing {
   bool operator==(const Doing&) const = default;
 };
 
-/// Says what this process is about to do. A dozen plain stores; no fence, lock or system call on x86.
-/// Threads: one at a time.
+/// Says what this process is about to do. A dozen plain stores; no fence, lock or system call on
+/// x86. Threads: one at a time.
 void begin_operation(BeaconPage& page, const Doing& doing);
 /// Threads: that of begin_operation(). One plain store.
 inline void set_phase(BeaconPage& page, Phase phase) {
   page.activity.phase.store(static_cast<std::uint8_t>(phase), std::memory_order_relaxed);
 }
-/// Ends what begin_operation() began: adds it to the flight record and clears the activity (its step stays).
-void end_operation(BeaconPage& page, Outcome outcome, std::uint64_t now_ns, std::uint64_t straggler_ns = 0);
+/// Ends what begin_operation() began: adds it to the flight record and clears the activity (its
+/// step stays).
+void end_operation(BeaconPage& page, Outcome outcome, std::uint64_t now_ns,
+                   std::uint64_t straggler_ns = 0);
 /// Engine thread: proof of life.
 inline void beat(BeaconPage& page, std::uint64_t now_ns) {
   page.beat.at_ns.store(now_ns, std::memory_order_relaxed);
   page.beat.count.fetch_add(1, std::memory_order_release);
 }
-/// Keeps the last error for whoever examines the page after this process is gone; cut at kErrorTextBytesMax.
-/// Threads: one at a time.
+/// Keeps the last error for whoever examines the page after this process is gone; cut at
+/// kErrorTextBytesMax. Threads: one at a time.
 void set_error(BeaconPage& page, std::string_view text);
 
-// ---- read by the agent, of live and of dead processes -------------------------------------------------------------
+// ---- read by the agent, of live and of dead processes ----
 
 /// One finished operation of the flight record.
 struct Flight {
@@ -225,15 +260,17 @@ struct Flight {
   bool operator==(const Flight&) const = default;
 };
 
-/// What the process is doing, or was doing when it died. If it died within begin_operation() the fields may belong
-/// to two operations. Never blocks; enumerators out of range come back as None and Idle.
+/// What the process is doing, or was doing when it died. If it died within begin_operation() the
+/// fields may belong to two operations. Never blocks; enumerators out of range come back as None
+/// and Idle.
 [[nodiscard]] Doing read_doing(const BeaconPage& page);
-/// "in all_reduce seq 17 of step 3 (attempt 1, group 0, 4096 bytes), phase reduce" or "in the program's own code
-/// after step 3".
+/// "in all_reduce seq 17 of step 3 (attempt 1, group 0, 4096 bytes), phase reduce" or "in the
+/// program's own code after step 3".
 [[nodiscard]] std::string describe(const Doing& doing);
 /// The last error; empty if none.
 [[nodiscard]] std::string read_error(const BeaconPage& page);
-/// The finished operations that are still there, oldest first; records being overwritten are left out.
+/// The finished operations that are still there, oldest first; records being overwritten are left
+/// out.
 [[nodiscard]] std::vector<Flight> read_flight(const BeaconPage& page);
 
 }  // namespace regroup::metrics

@@ -13,8 +13,15 @@ namespace regroup::metrics {
 namespace {
 
 Doing all_reduce(std::uint64_t sequence) {
-  return {.operation = Operation::AllReduce, .phase = Phase::CopyIn, .group = 2, .epoch = 5, .sequence = sequence,
-          .step = 3, .attempt = 1, .bytes = sequence * 8, .started_ns = sequence * 100};
+  return {.operation = Operation::AllReduce,
+          .phase = Phase::CopyIn,
+          .group = 2,
+          .epoch = 5,
+          .sequence = sequence,
+          .step = 3,
+          .attempt = 1,
+          .bytes = sequence * 8,
+          .started_ns = sequence * 100};
 }
 
 TEST(BeaconPage, BothSidesSeeTheSameWords) {
@@ -26,8 +33,9 @@ TEST(BeaconPage, BothSidesSeeTheSameWords) {
   Doing expected = all_reduce(17);
   expected.phase = Phase::Reduce;
   EXPECT_EQ(read_doing(agent.page()), expected);
-  EXPECT_EQ(describe(read_doing(agent.page())),
-            "in all_reduce seq 17 of step 3 (attempt 1, epoch 5, group 2, 136 bytes), phase reduce");
+  EXPECT_EQ(
+      describe(read_doing(agent.page())),
+      "in all_reduce seq 17 of step 3 (attempt 1, epoch 5, group 2, 136 bytes), phase reduce");
   beat(process.page(), 99);
   EXPECT_EQ(agent.page().beat.count.load(), 1U);
   EXPECT_EQ(agent.page().beat.at_ns.load(), 99U);
@@ -96,10 +104,17 @@ TEST(FlightRecord, KeepsTheNewestThousandInOrder) {
   const std::vector<Flight> flights = read_flight(mapping.page());
   ASSERT_EQ(flights.size(), kFlightRecords);
   EXPECT_EQ(flights.front().sequence, 11U);
-  const Flight expected{.number = kFlightRecords + 9, .operation = Operation::AllReduce, .outcome = Outcome::Done,
-                        .attempt = 1, .group = 2, .sequence = kFlightRecords + 10, .step = 3,
-                        .bytes = (kFlightRecords + 10) * 8, .started_ns = (kFlightRecords + 10) * 100,
-                        .ended_ns = (kFlightRecords + 10) * 100 + 50, .straggler_ns = kFlightRecords + 10};
+  const Flight expected{.number = kFlightRecords + 9,
+                        .operation = Operation::AllReduce,
+                        .outcome = Outcome::Done,
+                        .attempt = 1,
+                        .group = 2,
+                        .sequence = kFlightRecords + 10,
+                        .step = 3,
+                        .bytes = (kFlightRecords + 10) * 8,
+                        .started_ns = (kFlightRecords + 10) * 100,
+                        .ended_ns = (kFlightRecords + 10) * 100 + 50,
+                        .straggler_ns = kFlightRecords + 10};
   EXPECT_EQ(flights.back(), expected);
 }
 

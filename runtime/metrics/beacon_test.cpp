@@ -33,7 +33,8 @@ class Child {
     if (pid_ == 0) {
       ::close(ends[0]);
       if (resident_bytes > 0) {
-        void* memory = ::mmap(nullptr, resident_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void* memory = ::mmap(nullptr, resident_bytes, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         std::memset(memory, 1, resident_bytes);
       }
       Result<BeaconHolder> holder = BeaconHolder::hold(page.page());
@@ -57,7 +58,8 @@ class Child {
   void kill() const { ::kill(pid_, SIGKILL); }
   [[nodiscard]] bool is_gone() const {
     siginfo_t info{};
-    return ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == pid_;
+    return ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+           info.si_pid == pid_;
   }
   bool reap() {
     const bool reaped = ::waitpid(pid_, nullptr, 0) == pid_;
@@ -184,8 +186,9 @@ TEST(Beacon, IsHeldOncePerPage) {
   }).join();
 }
 
-// The point of the beacon: news of a large process's death comes before its memory is gone. The scheduler may let the
-// child finish first once in a while, so one of several tries has to show it; each must be quick.
+// The point of the beacon: news of a large process's death comes before its memory is gone. The
+// scheduler may let the child finish first once in a while, so one of several tries has to show it;
+// each must be quick.
 TEST(Beacon, DeathOfALargeProcessIsKnownBeforeItsMemoryIsGone) {
   bool known_before_gone = false;
   nanoseconds best = 1h;

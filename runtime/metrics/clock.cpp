@@ -18,7 +18,8 @@ bool counter_is_invariant() {
   unsigned b = 0;
   unsigned c = 0;
   unsigned d = 0;
-  // Advanced power management leaf: bit 8 says that the counter runs at one rate in every power state.
+  // Advanced power management leaf: bit 8 says that the counter runs at one rate in every power
+  // state.
   return __get_cpuid(0x80000007, &a, &b, &c, &d) != 0 && (d >> 8 & 1) != 0;
 }
 #else
@@ -36,7 +37,8 @@ FastClock::FastClock() : usable_(counter_is_invariant()) {
 std::uint64_t FastClock::now_ns() {
   if (!usable_) return monotonic_ns();
   const std::uint64_t ticks = read_ticks();
-  const std::uint64_t elapsed = ticks - anchor_ticks_;  // a counter that went back is huge here and anchors anew
+  const std::uint64_t elapsed =
+      ticks - anchor_ticks_;  // a counter that went back is huge here and anchors anew
   if (elapsed >= period_ticks_) return anchor(ticks);
   const auto ns = static_cast<std::uint64_t>(static_cast<double>(elapsed) * ns_per_tick_);
   return last_ns_ = std::max(last_ns_, anchor_ns_ + ns);
@@ -46,7 +48,8 @@ std::uint64_t FastClock::anchor(std::uint64_t ticks) {
   const std::uint64_t ns = monotonic_ns();
   last_ns_ = std::max(last_ns_, ns);
   const std::uint64_t passed_ns = ns - anchor_ns_;
-  // Too short a window would make the rate inexact (a reading is uncertain by some 50 ns): until then ask the clock.
+  // Too short a window would make the rate inexact (a reading is uncertain by some 50 ns): until
+  // then ask the clock.
   if (passed_ns < kAnchorPeriodNs / 2) return last_ns_;
   if (ticks > anchor_ticks_) {
     const std::uint64_t passed_ticks = ticks - anchor_ticks_;

@@ -7,10 +7,11 @@
 
 namespace regroup::metrics {
 
-/// CLOCK_MONOTONIC in nanoseconds. On x86 with an invariant time stamp counter it is computed from the counter and
-/// anchored anew to the clock every kAnchorPeriodNs, so that it stays within about a microsecond of it and can be
-/// compared with other processes' readings. Elsewhere every reading asks the clock. Readings never go back.
-/// Thread safety: none; one object per thread, or guarded by its owner.
+/// CLOCK_MONOTONIC in nanoseconds. On x86 with an invariant time stamp counter it is computed from
+/// the counter and anchored anew to the clock every kAnchorPeriodNs, so that it stays within about
+/// a microsecond of it and can be compared with other processes' readings. Elsewhere every reading
+/// asks the clock. Readings never go back. Thread safety: none; one object per thread, or guarded
+/// by its owner.
 class FastClock {
  public:
   static constexpr std::uint64_t kAnchorPeriodNs = 16'000'000;

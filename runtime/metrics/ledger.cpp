@@ -13,12 +13,15 @@ constexpr int kReadTries = 16;
 
 std::array<std::uint64_t, kCategories> load_totals(const BeaconPage::LedgerWords& words) {
   std::array<std::uint64_t, kCategories> totals{};
-  for (std::size_t i = 0; i < kCategories; ++i) totals[i] = words.totals_ns[i].load(std::memory_order_acquire);
+  for (std::size_t i = 0; i < kCategories; ++i)
+    totals[i] = words.totals_ns[i].load(std::memory_order_acquire);
   return totals;
 }
 
 // One writer: a plain load and store is enough, and costs no locked instruction.
-void increase(Word64& word, std::uint64_t by) { word.store(word.load(kRelaxed) + by, std::memory_order_release); }
+void increase(Word64& word, std::uint64_t by) {
+  word.store(word.load(kRelaxed) + by, std::memory_order_release);
+}
 
 }  // namespace
 
@@ -31,8 +34,9 @@ Ledger::Ledger(BeaconPage& page, Category first, std::uint64_t started_ns)
 }
 
 Category Ledger::booked(Category category) const {
-  const bool redone = replaying_ && (category == Category::Compute || category == Category::CommExposed ||
-                                     category == Category::StragglerWait);
+  const bool redone =
+      replaying_ && (category == Category::Compute || category == Category::CommExposed ||
+                     category == Category::StragglerWait);
   return redone ? Category::Replay : category;
 }
 
@@ -58,7 +62,8 @@ void Ledger::enter(Category category, std::uint64_t now_ns) {
   publish();
 }
 
-std::uint64_t Ledger::end_blocked(std::uint64_t slowest_arrival_ns, std::uint64_t now_ns, Category next) {
+std::uint64_t Ledger::end_blocked(std::uint64_t slowest_arrival_ns, std::uint64_t now_ns,
+                                  Category next) {
   std::uint64_t waited = 0;
   if (slowest_arrival_ns > since_ns_ && now_ns > since_ns_) {
     const std::uint64_t until = std::min(slowest_arrival_ns, now_ns);
@@ -89,7 +94,9 @@ void Ledger::count_operation(std::uint64_t bytes) {
   increase(words_.operation_bytes, bytes);
 }
 
-std::uint64_t Snapshot::sum() const { return std::accumulate(ns.begin(), ns.end(), std::uint64_t{0}); }
+std::uint64_t Snapshot::sum() const {
+  return std::accumulate(ns.begin(), ns.end(), std::uint64_t{0});
+}
 
 Snapshot read_ledger(const BeaconPage& page, std::uint64_t end_ns) {
   const BeaconPage::LedgerWords& words = page.ledger;
@@ -98,8 +105,8 @@ Snapshot read_ledger(const BeaconPage& page, std::uint64_t end_ns) {
   if (started == 0 || end_ns <= started) return snapshot;
   snapshot.wall_ns = end_ns - started;
 
-  // The category is read before the totals: its tail may then come out short, never in another category's name. A
-  // change in between is seen at changed_ns and read again.
+  // The category is read before the totals: its tail may then come out short, never in another
+  // category's name. A change in between is seen at changed_ns and read again.
   std::size_t category = 0;
   for (int i = 0; i < kReadTries; ++i) {
     const std::uint64_t changed = words.changed_ns.load(std::memory_order_acquire);
@@ -133,7 +140,8 @@ Ett ett(const Snapshot& total, std::uint32_t ranks_target, std::uint64_t wall_ns
   const double asked = static_cast<double>(ranks_target) * static_cast<double>(wall_ns);
   if (asked <= 0) return {};
   const auto compute = static_cast<double>(total[Category::Compute]);
-  const auto waiting = static_cast<double>(total[Category::CommExposed] + total[Category::StragglerWait]);
+  const auto waiting =
+      static_cast<double>(total[Category::CommExposed] + total[Category::StragglerWait]);
   return {.strict = compute / asked, .progress = (compute + waiting) / asked};
 }
 
@@ -151,7 +159,8 @@ Snapshot attribute(const Gap& gap) {
   until(gap.detected_ns, Category::Detect);
   until(gap.decided_ns, Category::Reform);
   until(gap.launched_ns, Category::ReplaceWait);
-  // Without a start of its own the successor was there already: the rest is waiting for its hand-over.
+  // Without a start of its own the successor was there already: the rest is waiting for its
+  // hand-over.
   until(gap.attached_ns, gap.launched_ns != 0 ? Category::Launch : Category::ReplaceWait);
   return snapshot;
 }
@@ -174,8 +183,10 @@ std::string to_json(const Snapshot& snapshot) {
   for (std::size_t i = 0; i < kCategories; ++i) {
     text += fmt::format("\"{}\":{},", name(static_cast<Category>(i)), snapshot.ns[i]);
   }
-  return text + fmt::format("\"comm.overlapped\":{},\"operations\":{},\"operation_bytes\":{},\"wall\":{}}}",
-                            snapshot.overlapped_ns, snapshot.operations, snapshot.operation_bytes, snapshot.wall_ns);
+  return text + fmt::format(
+                    "\"comm.overlapped\":{},\"operations\":{},\"operation_bytes\":{},\"wall\":{}}}",
+                    snapshot.overlapped_ns, snapshot.operations, snapshot.operation_bytes,
+                    snapshot.wall_ns);
 }
 
 }  // namespace regroup::metrics

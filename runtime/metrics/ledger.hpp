@@ -1,8 +1,9 @@
 /// The time ledger: where each rank's time went, with no calls from the program.
 ///
-/// A rank is in exactly one category at any instant. The totals live in the beacon page; the time since the last
-/// change is never stored but computed by the reader as (end - start - sum of totals), so the categories sum to wall
-/// time by construction, also for a process that was killed between two stores.
+/// A rank is in exactly one category at any instant. The totals live in the beacon page; the time
+/// since the last change is never stored but computed by the reader as (end - start - sum of
+/// totals), so the categories sum to wall time by construction, also for a process that was killed
+/// between two stores.
 #pragma once
 
 #include <array>
@@ -23,14 +24,17 @@ class Ledger {
 
   /// Ends the category in force and begins another. Time that seems to go back counts as none.
   void enter(Category category, std::uint64_t now_ns);
-  /// Ends a blocked operation that was entered as CommExposed: what lies before the slowest rank's arrival was
-  /// StragglerWait, the rest CommExposed; then begins `next`. Returns the straggler wait.
-  std::uint64_t end_blocked(std::uint64_t slowest_arrival_ns, std::uint64_t now_ns, Category next = Category::Compute);
-  /// While replaying, what would count as Compute, CommExposed or StragglerWait counts as Replay: it was done once
-  /// already. From the rewound position until that position is reached again.
+  /// Ends a blocked operation that was entered as CommExposed: what lies before the slowest rank's
+  /// arrival was StragglerWait, the rest CommExposed; then begins `next`. Returns the straggler
+  /// wait.
+  std::uint64_t end_blocked(std::uint64_t slowest_arrival_ns, std::uint64_t now_ns,
+                            Category next = Category::Compute);
+  /// While replaying, what would count as Compute, CommExposed or StragglerWait counts as Replay:
+  /// it was done once already. From the rewound position until that position is reached again.
   void begin_replay(std::uint64_t now_ns);
   void end_replay(std::uint64_t now_ns);
-  /// Communication in flight while the caller was not blocked; a part of Compute, reported beside it.
+  /// Communication in flight while the caller was not blocked; a part of Compute, reported beside
+  /// it.
   void add_overlapped(std::uint64_t ns);
   void count_operation(std::uint64_t bytes);
 
@@ -55,15 +59,19 @@ struct Snapshot {
   std::uint64_t operations = 0;
   std::uint64_t operation_bytes = 0;
   std::uint64_t wall_ns = 0;  ///< equals sum() in every snapshot made here
-  [[nodiscard]] std::uint64_t& operator[](Category category) { return ns[static_cast<std::size_t>(category)]; }
-  [[nodiscard]] std::uint64_t operator[](Category category) const { return ns[static_cast<std::size_t>(category)]; }
+  [[nodiscard]] std::uint64_t& operator[](Category category) {
+    return ns[static_cast<std::size_t>(category)];
+  }
+  [[nodiscard]] std::uint64_t operator[](Category category) const {
+    return ns[static_cast<std::size_t>(category)];
+  }
   /// Over all categories.
   [[nodiscard]] std::uint64_t sum() const;
   bool operator==(const Snapshot&) const = default;
 };
 
-/// The ledger up to `end_ns` (now, or the time of death), also of a dead process. Totals that exceed the wall time
-/// (damaged page) are cut to it, in the order of the categories.
+/// The ledger up to `end_ns` (now, or the time of death), also of a dead process. Totals that
+/// exceed the wall time (damaged page) are cut to it, in the order of the categories.
 [[nodiscard]] Snapshot read_ledger(const BeaconPage& page, std::uint64_t end_ns);
 /// Adds `more` to `into`.
 void merge(Snapshot& into, const Snapshot& more);
@@ -73,26 +81,31 @@ struct Ett {
   double strict = 0;    ///< compute (with what overlapped) only
   double progress = 0;  ///< also exposed communication and straggler wait
 };
-/// `total` is the sum over all seats, `ranks_target` what the job asked for, `wall_ns` the job's wall time; 0 without
-/// wall time. Spares are in neither side of the fraction.
+/// `total` is the sum over all seats, `ranks_target` what the job asked for, `wall_ns` the job's
+/// wall time; 0 without wall time. Spares are in neither side of the fraction.
 [[nodiscard]] Ett ett(const Snapshot& total, std::uint32_t ranks_target, std::uint64_t wall_ns);
 
-/// What lies between a death in a seat and its successor's own ledger. Times are CLOCK_MONOTONIC; 0: did not happen.
+/// What lies between a death in a seat and its successor's own ledger. Times are CLOCK_MONOTONIC;
+/// 0: did not happen.
 struct Gap {
-  std::uint64_t died_ns = 0;      ///< last proof of life of the predecessor: its ledger was read up to here
+  std::uint64_t died_ns =
+      0;  ///< last proof of life of the predecessor: its ledger was read up to here
   std::uint64_t detected_ns = 0;  ///< evidence at the agent
   std::uint64_t decided_ns = 0;   ///< cut agreed, replacement ordered
   std::uint64_t launched_ns = 0;  ///< successor's process started; 0 for a warm spare
-  std::uint64_t attached_ns = 0;  ///< successor's own ledger begins for this seat; end of the job if none came
+  std::uint64_t attached_ns =
+      0;  ///< successor's own ledger begins for this seat; end of the job if none came
 };
-/// Detect, Reform, ReplaceWait, Launch: together exactly attached_ns - died_ns. Times out of order count as none.
+/// Detect, Reform, ReplaceWait, Launch: together exactly attached_ns - died_ns. Times out of order
+/// count as none.
 [[nodiscard]] Snapshot attribute(const Gap& gap);
 
 /// The ledger of one seat over all its incarnations.
 /// Thread safety: none.
 class SeatLedger {
  public:
-  /// Adds a finished or running life. What it spent as Spare is kept apart: the seat was somebody else's then.
+  /// Adds a finished or running life. What it spent as Spare is kept apart: the seat was somebody
+  /// else's then.
   void add_life(Snapshot life);
   void add_gap(const Gap& gap) { merge(total_, attribute(gap)); }
   /// A seat left vacant by policy.

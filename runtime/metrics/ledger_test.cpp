@@ -34,7 +34,8 @@ TEST_F(LedgerTest, BlockedTimeIsSplitAtTheSlowestArrival) {
   ledger.enter(Category::CommExposed, 400);
   EXPECT_EQ(ledger.end_blocked(350, 430), 0U);  // I was the slowest
   ledger.enter(Category::CommExposed, 500);
-  EXPECT_EQ(ledger.end_blocked(900, 540), 40U);  // a clock a little ahead cannot make more of it than there is
+  EXPECT_EQ(ledger.end_blocked(900, 540),
+            40U);  // a clock a little ahead cannot make more of it than there is
   const Snapshot snapshot = read_ledger(page_, 540);
   EXPECT_EQ(snapshot[Category::StragglerWait], 100U);
   EXPECT_EQ(snapshot[Category::CommExposed], 70U);
@@ -68,12 +69,15 @@ TEST_F(LedgerTest, AnySequenceSumsToWallTime) {
         case 0: ledger.begin_replay(now); break;
         case 1: ledger.end_replay(now); break;
         case 2: (void)ledger.end_blocked(now - random() % 60'000, now); break;
-        case 3: ledger.enter(Category::Compute, now - random() % 100); break;  // clock of another thread
+        case 3:
+          ledger.enter(Category::Compute, now - random() % 100);
+          break;  // clock of another thread
         case 4:
         case 5: ledger.enter(static_cast<Category>(random() % kCategories), now); break;
       }
       const Snapshot snapshot = read_ledger(page_, now + 5);
-      ASSERT_EQ(snapshot.sum(), now + 5 - start) << "seed 20240817, run " << run << ", change " << i;
+      ASSERT_EQ(snapshot.sum(), now + 5 - start)
+          << "seed 20240817, run " << run << ", change " << i;
       ASSERT_EQ(snapshot.wall_ns, snapshot.sum());
     }
   }
@@ -109,7 +113,11 @@ TEST(Ett, CountsRanksAskedFor) {
 }
 
 TEST(SeatLedger, GapOfAColdReplacementIsFullyAttributed) {
-  const Gap gap{.died_ns = 100, .detected_ns = 110, .decided_ns = 130, .launched_ns = 150, .attached_ns = 400};
+  const Gap gap{.died_ns = 100,
+                .detected_ns = 110,
+                .decided_ns = 130,
+                .launched_ns = 150,
+                .attached_ns = 400};
   const Snapshot snapshot = attribute(gap);
   EXPECT_EQ(snapshot[Category::Detect], 10U);
   EXPECT_EQ(snapshot[Category::Reform], 20U);
@@ -122,7 +130,10 @@ TEST(SeatLedger, AnyOrderOfTimesStillSums) {
   std::mt19937_64 random(7);
   for (int i = 0; i < 2000; ++i) {
     const auto at = [&] { return random() % 4 == 0 ? 0 : random() % 1000; };
-    const Gap gap{.died_ns = random() % 500, .detected_ns = at(), .decided_ns = at(), .launched_ns = at(),
+    const Gap gap{.died_ns = random() % 500,
+                  .detected_ns = at(),
+                  .decided_ns = at(),
+                  .launched_ns = at(),
                   .attached_ns = at()};
     const Snapshot snapshot = attribute(gap);
     ASSERT_EQ(snapshot.sum(), gap.attached_ns > gap.died_ns ? gap.attached_ns - gap.died_ns : 0);
@@ -140,7 +151,11 @@ TEST(SeatLedger, SpareTimeIsNotTheSeats) {
 
   SeatLedger seat;
   seat.add_life(read_ledger(first.page(), 500));
-  seat.add_gap({.died_ns = 500, .detected_ns = 510, .decided_ns = 530, .launched_ns = 0, .attached_ns = 560});
+  seat.add_gap({.died_ns = 500,
+                .detected_ns = 510,
+                .decided_ns = 530,
+                .launched_ns = 0,
+                .attached_ns = 560});
   seat.add_life(read_ledger(spare.page(), 1100));
   seat.add_vacant(7);
   EXPECT_EQ(seat.spare_ns(), 410U);
@@ -163,7 +178,8 @@ TEST(FastClock, FollowsTheMonotonicClockAndNeverGoesBack) {
     ASSERT_GE(now, last);
     last = now;
     ++samples;
-    // Being interrupted between rate readings can bend the rate for one period: most readings must be close.
+    // Being interrupted between rate readings can bend the rate for one period: most readings must
+    // be close.
     if (now + 20'000 < before || now > after + 20'000) ++far;
   }
   EXPECT_LT(far, samples / 2);

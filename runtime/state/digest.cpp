@@ -13,7 +13,9 @@ Digest digest(std::span<const std::byte> bytes) {
   return {.low = hash.low64, .high = hash.high64};
 }
 
-std::string to_string(const Digest& digest) { return fmt::format("{:016x}{:016x}", digest.high, digest.low); }
+std::string to_string(const Digest& digest) {
+  return fmt::format("{:016x}{:016x}", digest.high, digest.low);
+}
 
 struct Digester::Stream {
   XXH3_state_t state;

@@ -19,23 +19,28 @@ std::uint64_t choose_chunk_bytes(std::uint64_t total) {
   return std::clamp(even, kChunkBytesMin, kChunkBytesMax);
 }
 
-Status check_sides(const Layout& layout, const std::vector<Rank>& donors, const std::vector<Newcomer>& newcomers) {
+Status check_sides(const Layout& layout, const std::vector<Rank>& donors,
+                   const std::vector<Newcomer>& newcomers) {
   if (std::adjacent_find(donors.begin(), donors.end()) != donors.end()) {
     return Status(Code::InvalidArgument, "heal: a donor is named twice");
   }
   for (std::size_t i = 0; i < newcomers.size(); ++i) {
     const Rank seat = newcomers[i].seat;
     if (i > 0 && newcomers[i - 1].seat == seat) {
-      return Status(Code::InvalidArgument, fmt::format("heal: rank {} is named twice", seat.value()));
+      return Status(Code::InvalidArgument,
+                    fmt::format("heal: rank {} is named twice", seat.value()));
     }
     if (std::binary_search(donors.begin(), donors.end(), seat)) {
-      return Status(Code::InvalidArgument, fmt::format("heal: rank {} is donor and newcomer", seat.value()));
+      return Status(Code::InvalidArgument,
+                    fmt::format("heal: rank {} is donor and newcomer", seat.value()));
     }
     if (newcomers[i].have.chunks() != layout.chunks()) {
-      return Status(Code::InvalidArgument,
-                    fmt::format("heal: rank {} has a map of {} chunks, the state has {}: do all ranks register the "
-                                "same tensors?",
-                                seat.value(), newcomers[i].have.chunks(), layout.chunks()));
+      return Status(
+          Code::InvalidArgument,
+          fmt::format(
+              "heal: rank {} has a map of {} chunks, the state has {}: do all ranks register the "
+              "same tensors?",
+              seat.value(), newcomers[i].have.chunks(), layout.chunks()));
     }
   }
   return {};
@@ -43,7 +48,8 @@ Status check_sides(const Layout& layout, const std::vector<Rank>& donors, const 
 
 }  // namespace
 
-Layout::Layout(std::vector<Tensor> tensors) : tensors_(std::move(tensors)), starts_{0}, chunk_bytes_(0) {
+Layout::Layout(std::vector<Tensor> tensors)
+    : tensors_(std::move(tensors)), starts_{0}, chunk_bytes_(0) {
   starts_.reserve(tensors_.size() + 1);
   for (const Tensor& tensor : tensors_) starts_.push_back(starts_.back() + tensor.bytes);
   chunk_bytes_ = choose_chunk_bytes(starts_.back());
@@ -51,18 +57,20 @@ Layout::Layout(std::vector<Tensor> tensors) : tensors_(std::move(tensors)), star
 
 Result<Layout> Layout::make(std::vector<Tensor> tensors) {
   if (tensors.size() > kTensorsMax) {
-    return Status(Code::ResourceExhausted,
-                  fmt::format("state: {} tensors exceed the limit of {}", tensors.size(), kTensorsMax));
+    return Status(Code::ResourceExhausted, fmt::format("state: {} tensors exceed the limit of {}",
+                                                       tensors.size(), kTensorsMax));
   }
   std::unordered_set<std::string_view> names;
   std::uint64_t total = 0;
   for (const Tensor& tensor : tensors) {
     if (!names.insert(tensor.name).second) {
-      return Status(Code::InvalidArgument, fmt::format("state: \"{}\" is registered twice", tensor.name));
+      return Status(Code::InvalidArgument,
+                    fmt::format("state: \"{}\" is registered twice", tensor.name));
     }
     if (tensor.bytes > kStateBytesMax - total) {
-      return Status(Code::ResourceExhausted, fmt::format("state: with \"{}\" the registered bytes exceed the limit of {}",
-                                                         tensor.name, kStateBytesMax));
+      return Status(Code::ResourceExhausted,
+                    fmt::format("state: with \"{}\" the registered bytes exceed the limit of {}",
+                                tensor.name, kStateBytesMax));
     }
     total += tensor.bytes;
   }
@@ -80,8 +88,10 @@ std::vector<Piece> Layout::pieces(Chunk chunk) const {
   std::vector<Piece> pieces;
   // The last tensor that starts at or before the chunk.
   const auto after = std::upper_bound(starts_.begin(), starts_.end() - 1, left.offset);
-  for (auto tensor = static_cast<std::size_t>(after - starts_.begin()) - 1; left.bytes > 0; ++tensor) {
-    const std::uint64_t bytes = std::min(left.bytes, starts_[tensor + 1] - std::min(left.offset, starts_[tensor + 1]));
+  for (auto tensor = static_cast<std::size_t>(after - starts_.begin()) - 1; left.bytes > 0;
+       ++tensor) {
+    const std::uint64_t bytes =
+        std::min(left.bytes, starts_[tensor + 1] - std::min(left.offset, starts_[tensor + 1]));
     if (bytes == 0) continue;
     pieces.push_back({.tensor = tensor, .offset = left.offset - starts_[tensor], .bytes = bytes});
     left.offset += bytes;
@@ -99,7 +109,9 @@ std::pair<Chunk, Chunk> Layout::chunks_of(std::size_t tensor) const {
 
 Digest Layout::signature() const {
   Digester digester;
-  const auto add_number = [&](std::uint64_t number) { digester.update(std::as_bytes(std::span(&number, 1))); };
+  const auto add_number = [&](std::uint64_t number) {
+    digester.update(std::as_bytes(std::span(&number, 1)));
+  };
   add_number(tensors_.size());
   for (const Tensor& tensor : tensors_) {
     add_number(tensor.name.size());
@@ -113,8 +125,9 @@ Result<ChunkSet> ChunkSet::from_words(std::uint64_t chunks, std::span<const std:
   const std::uint64_t tail = chunks % 64;
   const bool beyond = tail != 0 && !words.empty() && (words.back() >> tail) != 0;
   if (words.size() != (chunks + 63) / 64 || beyond) {
-    return Status(Code::InvalidArgument, fmt::format("heal: a resume map of {} words does not fit {} chunks",
-                                                     words.size(), chunks));
+    return Status(
+        Code::InvalidArgument,
+        fmt::format("heal: a resume map of {} words does not fit {} chunks", words.size(), chunks));
   }
   ChunkSet set;
   set.chunks_ = chunks;
@@ -152,15 +165,19 @@ std::vector<Transfer> HealPlan::of_donor(Rank donor) const {
 
 std::vector<Transfer> HealPlan::of_newcomer(Rank seat) const {
   std::vector<Transfer> mine;
-  std::copy_if(transfers.begin(), transfers.end(), std::back_inserter(mine), [seat](const Transfer& transfer) {
-    return std::binary_search(transfer.receivers.begin(), transfer.receivers.end(), seat);
-  });
+  std::copy_if(transfers.begin(), transfers.end(), std::back_inserter(mine),
+               [seat](const Transfer& transfer) {
+                 return std::binary_search(transfer.receivers.begin(), transfer.receivers.end(),
+                                           seat);
+               });
   return mine;
 }
 
-Result<HealPlan> plan_heal(const Layout& layout, std::vector<Rank> donors, std::vector<Newcomer> newcomers) {
+Result<HealPlan> plan_heal(const Layout& layout, std::vector<Rank> donors,
+                           std::vector<Newcomer> newcomers) {
   std::sort(donors.begin(), donors.end());
-  std::sort(newcomers.begin(), newcomers.end(), [](const Newcomer& a, const Newcomer& b) { return a.seat < b.seat; });
+  std::sort(newcomers.begin(), newcomers.end(),
+            [](const Newcomer& a, const Newcomer& b) { return a.seat < b.seat; });
   if (Status checked = check_sides(layout, donors, newcomers); !checked) return checked;
 
   HealPlan plan;
@@ -172,15 +189,18 @@ Result<HealPlan> plan_heal(const Layout& layout, std::vector<Rank> donors, std::
     if (transfer.receivers.empty()) continue;
     if (donors.empty()) {
       return Status(Code::FailedPrecondition,
-                    fmt::format("heal: nobody holds the state that rank {} lacks", transfer.receivers[0].value()),
+                    fmt::format("heal: nobody holds the state that rank {} lacks",
+                                transfer.receivers[0].value()),
                     {.rank = transfer.receivers[0]});
     }
-    // Dealt by the number of missing chunks, not by the chunk's own: also what is left after a death is shared evenly.
+    // Dealt by the number of missing chunks, not by the chunk's own: also what is left after a
+    // death is shared evenly.
     transfer.donor = donors[plan.transfers.size() % donors.size()];
     plan.transfers.push_back(std::move(transfer));
   }
-  plan.why = fmt::format("heal {} newcomers: {} of {} chunks of {} bytes from {} donors", newcomers.size(),
-                         plan.transfers.size(), layout.chunks(), layout.chunk_bytes(), donors.size());
+  plan.why =
+      fmt::format("heal {} newcomers: {} of {} chunks of {} bytes from {} donors", newcomers.size(),
+                  plan.transfers.size(), layout.chunks(), layout.chunk_bytes(), donors.size());
   return plan;
 }
 
@@ -189,15 +209,17 @@ Rank digest_donor(std::size_t tensor, std::span<const Rank> donors) {
   return donors[tensor % donors.size()];
 }
 
-HealProgress::HealProgress(Layout layout, ChunkSet have) : layout_(std::move(layout)), have_(std::move(have)) {
+HealProgress::HealProgress(Layout layout, ChunkSet have)
+    : layout_(std::move(layout)), have_(std::move(have)) {
   REGROUP_ASSERT(have_.chunks() == layout_.chunks());
   for (const Range& range : missing_ranges()) missing_bytes_ += range.bytes;
 }
 
 Result<bool> HealProgress::mark(Chunk chunk, Rank donor) {
   if (chunk.value() >= layout_.chunks()) {
-    return Status(Code::InvalidArgument, fmt::format("heal: rank {} sent chunk {}, the state has {}", donor.value(),
-                                                     chunk.value(), layout_.chunks()));
+    return Status(Code::InvalidArgument,
+                  fmt::format("heal: rank {} sent chunk {}, the state has {}", donor.value(),
+                              chunk.value(), layout_.chunks()));
   }
   const std::uint64_t bytes = layout_.range(chunk).bytes;
   if (have_.has(chunk)) {
@@ -233,19 +255,23 @@ void HealProgress::forget(std::size_t tensor) {
   }
 }
 
-Status HealProgress::verify(std::span<const Digest> expected, std::span<const std::span<const std::byte>> tensors) {
+Status HealProgress::verify(std::span<const Digest> expected,
+                            std::span<const std::span<const std::byte>> tensors) {
   if (!complete()) {
-    return Status(Code::FailedPrecondition, fmt::format("heal: {} bytes are still missing", missing_bytes_));
+    return Status(Code::FailedPrecondition,
+                  fmt::format("heal: {} bytes are still missing", missing_bytes_));
   }
   if (expected.size() != layout_.tensors().size() || tensors.size() != expected.size()) {
-    return Status(Code::InvalidArgument, fmt::format("heal: {} tensors with {} digests, the layout has {}",
-                                                     tensors.size(), expected.size(), layout_.tensors().size()));
+    return Status(Code::InvalidArgument,
+                  fmt::format("heal: {} tensors with {} digests, the layout has {}", tensors.size(),
+                              expected.size(), layout_.tensors().size()));
   }
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     if (tensors[i].size() == layout_.tensors()[i].bytes) continue;
-    return Status(Code::InvalidArgument, fmt::format("heal: tensor \"{}\" has {} bytes here and {} at the donors",
-                                                     layout_.tensors()[i].name, tensors[i].size(),
-                                                     layout_.tensors()[i].bytes));
+    return Status(
+        Code::InvalidArgument,
+        fmt::format("heal: tensor \"{}\" has {} bytes here and {} at the donors",
+                    layout_.tensors()[i].name, tensors[i].size(), layout_.tensors()[i].bytes));
   }
   std::string differing;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
@@ -256,7 +282,8 @@ Status HealProgress::verify(std::span<const Digest> expected, std::span<const st
     forget(i);
   }
   if (differing.empty()) return {};
-  return Status(Code::Internal, "heal: digests differ for " + differing + "; is the state changed before commit()?");
+  return Status(Code::Internal, "heal: digests differ for " + differing +
+                                    "; is the state changed before commit()?");
 }
 
 }  // namespace regroup::state

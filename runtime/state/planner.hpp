@@ -1,9 +1,10 @@
 /// Who sends which part of the state to whom: a pure function, equal on every rank that asks it.
 ///
-/// The registered tensors are laid end to end and cut into chunks of one size that depends on nothing but their total,
-/// so a newcomer's map of what it has stays valid whoever the donors are. Chunks are dealt to the donors in turn: each
-/// donor sends the same number, give or take one. When a donor dies, or a newcomer joins in, the same function is
-/// asked again with what every newcomer has by then; only missing chunks are in the new plan.
+/// The registered tensors are laid end to end and cut into chunks of one size that depends on
+/// nothing but their total, so a newcomer's map of what it has stays valid whoever the donors are.
+/// Chunks are dealt to the donors in turn: each donor sends the same number, give or take one. When
+/// a donor dies, or a newcomer joins in, the same function is asked again with what every newcomer
+/// has by then; only missing chunks are in the new plan.
 #pragma once
 
 #include <compare>
@@ -20,7 +21,8 @@
 
 namespace regroup::state {
 
-/// Chunks are 1/256 of the state within these limits: the chunks under way at one death are few percent of it.
+/// Chunks are 1/256 of the state within these limits: the chunks under way at one death are few
+/// percent of it.
 inline constexpr std::uint64_t kChunkBytesMin = 64 * 1024;
 inline constexpr std::uint64_t kChunkBytesMax = 4 * 1024 * 1024;
 inline constexpr std::uint64_t kChunksAimed = 256;
@@ -51,15 +53,17 @@ struct Piece {
 /// The registered state, cut into chunks. Thread safety: immutable.
 class Layout {
  public:
-  /// Tensors in registration order. Errors: InvalidArgument (a name twice), ResourceExhausted (kTensorsMax,
-  /// kStateBytesMax).
+  /// Tensors in registration order. Errors: InvalidArgument (a name twice), ResourceExhausted
+  /// (kTensorsMax, kStateBytesMax).
   static Result<Layout> make(std::vector<Tensor> tensors);
 
   [[nodiscard]] const std::vector<Tensor>& tensors() const { return tensors_; }
   [[nodiscard]] std::uint64_t total_bytes() const { return starts_.back(); }
   [[nodiscard]] std::uint64_t chunk_bytes() const { return chunk_bytes_; }
   /// 0 when the state is empty.
-  [[nodiscard]] std::uint64_t chunks() const { return (total_bytes() + chunk_bytes_ - 1) / chunk_bytes_; }
+  [[nodiscard]] std::uint64_t chunks() const {
+    return (total_bytes() + chunk_bytes_ - 1) / chunk_bytes_;
+  }
   /// The bytes of a chunk; all but the last have chunk_bytes().
   [[nodiscard]] Range range(Chunk chunk) const;
   /// The same by tensor, in order; never empty pieces.
@@ -86,7 +90,7 @@ class ChunkSet {
   [[nodiscard]] bool has(Chunk chunk) const;
   void insert(Chunk chunk);
   void erase(Chunk chunk);
-  [[nodiscard]] std::uint64_t size() const;                  ///< members
+  [[nodiscard]] std::uint64_t size() const;                       ///< members
   [[nodiscard]] std::uint64_t chunks() const { return chunks_; }  ///< members and others
   [[nodiscard]] std::span<const std::uint64_t> words() const { return words_; }
   bool operator==(const ChunkSet&) const = default;
@@ -119,8 +123,8 @@ struct HealPlan {
 };
 
 /// The plan; donors and newcomers in any order, each once.
-/// Errors: FailedPrecondition (something is missing and nobody holds the state), InvalidArgument (a seat twice, or on
-/// both sides; a resume map of another layout).
+/// Errors: FailedPrecondition (something is missing and nobody holds the state), InvalidArgument (a
+/// seat twice, or on both sides; a resume map of another layout).
 [[nodiscard]] Result<HealPlan> plan_heal(const Layout& layout, std::vector<Rank> donors,
                                          std::vector<Newcomer> newcomers);
 
@@ -135,8 +139,8 @@ class HealProgress {
   /// Goes on from what an earlier attempt had; `have` belongs to this layout (asserted).
   HealProgress(Layout layout, ChunkSet have);
 
-  /// A chunk arrived whole. True when it was missing; a second copy is counted and otherwise ignored.
-  /// Errors: InvalidArgument (no such chunk).
+  /// A chunk arrived whole. True when it was missing; a second copy is counted and otherwise
+  /// ignored. Errors: InvalidArgument (no such chunk).
   Result<bool> mark(Chunk chunk, Rank donor);
 
   [[nodiscard]] bool complete() const { return missing_bytes_ == 0; }
@@ -148,12 +152,13 @@ class HealProgress {
   [[nodiscard]] const std::map<Rank, std::uint64_t>& bytes_from() const { return bytes_from_; }
   [[nodiscard]] std::uint64_t duplicate_bytes() const { return duplicate_bytes_; }
 
-  /// Compares each tensor with its digest at the donors. On a difference the chunks of that tensor are missing again
-  /// (a neighbour that shares a chunk is sent again with them).
-  /// Memory: `tensors` are the newcomer's own buffers in registration order, unchanged during the call.
-  /// Errors: FailedPrecondition (not complete), InvalidArgument (number or size of tensors), Internal (digests differ;
-  /// the text names the tensors).
-  Status verify(std::span<const Digest> expected, std::span<const std::span<const std::byte>> tensors);
+  /// Compares each tensor with its digest at the donors. On a difference the chunks of that tensor
+  /// are missing again (a neighbour that shares a chunk is sent again with them). Memory: `tensors`
+  /// are the newcomer's own buffers in registration order, unchanged during the call. Errors:
+  /// FailedPrecondition (not complete), InvalidArgument (number or size of tensors), Internal
+  /// (digests differ; the text names the tensors).
+  Status verify(std::span<const Digest> expected,
+                std::span<const std::span<const std::byte>> tensors);
 
  private:
   void forget(std::size_t tensor);

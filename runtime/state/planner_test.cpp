@@ -16,7 +16,8 @@ using testing::HasSubstr;
 
 Layout layout_of(std::vector<std::uint64_t> sizes) {
   std::vector<Tensor> tensors;
-  for (const std::uint64_t bytes : sizes) tensors.push_back({"t" + std::to_string(tensors.size()), bytes});
+  for (const std::uint64_t bytes : sizes)
+    tensors.push_back({"t" + std::to_string(tensors.size()), bytes});
   return Layout::make(std::move(tensors)).value();
 }
 
@@ -26,9 +27,17 @@ std::vector<Rank> seats(std::initializer_list<int> values) {
   return ranks;
 }
 
-const std::vector<std::vector<std::uint64_t>> kSizes = {
-    {}, {0}, {1}, {0, 1, 0}, {7919}, {65'536}, {65'537}, {1, 65'535, 1, 0, 130'000, 0},
-    {10'000'019}, {3, 300'000'007, 5}, {std::uint64_t{1} << 40, 1, 999'983}};
+const std::vector<std::vector<std::uint64_t>> kSizes = {{},
+                                                        {0},
+                                                        {1},
+                                                        {0, 1, 0},
+                                                        {7919},
+                                                        {65'536},
+                                                        {65'537},
+                                                        {1, 65'535, 1, 0, 130'000, 0},
+                                                        {10'000'019},
+                                                        {3, 300'000'007, 5},
+                                                        {std::uint64_t{1} << 40, 1, 999'983}};
 
 TEST(Layout, ChunksCoverEveryByteOfEveryTensorOnce) {
   for (const auto& sizes : kSizes) {
@@ -56,7 +65,8 @@ TEST(Layout, ChunksCoverEveryByteOfEveryTensorOnce) {
 
 TEST(Layout, RefusesWhatCannotBe) {
   EXPECT_EQ(Layout::make({{"a", 1}, {"a", 1}}).error().code(), Code::InvalidArgument);
-  EXPECT_EQ(Layout::make({{"a", ~std::uint64_t{0}}, {"b", 2}}).error().code(), Code::ResourceExhausted);
+  EXPECT_EQ(Layout::make({{"a", ~std::uint64_t{0}}, {"b", 2}}).error().code(),
+            Code::ResourceExhausted);
 }
 
 TEST(Layout, SignatureTellsLayoutsApart) {
@@ -74,7 +84,8 @@ void expect_exact_and_balanced(const Layout& layout, const HealPlan& plan, std::
   for (const Transfer& transfer : plan.transfers) {
     ++chunks_of_donor[transfer.donor];
     ASSERT_FALSE(transfer.receivers.empty());
-    for (const Rank receiver : transfer.receivers) ASSERT_TRUE(given[receiver].insert(transfer.chunk).second);
+    for (const Rank receiver : transfer.receivers)
+      ASSERT_TRUE(given[receiver].insert(transfer.chunk).second);
   }
   for (const Newcomer& newcomer : newcomers) {
     for (std::uint64_t i = 0; i < layout.chunks(); ++i) {
@@ -101,7 +112,8 @@ TEST(PlanHeal, EachMissingChunkComesOnceFromBalancedDonors) {
       for (int i = 0; i < 1 + run % 3; ++i) {
         Newcomer newcomer{Rank(2 * i + 1), ChunkSet(layout.chunks())};
         for (std::uint64_t chunk = 0; chunk < layout.chunks(); ++chunk) {
-          if (random() % 10 < static_cast<std::uint64_t>(run % 10)) newcomer.have.insert(Chunk(chunk));
+          if (random() % 10 < static_cast<std::uint64_t>(run % 10))
+            newcomer.have.insert(Chunk(chunk));
         }
         newcomers.push_back(std::move(newcomer));
       }
@@ -109,7 +121,8 @@ TEST(PlanHeal, EachMissingChunkComesOnceFromBalancedDonors) {
       expect_exact_and_balanced(layout, plan, donors.size(), newcomers);
       std::shuffle(donors.begin(), donors.end(), random);
       std::shuffle(newcomers.begin(), newcomers.end(), random);
-      EXPECT_EQ(plan_heal(layout, donors, newcomers).value().transfers, plan.transfers) << "order must not matter";
+      EXPECT_EQ(plan_heal(layout, donors, newcomers).value().transfers, plan.transfers)
+          << "order must not matter";
     }
   }
 }
@@ -119,8 +132,9 @@ TEST(PlanHeal, HugeStateIsPlannedToo) {
   const std::vector<Newcomer> newcomers{{Rank(1), ChunkSet(layout.chunks())}};
   const HealPlan plan = plan_heal(layout, seats({0, 2, 3}), newcomers).value();
   EXPECT_EQ(plan.transfers.size(), layout.chunks());
-  EXPECT_EQ(plan.of_donor(Rank(0)).size() + plan.of_donor(Rank(2)).size() + plan.of_donor(Rank(3)).size(),
-            layout.chunks());
+  EXPECT_EQ(
+      plan.of_donor(Rank(0)).size() + plan.of_donor(Rank(2)).size() + plan.of_donor(Rank(3)).size(),
+      layout.chunks());
   EXPECT_EQ(plan.of_newcomer(Rank(1)).size(), layout.chunks());
   EXPECT_TRUE(plan.of_newcomer(Rank(0)).empty());
 }
@@ -133,13 +147,16 @@ TEST(PlanHeal, RefusalsSayWhy) {
   EXPECT_THAT(std::string(nobody.text()), HasSubstr("nobody holds the state that rank 1 lacks"));
   EXPECT_EQ(plan_heal(layout, seats({1}), {newcomer}).error().code(), Code::InvalidArgument);
   EXPECT_EQ(plan_heal(layout, seats({0, 0}), {newcomer}).error().code(), Code::InvalidArgument);
-  EXPECT_EQ(plan_heal(layout, seats({0}), {newcomer, newcomer}).error().code(), Code::InvalidArgument);
-  EXPECT_EQ(plan_heal(layout, seats({0}), {{Rank(1), ChunkSet(7)}}).error().code(), Code::InvalidArgument);
+  EXPECT_EQ(plan_heal(layout, seats({0}), {newcomer, newcomer}).error().code(),
+            Code::InvalidArgument);
+  EXPECT_EQ(plan_heal(layout, seats({0}), {{Rank(1), ChunkSet(7)}}).error().code(),
+            Code::InvalidArgument);
   // Nothing to move needs nobody who holds it.
   EXPECT_TRUE(plan_heal(layout_of({}), {}, {{Rank(1), ChunkSet(0)}}).value().transfers.empty());
 }
 
-/// Donors send their part chunk by chunk; one may die with a chunk half sent, then everybody plans anew.
+/// Donors send their part chunk by chunk; one may die with a chunk half sent, then everybody plans
+/// anew.
 class Exchange {
  public:
   Exchange(const Layout& layout, int donors, std::uint64_t seed)
@@ -148,8 +165,7 @@ class Exchange {
   }
   void run_with_deaths() {
     while (!progress_.complete()) {
-      const HealPlan plan =
-          plan_heal(layout_, donors_, {{Rank(0), progress_.have()}}).value();
+      const HealPlan plan = plan_heal(layout_, donors_, {{Rank(0), progress_.have()}}).value();
       // The others go on while the death becomes known: how far is chance.
       const bool somebody_dies = donors_.size() > 1;
       const std::size_t dies = random_() % donors_.size();
@@ -160,7 +176,8 @@ class Exchange {
           bytes_sent_ += layout_.range(part[k].chunk).bytes;
           ASSERT_TRUE(progress_.mark(part[k].chunk, donors_[i]).value());
         }
-        if (somebody_dies && sent < part.size()) bytes_sent_ += layout_.range(part[sent].chunk).bytes;  // in vain
+        if (somebody_dies && sent < part.size())
+          bytes_sent_ += layout_.range(part[sent].chunk).bytes;  // in vain
       }
       if (somebody_dies) {
         donors_.erase(donors_.begin() + static_cast<std::ptrdiff_t>(dies));
@@ -176,7 +193,9 @@ class Exchange {
     // Each plan given up wastes at most the chunk that each donor had under way.
     EXPECT_LE(bytes_sent_, layout_.total_bytes() + in_vain_max());
   }
-  [[nodiscard]] std::uint64_t in_vain_max() const { return 4 * (deaths_ + 1) * layout_.chunk_bytes(); }
+  [[nodiscard]] std::uint64_t in_vain_max() const {
+    return 4 * (deaths_ + 1) * layout_.chunk_bytes();
+  }
   [[nodiscard]] std::uint64_t resent() const { return bytes_sent_ - layout_.total_bytes(); }
 
  private:
@@ -218,7 +237,8 @@ TEST(HealProgress, CountsCopiesAndRefusesStrangers) {
   EXPECT_EQ(progress.duplicate_bytes(), kChunkBytesMin);
   EXPECT_EQ(progress.bytes_from(), (std::map<Rank, std::uint64_t>{{Rank(4), kChunkBytesMin}}));
   EXPECT_EQ(progress.missing_ranges(),
-            (std::vector<Range>{{0, kChunkBytesMin}, {2 * kChunkBytesMin, 200'000 - 2 * kChunkBytesMin}}));
+            (std::vector<Range>{{0, kChunkBytesMin},
+                                {2 * kChunkBytesMin, 200'000 - 2 * kChunkBytesMin}}));
   EXPECT_EQ(progress.mark(Chunk(4), Rank(4)).error().code(), Code::InvalidArgument);
   EXPECT_EQ(HealProgress(layout, progress.have()).missing_bytes(), progress.missing_bytes());
 }
@@ -239,10 +259,11 @@ class VerifyTest : public testing::Test {
     }
   }
   void receive_all() {
-    for (std::uint64_t i = 0; i < layout_.chunks(); ++i) (void)progress_.mark(Chunk(i), Rank(1)).value();
+    for (std::uint64_t i = 0; i < layout_.chunks(); ++i)
+      (void)progress_.mark(Chunk(i), Rank(1)).value();
   }
-  std::array<std::vector<std::byte>, 3> memory_{std::vector<std::byte>(100'000), std::vector<std::byte>(0),
-                                                std::vector<std::byte>(150'000)};
+  std::array<std::vector<std::byte>, 3> memory_{
+      std::vector<std::byte>(100'000), std::vector<std::byte>(0), std::vector<std::byte>(150'000)};
   Layout layout_ = layout_of({100'000, 0, 150'000});
   HealProgress progress_{layout_};
   std::vector<Digest> expected_;
@@ -270,7 +291,8 @@ TEST_F(VerifyTest, OneWrongBitIsFoundNamedAndFetchedAgain) {
   EXPECT_EQ(layout_.chunks() - progress_.have().size(), last.value() - first.value());
   memory_[2][77'777] ^= std::byte{1};
   const HealPlan plan = plan_heal(layout_, seats({1}), {{Rank(0), progress_.have()}}).value();
-  for (const Transfer& transfer : plan.transfers) EXPECT_TRUE(progress_.mark(transfer.chunk, Rank(1)).value());
+  for (const Transfer& transfer : plan.transfers)
+    EXPECT_TRUE(progress_.mark(transfer.chunk, Rank(1)).value());
   EXPECT_TRUE(progress_.verify(expected_, tensors_));
 }
 
