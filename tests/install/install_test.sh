@@ -3,8 +3,8 @@
 # usage: install_test.sh SOURCE BUILD CASE
 set -euo pipefail
 source_dir="$1" build_dir="$2" what="$3"
-# The same commands compile the same code in other folders: let ccache see that, where there is one.
-export CCACHE_NOHASHDIR=1 CCACHE_BASEDIR="$source_dir"
+# The same commands compile the same code in another folder: let ccache see that, if there is one.
+export CCACHE_NOHASHDIR=1
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
 prefix="$scratch/prefix"
