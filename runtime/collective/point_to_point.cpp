@@ -104,13 +104,18 @@ PointToPoint::Poll PointToPoint::start_message(int source, const Wanted* wanted)
         envelope.bytes() > kUnexpectedBytesMax - unexpected_bytes_) {
       return Poll::Full;
     }
-    message.kept.resize(envelope.bytes());
-    unexpected_bytes_ += envelope.bytes();
-    ++unexpected_messages_;
+    keep(message);
   }
   queues_[index(source)].push_back(std::move(message));
   read_bytes(source, raw, sizeof raw);
   return Poll::Moved;
+}
+
+void PointToPoint::keep(Message& message) {
+  message.kept.resize(message.envelope.bytes());
+  message.unexpected = true;
+  unexpected_bytes_ += message.kept.size();
+  ++unexpected_messages_;
 }
 
 PointToPoint::Poll PointToPoint::drain(int source, const Wanted* wanted) {
@@ -122,7 +127,7 @@ PointToPoint::Poll PointToPoint::drain(int source, const Wanted* wanted) {
       if (started == Poll::Nothing) return moved ? Poll::Moved : Poll::Nothing;
       if (started != Poll::Moved) return started;
       moved = true;
-      if (queue.back().direct != nullptr && queue.back().complete()) return Poll::Moved;
+      if (!queue.back().unexpected && queue.back().complete()) return Poll::Moved;
       continue;
     }
     Message& message = queue.back();
@@ -134,7 +139,7 @@ PointToPoint::Poll PointToPoint::drain(int source, const Wanted* wanted) {
     read_bytes(source, out + message.arrived, bytes);
     message.arrived += bytes;
     moved = true;
-    if (message.direct != nullptr && message.complete()) return Poll::Moved;
+    if (!message.unexpected && message.complete()) return Poll::Moved;
   }
 }
 
@@ -230,7 +235,7 @@ Outcome PointToPoint::deliver(int source, Queue::iterator message, const Wanted&
   const Envelope envelope = message->envelope;
   const bool fits =
       envelope.count == wanted.envelope.count && envelope.dtype == wanted.envelope.dtype;
-  if (message->direct == nullptr) {
+  if (message->unexpected) {
     if (fits && !message->kept.empty()) {
       std::memcpy(wanted.data, message->kept.data(), message->kept.size());
     }
@@ -247,14 +252,14 @@ Outcome PointToPoint::deliver(int source, Queue::iterator message, const Wanted&
 
 Outcome PointToPoint::give_up(spi::WaitEnd end, const Wanted& wanted) {
   Queue& queue = queues_[index(wanted.source)];
-  if (!queue.empty() && queue.back().direct != nullptr) {
+  if (!queue.empty() && !queue.back().unexpected && !queue.back().complete()) {
     // The caller takes its memory back; what it got so far moves to ours.
     Message& message = queue.back();
-    message.kept.resize(message.envelope.bytes());
-    std::memcpy(message.kept.data(), message.direct, message.arrived);
+    keep(message);
+    if (message.arrived != 0) {
+      std::memcpy(message.kept.data(), message.direct, message.arrived);
+    }
     message.direct = nullptr;
-    unexpected_bytes_ += message.envelope.bytes();
-    ++unexpected_messages_;
   }
   switch (end) {
     case spi::WaitEnd::Wedged: return {OutcomeKind::Lost, 0, {}};

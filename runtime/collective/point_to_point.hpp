@@ -44,6 +44,7 @@ class PointToPoint {
     Envelope envelope;
     std::vector<std::byte> kept;  ///< unless the receiver's own memory takes the bytes
     std::byte* direct = nullptr;  ///< the receiver's own memory, while recv() runs
+    bool unexpected = false;      ///< counts against the limits
     std::size_t arrived = 0;
     [[nodiscard]] bool complete() const { return arrived == envelope.bytes(); }
   };
@@ -66,6 +67,7 @@ class PointToPoint {
   spi::WaitEnd write_all(int destination, const std::byte* data, std::size_t bytes,
                          spi::Deadline until);
   [[nodiscard]] Queue::iterator find(int source, std::uint32_t tag);
+  void keep(Message& message);
   Outcome deliver(int source, Queue::iterator message, const Wanted& wanted);
   Outcome give_up(spi::WaitEnd end, const Wanted& wanted);
   Outcome damaged();

@@ -1,0 +1,175 @@
+// Ranks that call different things, and members that write where they must not.
+#include <gtest/gtest.h>
+
+#include <atomic>
+
+#include "tests/conformance/harness.hpp"
+
+namespace regroup::conformance {
+namespace {
+
+class Misuse : public testing::TestWithParam<Transport> {};
+
+/// A spec with buffers large enough for anything these tests call.
+struct Call {
+  OpSpec spec;
+  std::vector<float> in = std::vector<float>(4096, 1.0F);
+  std::vector<float> out = std::vector<float>(4096);
+  explicit Call(OpSpec s) : spec(s) {
+    spec.dtype = DType::F32;
+    spec.in = in.data();
+    spec.out = out.data();
+  }
+};
+
+/// Each rank calls its own spec; returns the outcomes.
+std::vector<Outcome> call_all(std::vector<SlotRunner>& runners, const std::vector<OpSpec>& specs) {
+  std::vector<Outcome> outcomes(runners.size());
+  on_all_ranks(static_cast<int>(runners.size()), [&](int rank) {
+    const auto r = static_cast<std::size_t>(rank);
+    Call call(specs[r]);
+    outcomes[r] = runners[r].run(call.spec, Clock::now() + std::chrono::seconds(20));
+  });
+  return outcomes;
+}
+
+std::vector<SlotRunner> make_runners(const World& world, int members) {
+  std::vector<SlotRunner> runners;
+  for (int rank = 0; rank < members; ++rank) {
+    runners.emplace_back(world.slots(rank), rank, RunnerOptions{.cores = cores()});
+  }
+  return runners;
+}
+
+void expect_mismatch(const std::vector<Outcome>& outcomes, const std::string& one,
+                     const std::string& other) {
+  for (const Outcome& outcome : outcomes) {
+    EXPECT_EQ(outcome.kind, OutcomeKind::Mismatch) << name(outcome.kind) << " " << outcome.text;
+    EXPECT_EQ(outcome.text, outcomes.front().text);
+    EXPECT_NE(outcome.text.find(one), std::string::npos) << outcome.text;
+    EXPECT_NE(outcome.text.find(other), std::string::npos) << outcome.text;
+  }
+}
+
+TEST_P(Misuse, SymmetricOperationsThatDifferFailOnAllRanksAndTheGroupGoesOn) {
+  const Watchdog watchdog;
+  const auto world = GetParam().make(3, {.slot_bytes = 4096});
+  auto runners = make_runners(*world, 3);
+  const OpSpec good{.kind = OpKind::AllReduce, .count = 5};
+  const OpSpec large{.kind = OpKind::AllReduce, .count = 4000};
+  const OpSpec gather{.kind = OpKind::AllGather, .count = 5};
+  const OpSpec max{.kind = OpKind::AllReduce, .op = ReduceOp::Max, .count = 5};
+  for (int round = 0; round < 20; ++round) {
+    expect_mismatch(call_all(runners, {good, large, good}),
+                    "rank 0 called all_reduce of 5 f32, sum",
+                    "rank 1 called all_reduce of 4000 f32, sum");
+    expect_mismatch(call_all(runners, {good, good, gather}),
+                    "rank 0 called all_reduce of 5 f32, sum", "rank 2 called all_gather of 5 f32");
+    expect_mismatch(call_all(runners, {max, good, good}), "all_reduce of 5 f32, max",
+                    "rank 1 called all_reduce of 5 f32, sum");
+    for (const Outcome& outcome : call_all(runners, {large, large, large})) {
+      EXPECT_EQ(outcome.kind, OutcomeKind::Done) << outcome.text;
+    }
+  }
+}
+
+void expect_poison(const Transport& transport, const std::vector<OpSpec>& specs,
+                   const std::string& one, const std::string& other) {
+  const auto members = static_cast<int>(specs.size());
+  const auto world = transport.make(static_cast<std::uint32_t>(members), {.slot_bytes = 4096});
+  auto runners = make_runners(*world, members);
+  (void)call_all(runners, specs);
+  // A rank that was done or handed over before the other side called is told by its next operation.
+  const std::vector<OpSpec> next(specs.size(), OpSpec{.kind = OpKind::Barrier});
+  expect_mismatch(call_all(runners, next), one, other);
+  expect_mismatch(call_all(runners, next), one, other);
+}
+
+TEST_P(Misuse, AnyOtherDifferenceEndsTheGroupWithOneTextForAll) {
+  const Watchdog watchdog;
+  const OpSpec reduce{.kind = OpKind::AllReduce, .count = 5};
+  const OpSpec from0{.kind = OpKind::Broadcast, .root = 0, .count = 5};
+  const OpSpec from1{.kind = OpKind::Broadcast, .root = 1, .count = 5};
+  const OpSpec from0_large{.kind = OpKind::Broadcast, .root = 0, .count = 4000};
+  const OpSpec to0{.kind = OpKind::Reduce, .root = 0, .count = 5};
+  const OpSpec to1{.kind = OpKind::Reduce, .root = 1, .count = 5};
+  const OpSpec barrier{.kind = OpKind::Barrier};
+  const Transport& t = GetParam();
+  expect_poison(t, {reduce, from0}, "all_reduce of 5 f32, sum", "broadcast of 5 f32, root 0");
+  expect_poison(t, {reduce, from1}, "all_reduce of 5 f32, sum", "broadcast of 5 f32, root 1");
+  expect_poison(t, {from0, from1}, "broadcast of 5 f32, root 0", "broadcast of 5 f32, root 1");
+  expect_poison(t, {from1, from0}, "broadcast of 5 f32, root 0", "broadcast of 5 f32, root 1");
+  expect_poison(t, {from0_large, from0}, "broadcast of 4000 f32, root 0",
+                "broadcast of 5 f32, root 0");
+  expect_poison(t, {to0, to1}, "reduce of 5 f32, sum, root 0", "reduce of 5 f32, sum, root 1");
+  expect_poison(t, {to1, to0}, "reduce of 5 f32, sum, root 0", "reduce of 5 f32, sum, root 1");
+  expect_poison(t, {to0, barrier, to0}, "reduce of 5 f32, sum, root 0", "rank 1 called barrier");
+  expect_poison(t, {from0, from0, from1}, "broadcast of 5 f32, root 0",
+                "rank 2 called broadcast of 5 f32, root 1");
+  expect_poison(t, {barrier, from0, from0}, "rank 0 called barrier", "broadcast of 5 f32, root 0");
+}
+
+// Whatever a wrong member writes, an operation ends, and the process lives.
+TEST_P(Misuse, AScribblerNeitherCrashesNorHangsAnybody) {
+  const Watchdog watchdog;
+  constexpr int kMembers = 3;
+  for (std::uint64_t seed = 1; seed <= 30; ++seed) {
+    const auto world = GetParam().make(kMembers, {.slot_bytes = 4096});
+    std::atomic<bool> over{false};
+    std::thread scribbler([&, seed] {
+      std::mt19937_64 random(seed);
+      const spi::SharedSlots& slots = world->slots(0);
+      auto* words = reinterpret_cast<std::atomic<std::uint64_t>*>(&slots.header());
+      const std::size_t header_end = sizeof(spi::Header) / 8;
+      const std::size_t blocks_end = header_end + kMembers * sizeof(spi::MemberBlock) / 8;
+      const std::size_t ring_begin =
+          static_cast<std::size_t>(reinterpret_cast<std::byte*>(&slots.ring(0, 0)) -
+                                   reinterpret_cast<std::byte*>(words)) /
+          8;
+      while (!over) {
+        const bool in_rings = random() % 8 == 0;
+        const std::size_t at = in_rings ? ring_begin + random() % 64 : random() % blocks_end;
+        const std::uint64_t values[] = {random(), random() % 64, 0, ~std::uint64_t{0}};
+        words[at].store(values[random() % 4]);
+        if (random() % 16 == 0) std::this_thread::yield();
+      }
+    });
+    on_all_ranks(kMembers, [&](int rank) {
+      SlotRunner runner(world->slots(rank), rank, {.cores = cores()});
+      for (int i = 0; i < 20; ++i) {
+        Call call({.kind = static_cast<OpKind>(i % spi::kOpKindCount),
+                   .root = i % kMembers,
+                   .count = 900});
+        const Outcome outcome = runner.run(call.spec, Clock::now() + std::chrono::milliseconds(10));
+        const auto soon = Clock::now() + std::chrono::milliseconds(10);
+        if (outcome.kind == OutcomeKind::Expired || outcome.kind == OutcomeKind::Damaged) {
+          EXPECT_FALSE(outcome.text.empty());
+          (void)runner.settle(soon);
+        }
+        (void)runner.send(call.in.data(), 64, DType::F32, (rank + 1) % kMembers, 5, soon);
+        (void)runner.recv(call.out.data(), 64, DType::F32, (rank + 2) % kMembers, 5, soon);
+      }
+    });
+    over = true;
+    scribbler.join();
+  }
+}
+
+TEST_P(Misuse, ATurnThatNobodyPublishedIsNamed) {
+  const Watchdog watchdog;
+  const auto world = GetParam().make(2, {});
+  const spi::SharedSlots& slots = world->slots(1);
+  slots.line(1, 1).turn = 99;
+  SlotRunner runner(slots, 0, {});
+  Call call({.kind = OpKind::AllReduce, .count = 3});
+  const Outcome outcome = runner.run(call.spec, kNoDeadline);
+  EXPECT_EQ(outcome.kind, OutcomeKind::Damaged);
+  EXPECT_NE(outcome.text.find("rank 1 of the group stands at turn 99"), std::string::npos)
+      << outcome.text;
+  EXPECT_TRUE(spi::read(slots.group_word(0)).wedged);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Misuse, testing::ValuesIn(kTransports), transport_name);
+
+}  // namespace
+}  // namespace regroup::conformance
