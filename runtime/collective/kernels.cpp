@@ -40,7 +40,7 @@ HWY_INLINE hn::Vec<D> load_lanes(D d, const std::byte* from) {
 }
 
 template <class D>
-HWY_INLINE void store_lanes(D d, hn::Vec<D> value, std::byte* to) {
+HWY_INLINE void store_lanes([[maybe_unused]] D d, hn::Vec<D> value, std::byte* to) {
   using T = hn::TFromD<D>;
 #if HWY_TARGET == HWY_SCALAR
   const T lane = hn::GetLane(value);

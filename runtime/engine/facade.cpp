@@ -1,0 +1,190 @@
+/// The public API: thin handles over the engine's objects.
+#include <fmt/format.h>
+
+#include <regroup/regroup.hpp>
+
+#include "engine/group.hpp"
+#include "engine/job.hpp"
+#include "engine/steps.hpp"
+
+namespace regroup {
+namespace {
+
+using engine::Request;
+using metrics::Operation;
+using spi::OpKind;
+
+Request collective(OpKind kind, Operation operation, const void* in, void* out, std::size_t count, DType type,
+                   ReduceOp op, int root, const OpOptions& options) {
+  Request request;
+  request.operation = operation;
+  request.options = options;
+  request.spec = {.kind = kind, .dtype = type, .op = op, .root = root, .count = count, .in = in, .out = out};
+  return request;
+}
+
+Request all_reduce_request(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
+                           const OpOptions& options) {
+  return collective(OpKind::AllReduce, Operation::AllReduce, in, out, count, type, op, 0, options);
+}
+Request reduce_request(const void* in, void* out, std::size_t count, DType type, ReduceOp op, int root,
+                       const OpOptions& options) {
+  return collective(OpKind::Reduce, Operation::Reduce, in, out, count, type, op, root, options);
+}
+Request broadcast_request(void* buffer, std::size_t count, DType type, int root, const OpOptions& options) {
+  return collective(OpKind::Broadcast, Operation::Broadcast, buffer, buffer, count, type, ReduceOp::Sum, root, options);
+}
+Request all_gather_request(const void* in, void* out, std::size_t count, DType type, const OpOptions& options) {
+  return collective(OpKind::AllGather, Operation::AllGather, in, out, count, type, ReduceOp::Sum, 0, options);
+}
+Request reduce_scatter_request(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
+                               const OpOptions& options) {
+  return collective(OpKind::ReduceScatter, Operation::ReduceScatter, in, out, count, type, op, 0, options);
+}
+Request barrier_request(Operation operation, const OpOptions& options) {
+  return collective(OpKind::Barrier, operation, nullptr, nullptr, 0, DType::U8, ReduceOp::Sum, 0, options);
+}
+Request message_request(Request::Kind kind, const void* in, void* out, std::size_t count, DType type, int other,
+                        std::uint32_t tag, const OpOptions& options) {
+  Request request;
+  request.kind = kind;
+  request.operation = kind == Request::Kind::Send ? Operation::Send : Operation::Recv;
+  request.options = options;
+  request.other = other;
+  request.tag = tag;
+  request.spec = {.dtype = type, .count = count, .in = in, .out = out};
+  return request;
+}
+
+Status no_group() { return {Code::FailedPrecondition, "this ProcessGroup was never given a group; take it from Job"}; }
+
+}  // namespace
+
+Work::Work() = default;
+Work::Work(std::shared_ptr<engine::WorkImpl> impl) : impl_(std::move(impl)) {}
+Work::Work(Work&&) noexcept = default;
+Work& Work::operator=(Work&& other) noexcept {
+  if (this != &other) {
+    if (impl_) (void)impl_->wait();
+    impl_ = std::move(other.impl_);
+  }
+  return *this;
+}
+Work::~Work() {
+  if (impl_) (void)impl_->wait();
+}
+bool Work::done() const { return impl_ == nullptr || impl_->done(); }
+Status Work::wait() { return impl_ ? impl_->wait() : no_group(); }
+
+ProcessGroup::ProcessGroup(std::shared_ptr<engine::GroupImpl> impl) : impl_(std::move(impl)) {}
+int ProcessGroup::rank() const { return impl_ ? impl_->rank() : -1; }
+int ProcessGroup::size() const { return impl_ ? impl_->size() : 0; }
+std::string ProcessGroup::name() const { return impl_ ? impl_->name() : std::string(); }
+Epoch ProcessGroup::epoch() const { return impl_ ? impl_->epoch() : Epoch(); }
+
+Status ProcessGroup::size_mismatch(std::string_view operation, std::size_t in, std::size_t out) {
+  return {Code::InvalidArgument,
+          fmt::format("{}: the input has {} elements and the output {}; they must be equal", operation, in, out)};
+}
+
+Status ProcessGroup::all_reduce(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
+                                OpOptions options) {
+  return impl_ ? impl_->perform(all_reduce_request(in, out, count, type, op, options)) : no_group();
+}
+Status ProcessGroup::reduce(const void* in, void* out, std::size_t count, DType type, ReduceOp op, int root,
+                            OpOptions options) {
+  return impl_ ? impl_->perform(reduce_request(in, out, count, type, op, root, options)) : no_group();
+}
+Status ProcessGroup::broadcast(void* buffer, std::size_t count, DType type, int root, OpOptions options) {
+  return impl_ ? impl_->perform(broadcast_request(buffer, count, type, root, options)) : no_group();
+}
+Status ProcessGroup::all_gather(const void* in, void* out, std::size_t count, DType type, OpOptions options) {
+  return impl_ ? impl_->perform(all_gather_request(in, out, count, type, options)) : no_group();
+}
+Status ProcessGroup::reduce_scatter(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
+                                    OpOptions options) {
+  return impl_ ? impl_->perform(reduce_scatter_request(in, out, count, type, op, options)) : no_group();
+}
+Status ProcessGroup::barrier(OpOptions options) {
+  return impl_ ? impl_->perform(barrier_request(Operation::Barrier, options)) : no_group();
+}
+// On one host what is complete is stable: words and slots outlive every rank, so that a recovery counts the words of
+// the dead too. The barrier makes sure that everybody completed everything before it.
+Status ProcessGroup::stabilize(OpOptions options) {
+  return impl_ ? impl_->perform(barrier_request(Operation::Stabilize, options)) : no_group();
+}
+Status ProcessGroup::send(const void* data, std::size_t count, DType type, int destination, std::uint32_t tag,
+                          OpOptions options) {
+  if (!impl_) return no_group();
+  return impl_->perform(
+      message_request(Request::Kind::Send, data, nullptr, count, type, destination, tag, options));
+}
+Status ProcessGroup::recv(void* data, std::size_t count, DType type, int source, std::uint32_t tag,
+                          OpOptions options) {
+  if (!impl_) return no_group();
+  return impl_->perform(message_request(Request::Kind::Recv, nullptr, data, count, type, source, tag, options));
+}
+
+Work ProcessGroup::all_reduce_async(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
+                                    OpOptions options) {
+  return Work(impl_ ? impl_->start(all_reduce_request(in, out, count, type, op, options)) : nullptr);
+}
+Work ProcessGroup::reduce_async(const void* in, void* out, std::size_t count, DType type, ReduceOp op, int root,
+                                OpOptions options) {
+  return Work(impl_ ? impl_->start(reduce_request(in, out, count, type, op, root, options)) : nullptr);
+}
+Work ProcessGroup::broadcast_async(void* buffer, std::size_t count, DType type, int root, OpOptions options) {
+  return Work(impl_ ? impl_->start(broadcast_request(buffer, count, type, root, options)) : nullptr);
+}
+Work ProcessGroup::all_gather_async(const void* in, void* out, std::size_t count, DType type, OpOptions options) {
+  return Work(impl_ ? impl_->start(all_gather_request(in, out, count, type, options)) : nullptr);
+}
+Work ProcessGroup::reduce_scatter_async(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
+                                        OpOptions options) {
+  return Work(impl_ ? impl_->start(reduce_scatter_request(in, out, count, type, op, options)) : nullptr);
+}
+Work ProcessGroup::barrier_async(OpOptions options) {
+  return Work(impl_ ? impl_->start(barrier_request(Operation::Barrier, options)) : nullptr);
+}
+
+Result<ProcessGroup> ProcessGroup::split(int color, int key, std::string_view name) {
+  if (!impl_) return no_group();
+  auto group = impl_->split(color, key, name);
+  if (!group) return group.error();
+  return ProcessGroup(std::move(*group));
+}
+
+State& State::add(std::string_view name, void* data, std::size_t bytes) {
+  job_->state().add(name, data, bytes);
+  return *this;
+}
+State& State::add_volatile(std::string_view name, void* data, std::size_t bytes) {
+  job_->state().add_volatile(name, data, bytes);
+  return *this;
+}
+
+Steps::Steps(std::unique_ptr<engine::StepsImpl> impl) : impl_(std::move(impl)) {}
+Steps::Steps(Steps&&) noexcept = default;
+Steps::~Steps() = default;
+bool Steps::next() { return impl_->next(); }
+std::uint64_t Steps::index() const { return impl_->index(); }
+int Steps::attempt() const { return impl_->attempt(); }
+Status Steps::commit() { return impl_->commit(); }
+Status Steps::status() const { return impl_->status(); }
+
+Job::Job(std::shared_ptr<engine::JobImpl> impl) : impl_(std::move(impl)) {}
+Result<Job> Job::attach(AttachOptions options) {
+  auto impl = engine::JobImpl::attach(options);
+  if (!impl) return impl.error();
+  return Job(std::move(*impl));
+}
+int Job::rank() const { return impl_->seat().rank.value(); }
+int Job::size() const { return static_cast<int>(impl_->seat().ranks); }
+Incarnation Job::incarnation() const { return impl_->seat().incarnation; }
+bool Job::is_replacement() const { return impl_->seat().replacement; }
+ProcessGroup Job::world() const { return ProcessGroup(impl_->world()); }
+State Job::state() { return State(impl_.get()); }
+Steps Job::steps(std::uint64_t total) { return Steps(std::make_unique<engine::StepsImpl>(impl_, total)); }
+Status Job::reform() { return impl_->enter(); }
+
+}  // namespace regroup

@@ -1,0 +1,370 @@
+#include "engine/group.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+
+#include "base/check.hpp"
+#include "engine/job.hpp"
+
+namespace regroup::engine {
+namespace {
+
+using collective::Outcome;
+using collective::OutcomeKind;
+using metrics::Category;
+using spi::OpKind;
+
+/// How long a lost operation waits for the words about who was lost; the agent sends them before it decides.
+constexpr std::chrono::seconds kCauseTimeout{2};
+
+metrics::Phase phase_of(std::string_view phase) {
+  if (phase == "before_copy_in") return metrics::Phase::CopyIn;
+  if (phase == "after_copy_in") return metrics::Phase::Publish;
+  if (phase == "after_publish") return metrics::Phase::AwaitOthers;
+  if (phase == "after_await") return metrics::Phase::Reduce;
+  if (phase == "after_reduce") return metrics::Phase::CopyOut;
+  if (phase == "before_complete") return metrics::Phase::AwaitExit;
+  return metrics::Phase::Idle;
+}
+
+bool overlaps(const void* a, std::size_t a_bytes, const void* b, std::size_t b_bytes) {
+  const std::less<const std::byte*> below;
+  const auto* const a0 = static_cast<const std::byte*>(a);
+  const auto* const b0 = static_cast<const std::byte*>(b);
+  return below(a0, b0 + b_bytes) && below(b0, a0 + a_bytes);
+}
+
+}  // namespace
+
+void WorkImpl::finish(Status status) {
+  std::lock_guard lock(mutex_);
+  status_ = std::move(status);
+  changed_.notify_all();
+}
+
+bool WorkImpl::done() const {
+  std::lock_guard lock(mutex_);
+  return status_.has_value();
+}
+
+Status WorkImpl::wait() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return status_.has_value(); });
+  return *status_;
+}
+
+/// Tells beacon page and ledger about one operation, from construction to end().
+class GroupImpl::Scope {
+ public:
+  Scope(GroupImpl& group, const Request& request, std::size_t bytes, bool timed) : group_(group), timed_(timed) {
+    auto& job = group.job_;
+    std::lock_guard lock(job.ledger_mutex());
+    const auto now = job.now_ns();
+    const bool collective = request.kind == Request::Kind::Collective;
+    metrics::begin_operation(job.link().page(),
+                             {.operation = request.operation,
+                              .phase = metrics::Phase::CopyIn,
+                              .group = group.group_->id,
+                              .epoch = group.epoch_.value(),
+                              .sequence = collective ? group.runner_->sequence() + 1 : 0,
+                              .step = job.current_step(),
+                              .attempt = static_cast<std::uint64_t>(job.attempt()),
+                              .bytes = bytes,
+                              .started_ns = now});
+    if (timed_) job.ledger().enter(Category::CommExposed, now);
+  }
+  void end(const Outcome& outcome, std::size_t bytes) {
+    auto& job = group_.job_;
+    std::lock_guard lock(job.ledger_mutex());
+    const auto now = job.now_ns();
+    std::uint64_t straggler_ns = 0;
+    if (timed_) {
+      if (outcome.kind == OutcomeKind::Lost) {
+        job.ledger().enter(Category::Compute, now);
+      } else {
+        straggler_ns = job.ledger().end_blocked(slowest_arrival(outcome), now);
+        job.ledger().count_operation(bytes);
+      }
+    }
+    metrics::end_operation(job.link().page(),
+                           outcome.kind == OutcomeKind::Done         ? metrics::Outcome::Done
+                           : outcome.kind == OutcomeKind::HandedOver ? metrics::Outcome::HandedOver
+                           : outcome.kind == OutcomeKind::Lost       ? metrics::Outcome::Revoked
+                                                                     : metrics::Outcome::Failed,
+                           now, straggler_ns);
+  }
+
+ private:
+  [[nodiscard]] std::uint64_t slowest_arrival(const Outcome& outcome) const {
+    std::uint64_t slowest = 0;
+    for (int rank = 0; rank < group_.size(); ++rank) {
+      slowest = std::max(slowest, group_.runner_->arrival_ns(rank, outcome.number).value_or(0));
+    }
+    return slowest;
+  }
+  GroupImpl& group_;
+  bool timed_;
+};
+
+GroupImpl::GroupImpl(JobImpl& job, std::string name, std::vector<Rank> seats)
+    : job_(job), name_(std::move(name)), seats_(std::move(seats)) {}
+
+GroupImpl::~GroupImpl() = default;
+
+void GroupImpl::pump_engine(void* context) {
+  auto& group = *static_cast<GroupImpl*>(context);
+  if (group.on_engine_.load(std::memory_order_relaxed)) group.job_.link().pump();
+}
+
+void GroupImpl::on_phase(const char* phase, std::uint64_t number, std::int64_t chunk) {
+  metrics::set_phase(job_.link().page(), phase_of(phase));
+  if (!job_.has_faults()) return;
+  job_.hit_fault({.op = operation_name_,
+                  .phase = phase,
+                  .sequence = number,
+                  .step = job_.current_step() - 1,
+                  .chunk = static_cast<std::uint64_t>(std::max<std::int64_t>(chunk, 0))});
+}
+
+Status GroupImpl::bind(std::shared_ptr<OpenGroup> group, Epoch epoch) {
+  const auto mine = std::ranges::find(group->seats, job_.seat().rank);
+  if (mine == group->seats.end()) {
+    return {Code::Internal, fmt::format("rank {} is not among the seats of group \"{}\"", job_.seat().rank.value(),
+                                        name_)};
+  }
+  me_ = static_cast<int>(mine - group->seats.begin());
+  const collective::RunnerOptions options{
+      .cores = job_.cores(),
+      .pump = {&GroupImpl::pump_engine, this},
+      .fault = {[](void* context, const char* phase, std::uint64_t number, std::int64_t chunk) {
+                  static_cast<GroupImpl*>(context)->on_phase(phase, number, chunk);
+                },
+                this},
+      .arrival_clock = &metrics::monotonic_ns};
+  runner_.emplace(group->arena.slots, me_, options);
+  group_ = std::move(group);
+  epoch_ = epoch;
+  return {};
+}
+
+bool GroupImpl::wedged() const { return spi::read(group_->arena.slots.group_word(me_)).wedged; }
+
+Status GroupImpl::validate_collective(const collective::OpSpec& spec) const {
+  const auto bytes = spec.count * size_of(spec.dtype);
+  const bool gathers = spec.kind == OpKind::AllGather;
+  const bool scatters = spec.kind == OpKind::ReduceScatter;
+  if (spec.count > 0 && bytes / spec.count != size_of(spec.dtype)) {
+    return {Code::InvalidArgument, fmt::format("{} elements are more than memory can hold", spec.count)};
+  }
+  if (spec.root < 0 || spec.root >= size()) {
+    return {Code::InvalidArgument, fmt::format("root {} is not in group \"{}\" of {} ranks", spec.root, name_, size())};
+  }
+  const bool reduces = spec.kind == OpKind::AllReduce || spec.kind == OpKind::Reduce || scatters;
+  const bool integer = spec.dtype == DType::I32 || spec.dtype == DType::I64 || spec.dtype == DType::U8;
+  if (reduces && spec.op == ReduceOp::Avg && integer) {
+    return {Code::InvalidArgument, "the average of integers is not defined; use Sum and divide, or a float type"};
+  }
+  const bool sends = spi::sends(spec.kind, spec.root, me_) && spec.kind != OpKind::Barrier;
+  const bool receives = spi::receives(spec.kind, spec.root, me_) && spec.kind != OpKind::Barrier;
+  if (bytes > 0 && ((sends && spec.in == nullptr) || (receives && spec.out == nullptr))) {
+    return {Code::InvalidArgument, fmt::format("the {} buffer is null", sends && spec.in == nullptr ? "input" : "output")};
+  }
+  if (!sends || !receives || bytes == 0) return {};
+  const auto world = static_cast<std::size_t>(size());
+  const auto in_bytes = scatters ? bytes * world : bytes;
+  const auto out_bytes = gathers ? bytes * world : bytes;
+  if (overlaps(spec.in, in_bytes, spec.out, out_bytes) && spec.in != spec.out) {
+    return {Code::InvalidArgument, "input and output overlap in part; they must be equal (in place) or apart"};
+  }
+  return {};
+}
+
+Status GroupImpl::validate(const Request& request) const {
+  if (closed_.load()) {
+    return {Code::FailedPrecondition,
+            fmt::format("group \"{}\" belongs to a Job that was destroyed; keep the Job while its groups are in use",
+                        name_)};
+  }
+  if (auto status = job_.usable(); !status) return status;
+  if (request.kind == Request::Kind::Collective) return validate_collective(request.spec);
+  if (request.other < 0 || request.other >= size() || request.other == me_) {
+    return {Code::InvalidArgument,
+            fmt::format("rank {} of group \"{}\" cannot exchange messages with rank {} of {}", me_, name_,
+                        request.other, size())};
+  }
+  const auto* const data = request.kind == Request::Kind::Send ? request.spec.in : request.spec.out;
+  if (request.spec.count > 0 && data == nullptr) return {Code::InvalidArgument, "the buffer is null"};
+  return {};
+}
+
+PrologueCall GroupImpl::call_of(const Request& request) const {
+  const auto kind = static_cast<std::uint32_t>(request.operation);
+  const auto root = request.kind == Request::Kind::Collective ? request.spec.root : request.other;
+  return {kind, request.spec.dtype, request.spec.op, root, request.spec.count, name_};
+}
+
+std::span<std::byte> GroupImpl::result_of(const Request& request) const {
+  const auto& spec = request.spec;
+  if (request.kind == Request::Kind::Send) return {};
+  if (request.kind == Request::Kind::Collective) {
+    if (spec.kind == OpKind::Barrier || !spi::receives(spec.kind, spec.root, me_)) return {};
+  }
+  const auto copies = spec.kind == OpKind::AllGather && request.kind == Request::Kind::Collective
+                          ? static_cast<std::size_t>(size())
+                          : 1;
+  return {static_cast<std::byte*>(spec.out), copies * spec.count * size_of(spec.dtype)};
+}
+
+Status GroupImpl::perform(const Request& request) {
+  if (auto status = validate(request); !status) return status;
+  if (pending_.load(std::memory_order_acquire) == 0) return perform_now(request, false);
+  return start(request)->wait();
+}
+
+std::shared_ptr<WorkImpl> GroupImpl::start(const Request& request) {
+  if (auto status = validate(request); !status) return std::make_shared<WorkImpl>(status);
+  auto work = std::make_shared<WorkImpl>();
+  pending_.fetch_add(1, std::memory_order_acq_rel);
+  job_.link().submit([self = shared_from_this(), request, work] {
+    auto status = self->validate(request);
+    if (status) status = self->perform_now(request, true);
+    self->pending_.fetch_sub(1, std::memory_order_acq_rel);
+    work->finish(std::move(status));
+  });
+  return work;
+}
+
+Status GroupImpl::perform_now(const Request& request, bool on_engine) {
+  if (!job_.in_prologue()) return run(request, on_engine);
+  auto answered = job_.answer_from_record(call_of(request), result_of(request));
+  if (!answered) return answered.error();
+  if (*answered) return {};
+  auto status = run(request, on_engine);
+  if (status) job_.record(call_of(request), result_of(request));
+  return status;
+}
+
+Status GroupImpl::run(const Request& request, bool on_engine) {
+  const auto until =
+      request.options.timeout.count() > 0 ? Clock::now() + request.options.timeout : spi::kNoDeadline;
+  const auto bytes = request.spec.count * size_of(request.spec.dtype);
+  on_engine_.store(on_engine, std::memory_order_relaxed);
+  operation_name_ = metrics::name(request.operation).data();
+  auto spec = request.spec;
+  // Inside a step the buffers are computed anew after a loss, so that no copy is kept there.
+  spec.keep_input = request.options.keep_input && !job_.in_step();
+  Scope scope(*this, request, bytes, !on_engine);
+  Outcome outcome;
+  switch (request.kind) {
+    case Request::Kind::Collective:
+      outcome = runner_->run(spec, until);
+      break;
+    case Request::Kind::Send:
+      outcome = runner_->send(spec.in, spec.count, spec.dtype, request.other, request.tag, until);
+      break;
+    case Request::Kind::Recv:
+      outcome = runner_->recv(spec.out, spec.count, spec.dtype, request.other, request.tag, until);
+      break;
+  }
+  const auto expired = outcome;
+  if (request.kind == Request::Kind::Collective) outcome = settle(request, std::move(outcome));
+  scope.end(outcome, bytes);
+  const bool gave_up = expired.kind == OutcomeKind::Expired || expired.kind == OutcomeKind::Damaged;
+  return to_status(request, gave_up && !outcome.ok() ? expired : outcome);
+}
+
+Outcome GroupImpl::settle(const Request& request, Outcome outcome) {
+  if (outcome.kind != OutcomeKind::Expired && outcome.kind != OutcomeKind::Damaged) return outcome;
+  const auto why = fmt::format("rank {}: {} of group \"{}\": {}", job_.seat().rank.value(),
+                               metrics::name(request.operation), name_, outcome.text);
+  if (auto status = job_.link().send_end_epoch(epoch_, why); !status) return outcome;
+  // Uniform: what the others finished is finished here too. The agent decides within milliseconds.
+  return runner_->settle(Clock::now() + kCauseTimeout);
+}
+
+Status GroupImpl::to_status(const Request& request, const Outcome& outcome) {
+  const Where where{.epoch = epoch_, .group = name_, .sequence = Sequence(outcome.number)};
+  switch (outcome.kind) {
+    case OutcomeKind::Done:
+    case OutcomeKind::HandedOver:
+      return {};
+    case OutcomeKind::Lost:
+      return job_.lost(epoch_, name_, outcome.number);
+    case OutcomeKind::Mismatch:
+      return {Code::InvalidArgument, outcome.text, where};
+    case OutcomeKind::Expired:
+      return {Code::DeadlineExceeded,
+              fmt::format("{} of group \"{}\" did not end within {} ms: {}", metrics::name(request.operation), name_,
+                          std::chrono::duration_cast<std::chrono::milliseconds>(request.options.timeout).count(),
+                          outcome.text),
+              where};
+    case OutcomeKind::Damaged:
+      return {Code::Revoked, fmt::format("the shared memory of group \"{}\" is damaged: {}", name_, outcome.text),
+              where};
+  }
+  REGROUP_UNREACHABLE("outcome");
+}
+
+Status GroupImpl::perform_inside(const Request& request) {
+  operation_name_ = metrics::name(request.operation).data();
+  on_engine_.store(false, std::memory_order_relaxed);
+  Outcome outcome;
+  switch (request.kind) {
+    case Request::Kind::Collective:
+      outcome = runner_->run(request.spec, spi::kNoDeadline);
+      break;
+    case Request::Kind::Send:
+      outcome = runner_->send(request.spec.in, request.spec.count, request.spec.dtype, request.other, request.tag,
+                              spi::kNoDeadline);
+      break;
+    case Request::Kind::Recv:
+      outcome = runner_->recv(request.spec.out, request.spec.count, request.spec.dtype, request.other, request.tag,
+                              spi::kNoDeadline);
+      break;
+  }
+  return to_status(request, outcome);
+}
+
+Status GroupImpl::commit(std::uint64_t step) {
+  on_engine_.store(false, std::memory_order_relaxed);
+  operation_name_ = "commit";
+  Request request;
+  request.operation = metrics::Operation::Commit;
+  Scope scope(*this, request, 0, true);
+  const auto outcome = runner_->commit(step, spi::kNoDeadline);
+  scope.end(outcome, 0);
+  return to_status(request, outcome);
+}
+
+Result<std::shared_ptr<GroupImpl>> GroupImpl::split(int color, int key, std::string_view name) {
+  struct Choice {
+    std::int64_t color;
+    std::int64_t key;
+  };
+  const Choice mine{color, key};
+  std::vector<Choice> all(static_cast<std::size_t>(size()));
+  Request request;
+  request.operation = metrics::Operation::Split;
+  request.spec = {.kind = OpKind::AllGather,
+                  .dtype = DType::I64,
+                  .count = sizeof(Choice) / sizeof(std::int64_t),
+                  .in = &mine,
+                  .out = all.data()};
+  if (auto status = perform(request); !status) return status;
+  if (color < 0) {
+    return Status(Code::FailedPrecondition, fmt::format("rank {} joins no group \"{}\": its color is negative", me_, name));
+  }
+  std::vector<std::size_t> chosen;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (all[i].color == color) chosen.push_back(i);
+  }
+  std::ranges::stable_sort(chosen, {}, [&](std::size_t i) { return all[i].key; });
+  std::vector<Rank> seats;
+  for (const auto i : chosen) seats.push_back(group_->seats[i]);
+  return job_.group(fmt::format("{}/{}", name, color), seats);
+}
+
+}  // namespace regroup::engine

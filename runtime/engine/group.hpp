@@ -1,0 +1,106 @@
+/// A process group behind its handle: validates, times and runs operations on the communicator of the entered epoch.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <regroup/regroup.hpp>
+
+#include "collective/runner.hpp"
+#include "engine/open_view.hpp"
+#include "engine/prologue.hpp"
+#include "metrics/beacon_page.hpp"
+
+namespace regroup::engine {
+
+class JobImpl;
+
+/// The outcome of an asynchronous operation, set once. Thread safety: any thread.
+class WorkImpl {
+ public:
+  explicit WorkImpl(std::optional<Status> done = std::nullopt) : status_(std::move(done)) {}
+  void finish(Status status);
+  [[nodiscard]] bool done() const;
+  Status wait();
+
+ private:
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::optional<Status> status_;
+};
+
+/// Everything that one call of an operation needs. Memory: as the public call says.
+struct Request {
+  enum class Kind : std::uint8_t { Collective, Send, Recv };
+  Kind kind = Kind::Collective;
+  collective::OpSpec spec;      ///< of Send and Recv only dtype, count, in or out
+  int other = 0;                ///< Send: destination, Recv: source
+  std::uint32_t tag = 0;
+  metrics::Operation operation = metrics::Operation::None;
+  OpOptions options;
+};
+
+/// Thread safety: perform() and start() from one thread at a time, beside the engine thread.
+class GroupImpl : public std::enable_shared_from_this<GroupImpl> {
+ public:
+  /// `seats`: all seats of the group in group-rank order, vacant ones too.
+  GroupImpl(JobImpl& job, std::string name, std::vector<Rank> seats);
+  ~GroupImpl();
+
+  /// Wires the group for an epoch; the communicator of the epoch before is thrown away.
+  Status bind(std::shared_ptr<OpenGroup> group, Epoch epoch);
+  /// After this every call answers FailedPrecondition.
+  void close() { closed_.store(true); }
+
+  [[nodiscard]] int rank() const { return me_; }
+  [[nodiscard]] int size() const { return group_ ? static_cast<int>(group_->seats.size()) : 0; }
+  [[nodiscard]] const std::string& name() const { return name_; }
+  [[nodiscard]] const std::vector<Rank>& all_seats() const { return seats_; }
+  [[nodiscard]] const std::vector<Rank>& present_seats() const { return group_->seats; }
+  [[nodiscard]] Epoch epoch() const { return epoch_; }
+  [[nodiscard]] bool wedged() const;
+
+  /// Runs the operation on this thread, or behind the asynchronous ones that are pending. Blocks.
+  Status perform(const Request& request);
+  /// Runs it on the engine thread.
+  std::shared_ptr<WorkImpl> start(const Request& request);
+  /// The step word of the world: Ok once `step` is committed, RankLost when it is not. Blocks.
+  Status commit(std::uint64_t step);
+  Result<std::shared_ptr<GroupImpl>> split(int color, int key, std::string_view name);
+  /// For the entry into an epoch: runs without prologue, validation or ledger.
+  Status perform_inside(const Request& request);
+
+ private:
+  class Scope;
+  Status validate(const Request& request) const;
+  Status validate_collective(const collective::OpSpec& spec) const;
+  Status perform_now(const Request& request, bool on_engine);
+  Status run(const Request& request, bool on_engine);
+  collective::Outcome settle(const Request& request, collective::Outcome outcome);
+  Status to_status(const Request& request, const collective::Outcome& outcome);
+  [[nodiscard]] PrologueCall call_of(const Request& request) const;
+  [[nodiscard]] std::span<std::byte> result_of(const Request& request) const;
+  void on_phase(const char* phase, std::uint64_t number, std::int64_t chunk);
+  static void pump_engine(void* context);
+
+  JobImpl& job_;
+  std::string name_;
+  std::vector<Rank> seats_;
+  std::shared_ptr<OpenGroup> group_;
+  Epoch epoch_;
+  int me_ = -1;
+  std::optional<collective::SlotRunner> runner_;
+  std::atomic<bool> closed_{false};
+  std::atomic<int> pending_{0};            ///< asynchronous operations not finished yet
+  std::atomic<bool> on_engine_{false};     ///< the operation in progress runs on the engine thread
+  const char* operation_name_ = "";
+};
+
+}  // namespace regroup::engine

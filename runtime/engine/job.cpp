@@ -1,0 +1,294 @@
+#include "engine/job.hpp"
+
+#include <fmt/format.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "engine/group.hpp"
+#include "engine/live_links.hpp"
+
+namespace regroup::engine {
+namespace {
+
+using metrics::Category;
+
+constexpr const char* kMirror = "mirror";
+constexpr const char* kPrologue = "prologue";
+constexpr std::chrono::seconds kCauseTimeout{1};
+
+int usable_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return ::sched_getaffinity(0, sizeof set, &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+}
+
+/// The control descriptor that the launcher left, taken out of the environment so that no child finds it.
+base::Fd take_control_fd() {
+  const char* const text = std::getenv("REGROUP_CONTROL_FD");
+  if (text == nullptr) return {};
+  const int fd = std::atoi(text);
+  ::unsetenv("REGROUP_CONTROL_FD");
+  return base::Fd(fd);
+}
+
+}  // namespace
+
+JobImpl::JobImpl(std::unique_ptr<AgentLink> link)
+    : link_(std::move(link)), fork_count_(LiveLinks::fork_count()), cores_(usable_cores()) {}
+
+Result<std::shared_ptr<JobImpl>> JobImpl::attach(const AttachOptions& options) {
+  const TimePoint until = Clock::now() + options.timeout;
+  auto control = take_control_fd();
+  auto link = control ? AgentLink::connect(std::move(control), until) : AgentLink::alone();
+  if (!link) return link.error();
+  std::shared_ptr<JobImpl> job(new JobImpl(std::move(*link)));
+  if (auto status = job->start(until); !status) return status;
+  return job;
+}
+
+Status JobImpl::start(TimePoint until) {
+  ledger_.emplace(link_->page(), Category::Rendezvous, metrics::monotonic_ns());
+  if (const char* const text = std::getenv("REGROUP_FAULTS"); text != nullptr) {
+    auto faults = FaultScript::parse(text, seat().rank, seat().life);
+    if (!faults) return faults.error();
+    faults_ = std::move(*faults);
+  }
+  holds_state_ = !seat().replacement;
+  if (base::Fd kept = link_->take_kept(kPrologue)) {
+    auto memory = KeptMemory::open(std::move(kept));
+    if (!memory) return memory.error();
+    inherited_record_memory_ = std::move(*memory);
+    auto record = PrologueRecord::open(inherited_record_memory_->bytes());
+    if (!record) return record.error();
+    inherited_record_ = *record;
+  }
+  auto view = link_->await_view(Epoch(0), until);
+  if (!view) return view.error();
+  book(Category::Connect);
+  if (auto status = bind(std::move(*view)); !status) return status;
+  book(Category::Compute);
+  return {};
+}
+
+JobImpl::~JobImpl() {
+  // A forked child holds copies of objects whose threads and memory stayed with its parent: it lets them be.
+  if (LiveLinks::fork_count() != fork_count_) {
+    (void)link_.release();
+    return;
+  }
+  closed_.store(true);
+  for (auto& [name, group] : groups_) group->close();
+}
+
+Status JobImpl::usable() const {
+  if (LiveLinks::fork_count() != fork_count_) {
+    return {Code::FailedPrecondition,
+            fmt::format("this process was forked from rank {}, whose memory and threads it does not have; a child may "
+                        "exec, but must not use the job",
+                        seat().rank.value())};
+  }
+  if (closed_.load()) return {Code::FailedPrecondition, "the Job was destroyed"};
+  return link_->running();
+}
+
+Status JobImpl::bind(std::shared_ptr<OpenView> view) {
+  bound_ = std::move(view);
+  return bind_groups();
+}
+
+Status JobImpl::bind_groups() {
+  std::lock_guard lock(groups_mutex_);
+  for (const auto& open : bound_->groups) {
+    if (std::ranges::find(open->seats, seat().rank) == open->seats.end()) continue;
+    auto& group = groups_[open->name];
+    if (group == nullptr) group = std::make_shared<GroupImpl>(*this, open->name, open->seats);
+    if (auto status = group->bind(open, bound_->view.epoch); !status) return status;
+  }
+  world_ = groups_[bound_->groups.front()->name];
+  return {};
+}
+
+Result<std::shared_ptr<GroupImpl>> JobImpl::group(const std::string& name, const std::vector<Rank>& seats) {
+  {
+    std::lock_guard lock(groups_mutex_);
+    if (const auto found = groups_.find(name); found != groups_.end()) {
+      if (found->second->present_seats() == seats) return found->second;
+      return Status(Code::InvalidArgument, fmt::format("group \"{}\" exists already with other ranks", name));
+    }
+  }
+  auto open = link_->attach_group(epoch(), name, seats, spi::kNoDeadline);
+  if (!open) return open.error();
+  std::lock_guard lock(groups_mutex_);
+  auto group = std::make_shared<GroupImpl>(*this, name, seats);
+  if (auto status = group->bind(std::move(*open), epoch()); !status) return status;
+  groups_[name] = group;
+  return group;
+}
+
+Status JobImpl::lost(Epoch epoch, const std::string& group, std::uint64_t sequence) {
+  const auto notice = link_->loss_of(epoch, Clock::now() + kCauseTimeout);
+  Where where{.epoch = epoch, .group = group, .sequence = Sequence(sequence)};
+  if (!notice || notice->lost.empty()) {
+    return {Code::Revoked, fmt::format("epoch {} of group \"{}\" is over{}{}; enter the next one by step.next() or "
+                                       "job.reform()",
+                                       epoch.value(), group, notice ? ": " : "", notice ? notice->text : ""),
+            std::move(where)};
+  }
+  where.rank = notice->lost.front().rank;
+  where.incarnation = notice->lost.front().incarnation;
+  return {Code::RankLost, notice->text, std::move(where)};
+}
+
+void JobImpl::book(Category category) {
+  std::lock_guard lock(ledger_mutex_);
+  ledger_->enter(category, now_ns());
+}
+
+// ---- prologue -------------------------------------------------------------------------------------------------------
+
+Result<bool> JobImpl::answer_from_record(const PrologueCall& call, std::span<std::byte> result) {
+  if (!inherited_record_) return false;
+  return inherited_record_->answer(call, result);
+}
+
+void JobImpl::record(const PrologueCall& call, std::span<const std::byte> result) {
+  if (!record_) {
+    auto memory = KeptMemory::create("regroup-prologue", PrologueRecord::kBytesMax);
+    if (!memory) return;
+    record_memory_ = std::move(*memory);
+    record_ = PrologueRecord::format(record_memory_->bytes());
+    (void)link_->keep_memory(kPrologue, record_memory_->fd(), PrologueRecord::kBytesMax);
+  }
+  record_->append(call, result, state_.covers(result.data(), result.size()));
+}
+
+// ---- epochs ---------------------------------------------------------------------------------------------------------
+
+bool JobImpl::must_enter() const { return entered_ != epoch() || world_->wedged(); }
+
+Status JobImpl::prepare_first_entry() {
+  if (entered_once_) return {};
+  if (auto status = state_.seal(); !status) return status;
+  if (record_) record_->close();
+  saved_volatile_.resize(state_.volatile_bytes());
+  return {};
+}
+
+Status JobImpl::enter() {
+  if (auto status = usable(); !status) return status;
+  if (auto status = prepare_first_entry(); !status) return status;
+  while (must_enter()) {
+    auto status = world_->wedged() ? await_next_view() : enter_bound();
+    if (!status && status.code() != Code::RankLost && status.code() != Code::Revoked) {
+      book(Category::Compute);
+      // Without this the others would wait for a rank that has given up.
+      (void)link_->fault(status);
+      return status;
+    }
+  }
+  book(Category::Compute);
+  return {};
+}
+
+Status JobImpl::await_next_view() {
+  book(Category::Reform);
+  auto view = link_->await_view(epoch(), spi::kNoDeadline);
+  if (!view) return view.error();
+  book(Category::Connect);
+  return bind(std::move(*view));
+}
+
+Status JobImpl::enter_bound() {
+  control::Entered report{.epoch = epoch()};
+  if (auto status = exchange_and_heal(report); !status) return status;
+  entered_ = epoch();
+  entered_once_ = true;
+  inherited_record_.reset();
+  inherited_record_memory_.reset();
+  return link_->entered(std::move(report));
+}
+
+Status JobImpl::exchange_and_heal(control::Entered& report) {
+  const std::uint64_t resume = resume_step();
+  if (holds_state_ && applied_ + 1 != resume) {
+    return {Code::Internal, fmt::format("rank {} has applied {} steps but epoch {} resumes at step {}",
+                                        seat().rank.value(), applied_, epoch().value(), resume)};
+  }
+  if (heal_book_.resume != resume) heal_book_ = {resume, std::nullopt};
+  Healer healer(*world_, state_, heal_book_, [this](const char* phase, std::uint64_t chunk) {
+    if (has_faults()) hit_fault({.op = "heal", .phase = phase, .step = resume_step() - 1, .chunk = chunk});
+  });
+  book(Category::ReplaceWait);
+  auto round = healer.exchange(holds_state_);
+  if (!round) return round.error();
+  if (round->newcomers.empty()) return {};
+  book(Category::Heal);
+  const auto started_ns = metrics::monotonic_ns();
+  if (auto status = healer.run(*round); !status) return status;
+  if (holds_state_) return {};
+  if (auto status = inherit_mirror(resume - 1); !status) return status;
+  holds_state_ = true;
+  applied_ = resume - 1;
+  for (const auto& [donor, bytes] : heal_book_.progress->bytes_from()) {
+    report.bytes_from.push_back({world_->present_seats()[static_cast<std::size_t>(donor.value())], bytes});
+  }
+  report.heal_ns = metrics::monotonic_ns() - started_ns;
+  return {};
+}
+
+Status JobImpl::inherit_mirror(std::uint64_t step) {
+  if (state_.volatile_bytes() == 0 || step == 0) return {};
+  base::Fd kept = link_->take_kept(kMirror);
+  if (!kept) {
+    return {Code::Internal, fmt::format("rank {} took over its seat at step {} but was given no mirror of its "
+                                        "predecessor's volatile state",
+                                        seat().rank.value(), step)};
+  }
+  auto memory = KeptMemory::open(std::move(kept));
+  if (!memory) return memory.error();
+  auto mirror = Mirror::open(memory->bytes(), state_.volatile_bytes());
+  if (!mirror) return mirror.error();
+  return mirror->read(step, state_);
+}
+
+// ---- steps ----------------------------------------------------------------------------------------------------------
+
+Status JobImpl::begin_step(std::uint64_t step, bool retry) {
+  if (retry) {
+    state_.restore_volatile(saved_volatile_.data());
+    std::lock_guard lock(ledger_mutex_);
+    ledger_->begin_replay(now_ns());
+  } else {
+    state_.save_volatile(saved_volatile_.data());
+  }
+  attempt_ = retry ? attempt_ + 1 : 1;
+  current_step_ = step;
+  in_step_ = true;
+  if (mirror_ || state_.volatile_bytes() == 0) return {};
+  auto memory = KeptMemory::create("regroup-mirror", Mirror::bytes_needed(state_.volatile_bytes()));
+  if (!memory) return memory.error();
+  mirror_memory_ = std::move(*memory);
+  mirror_ = Mirror::format(mirror_memory_->bytes(), state_.volatile_bytes());
+  // A successor may need the generation of the step before, if this seat is lost again before its first commit.
+  if (step > 1) mirror_->write(step - 1, state_);
+  return link_->keep_memory(kMirror, mirror_memory_->fd(), mirror_memory_->bytes().size());
+}
+
+Status JobImpl::commit(std::uint64_t step) {
+  if (auto status = usable(); !status) return status;
+  if (!in_step_ || step != current_step_) {
+    return {Code::FailedPrecondition, "commit() belongs between a next() that returned true and the next next()"};
+  }
+  if (mirror_) mirror_->write(step, state_);
+  auto status = world_->commit(step);
+  in_step_ = false;
+  if (!status) return status;
+  applied_ = step;
+  std::lock_guard lock(ledger_mutex_);
+  ledger_->end_replay(now_ns());
+  return {};
+}
+
+}  // namespace regroup::engine

@@ -1,0 +1,133 @@
+/// One process's attachment: link, groups, registered state, the epoch that the program has entered.
+#pragma once
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <regroup/regroup.hpp>
+
+#include "engine/agent_link.hpp"
+#include "engine/faults.hpp"
+#include "engine/heal.hpp"
+#include "engine/kept_memory.hpp"
+#include "engine/mirror.hpp"
+#include "engine/prologue.hpp"
+#include "engine/registered_state.hpp"
+#include "metrics/clock.hpp"
+#include "metrics/ledger.hpp"
+
+namespace regroup::engine {
+
+class GroupImpl;
+
+/// Thread safety: program_mutex() is held by whoever runs an operation that changes what is below it; the members say
+/// which. Groups of one job may be used from different threads.
+class JobImpl : public std::enable_shared_from_this<JobImpl> {
+ public:
+  /// Blocks until the first view. Errors: as Job::attach().
+  static Result<std::shared_ptr<JobImpl>> attach(const AttachOptions& options);
+  ~JobImpl();
+
+  [[nodiscard]] const Seat& seat() const { return link_->seat(); }
+  [[nodiscard]] AgentLink& link() { return *link_; }
+  [[nodiscard]] RegisteredState& state() { return state_; }
+  [[nodiscard]] std::shared_ptr<GroupImpl> world() const { return world_; }
+  [[nodiscard]] Epoch epoch() const { return bound_->view.epoch; }
+
+  /// Ok while operations may be tried here: not closed, not forked, the job goes on.
+  [[nodiscard]] Status usable() const;
+
+  /// Finds or makes the group of these seats (group-rank order, vacant ones too).
+  Result<std::shared_ptr<GroupImpl>> group(const std::string& name, const std::vector<Rank>& seats);
+
+  // ---- steps and epochs: the program's thread ---------------------------------------------------------------------
+
+  /// Makes this process a member that holds the state, in the newest view: exchanges who holds what, heals newcomers.
+  /// Does nothing when it is one already and nothing was lost. Blocks. `resume` is then the step to begin (1-based).
+  Status enter();
+  [[nodiscard]] std::uint64_t resume_step() const { return bound_->view.resume_step; }
+  /// True when the program stands in an epoch that is over, or has not yet entered the one that it is bound to.
+  [[nodiscard]] bool must_enter() const;
+  /// Saves (first attempt) or restores (retry) the volatile state at the start of `step`.
+  Status begin_step(std::uint64_t step, bool retry);
+  /// Ok when `step` is committed. Blocks.
+  Status commit(std::uint64_t step);
+  [[nodiscard]] std::uint64_t applied() const { return applied_; }
+  /// Steps of all loops made so far: the program makes the same loops in every life.
+  [[nodiscard]] std::uint64_t steps_given() const { return steps_given_; }
+  void give_steps(std::uint64_t total) { steps_given_ += total; }
+  [[nodiscard]] bool in_step() const { return in_step_; }
+  [[nodiscard]] std::uint64_t current_step() const { return current_step_; }
+  [[nodiscard]] int attempt() const { return attempt_; }
+
+  // ---- for operations ---------------------------------------------------------------------------------------------
+
+  /// Before the first enter(): answers a newcomer's collective from its predecessor's record. true: answered.
+  Result<bool> answer_from_record(const PrologueCall& call, std::span<std::byte> result);
+  void record(const PrologueCall& call, std::span<const std::byte> result);
+  [[nodiscard]] bool in_prologue() const { return !entered_once_; }
+
+  /// The status of an operation that was lost with `epoch`: names who and why.
+  Status lost(Epoch epoch, const std::string& group, std::uint64_t sequence);
+  void hit_fault(const FaultPoint& point) { faults_.hit(point); }
+  [[nodiscard]] bool has_faults() const { return !faults_.empty(); }
+  [[nodiscard]] int cores() const { return cores_; }
+  /// Guards ledger and clock, which operations on several threads share.
+  [[nodiscard]] std::mutex& ledger_mutex() { return ledger_mutex_; }
+  [[nodiscard]] metrics::Ledger& ledger() { return *ledger_; }
+  [[nodiscard]] std::uint64_t now_ns() { return clock_.now_ns(); }
+
+ private:
+  explicit JobImpl(std::unique_ptr<AgentLink> link);
+  Status start(TimePoint until);
+  Status bind(std::shared_ptr<OpenView> view);
+  Status bind_groups();
+  Status enter_bound();
+  Status await_next_view();
+  Status exchange_and_heal(control::Entered& report);
+  Status prepare_first_entry();
+  Status inherit_mirror(std::uint64_t step);
+  void book(metrics::Category category);
+
+  std::unique_ptr<AgentLink> link_;
+  std::uint64_t fork_count_;
+  std::atomic<bool> closed_{false};
+  int cores_ = 1;
+  FaultScript faults_;
+
+  std::mutex ledger_mutex_;
+  metrics::FastClock clock_;
+  std::optional<metrics::Ledger> ledger_;
+
+  std::shared_ptr<OpenView> bound_;             ///< the epoch that the program uses
+  std::shared_ptr<GroupImpl> world_;
+  mutable std::mutex groups_mutex_;
+  std::map<std::string, std::shared_ptr<GroupImpl>> groups_;
+
+  RegisteredState state_;
+  bool holds_state_ = false;
+  bool entered_once_ = false;
+  Epoch entered_;                               ///< last epoch that enter() completed
+  std::uint64_t applied_ = 0;                   ///< steps whose commit was Ok here, or healed
+  HealBook heal_book_;
+
+  std::uint64_t steps_given_ = 0;
+  bool in_step_ = false;
+  std::uint64_t current_step_ = 0;
+  int attempt_ = 0;
+  std::vector<std::byte> saved_volatile_;
+
+  std::optional<KeptMemory> mirror_memory_;
+  std::optional<Mirror> mirror_;
+  std::optional<KeptMemory> record_memory_;
+  std::optional<PrologueRecord> record_;        ///< written
+  std::optional<KeptMemory> inherited_record_memory_;
+  std::optional<PrologueRecord> inherited_record_;
+};
+
+}  // namespace regroup::engine

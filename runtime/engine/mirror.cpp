@@ -1,0 +1,60 @@
+#include "engine/mirror.hpp"
+
+#include <fmt/format.h>
+
+#include <new>
+
+#include "base/check.hpp"
+
+namespace regroup::engine {
+namespace {
+constexpr std::uint64_t kMirrorMagic = 0x726f727269'6d6772ULL;
+}
+
+std::size_t Mirror::bytes_needed(std::size_t volatile_bytes) { return sizeof(Header) + 2 * volatile_bytes; }
+
+Mirror::Header& Mirror::header() const { return *std::launder(reinterpret_cast<Header*>(memory_.data())); }
+
+std::byte* Mirror::half(std::uint64_t step) const {
+  return memory_.data() + sizeof(Header) + (step & 1) * bytes_;
+}
+
+Mirror Mirror::format(std::span<std::byte> memory, std::size_t volatile_bytes) {
+  REGROUP_ASSERT(memory.size() >= bytes_needed(volatile_bytes));
+  new (memory.data()) Header{kMirrorMagic, volatile_bytes, {}};
+  return {memory, volatile_bytes};
+}
+
+Result<Mirror> Mirror::open(std::span<std::byte> memory, std::size_t volatile_bytes) {
+  if (memory.size() < bytes_needed(volatile_bytes)) {
+    return Status(Code::FailedPrecondition, fmt::format("the predecessor mirrored fewer than {} bytes of volatile "
+                                                        "state; all lives of a seat must register the same state",
+                                                        volatile_bytes));
+  }
+  Mirror mirror(memory, volatile_bytes);
+  if (mirror.header().magic != kMirrorMagic || mirror.header().volatile_bytes != volatile_bytes) {
+    return Status(Code::FailedPrecondition,
+                  fmt::format("the predecessor's mirror holds {} bytes of volatile state, this process registered {}; "
+                              "all lives of a seat must register the same state",
+                              mirror.header().volatile_bytes, volatile_bytes));
+  }
+  return mirror;
+}
+
+void Mirror::write(std::uint64_t step, const RegisteredState& state) {
+  header().steps[step & 1].store(0, std::memory_order_release);
+  state.save_volatile(half(step));
+  header().steps[step & 1].store(step, std::memory_order_release);
+}
+
+Status Mirror::read(std::uint64_t step, const RegisteredState& state) const {
+  if (header().steps[step & 1].load(std::memory_order_acquire) != step) {
+    return {Code::FailedPrecondition, fmt::format("the mirror of this seat's volatile state has no generation for "
+                                                  "step {}",
+                                                  step)};
+  }
+  state.restore_volatile(half(step));
+  return {};
+}
+
+}  // namespace regroup::engine

@@ -1,0 +1,6 @@
+/// Which build this is.
+#pragma once
+
+namespace regroup::engine {
+inline constexpr const char* kBuild = REGROUP_VERSION;
+}  // namespace regroup::engine

@@ -1,0 +1,157 @@
+/// Whole jobs: real launcher, real ranks, SIGKILL at exact points; same bits as a job in which nobody died.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "launch.hpp"
+
+namespace regroup::test {
+namespace {
+
+constexpr const char* kSteps = "6";
+
+std::string story(const Finished& job) { return "--- out\n" + job.out + "--- err\n" + job.err; }
+
+std::set<std::string> digests(const Finished& job) {
+  std::set<std::string> found;
+  for (const auto& line : job.lines_with("digest=")) found.insert(line.substr(line.find("digest=") + 7, 16));
+  return found;
+}
+
+/// The digest of `ranks` undisturbed ranks, computed once.
+std::string undisturbed(int ranks) {
+  static std::map<int, std::string> known;
+  auto& digest = known[ranks];
+  if (digest.empty()) {
+    const auto job = run_job({"-n", std::to_string(ranks)}, {"train", kSteps});
+    EXPECT_EQ(job.exit_code, 0) << story(job);
+    EXPECT_EQ(digests(job).size(), 1U) << story(job);
+    digest = job.value_of("digest=");
+  }
+  return digest;
+}
+
+void expect_healed(const Finished& job, int ranks, const std::string& what) {
+  EXPECT_FALSE(job.timed_out) << what << "\n" << story(job);
+  EXPECT_EQ(job.exit_code, 0) << what << "\n" << story(job);
+  EXPECT_EQ(job.lines_with("digest=").size(), static_cast<std::size_t>(ranks)) << what << "\n" << story(job);
+  EXPECT_EQ(digests(job), std::set<std::string>{undisturbed(ranks)}) << what << "\n" << story(job);
+}
+
+TEST(Job, TrainsUndisturbed) { EXPECT_FALSE(undisturbed(3).empty()); }
+
+TEST(Job, SameBitsWhereverARankDies) {
+  int cells = 0;
+  for (const char* op : {"all_reduce", "broadcast", "reduce", "all_gather"}) {
+    for (const char* phase : {"after_copy_in", "after_publish", "before_complete", "after_complete"}) {
+      const int victim = cells++ % 3;
+      const auto faults = fmt::format("rank={},inc=0,op={},step=2,phase={}:kill", victim, op, phase);
+      const auto job = run_job({"-n", "3", "--spares", "1"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}});
+      expect_healed(job, 3, faults);
+    }
+  }
+}
+
+TEST(Job, SameBitsWhenARankDiesInCommit) {
+  for (int victim = 0; victim < 3; ++victim) {
+    for (const char* phase : {"before_prepare", "after_prepare"}) {
+      const auto faults = fmt::format("rank={},inc=0,op=commit,step=3,phase={}:kill", victim, phase);
+      const auto job = run_job({"-n", "3", "--spares", "1"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}});
+      expect_healed(job, 3, faults);
+    }
+  }
+}
+
+TEST(Job, SeatIsRestartedColdWithoutASpare) {
+  const std::string faults = "rank=1,inc=0,op=all_reduce,step=2,phase=after_publish:kill";
+  expect_healed(run_job({"-n", "3"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}}), 3, faults);
+}
+
+TEST(Job, NewcomerAndDonorMayDieWhileHealing) {
+  for (const char* second : {"rank=1,inc=1,op=heal,phase=take:kill", "rank=2,inc=0,op=heal,phase=give:kill"}) {
+    const auto faults = fmt::format("rank=1,inc=0,op=all_reduce,step=2,phase=after_publish:kill;{}", second);
+    const auto job = run_job({"-n", "3", "--spares", "1"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}});
+    expect_healed(job, 3, faults);
+  }
+}
+
+TEST(Job, TwoRanksDieAtOnce) {
+  const std::string faults =
+      "rank=0,inc=0,op=all_reduce,step=2,phase=after_publish:kill;rank=2,inc=0,op=all_reduce,step=2,phase=enter:kill";
+  expect_healed(run_job({"-n", "4", "--spares", "2"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}}), 4, faults);
+}
+
+TEST(Job, ShrinkGoesOnWithFewerRanks) {
+  const std::string faults = "rank=1,inc=0,op=all_reduce,step=2,phase=after_publish:kill";
+  const auto job = run_job({"-n", "3", "--min", "1", "--on-loss", "shrink"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}});
+  EXPECT_EQ(job.exit_code, 0) << story(job);
+  EXPECT_EQ(job.lines_with("size 2").size(), 2U) << story(job);
+  EXPECT_EQ(digests(job).size(), 1U) << story(job);
+}
+
+TEST(Job, AbortEndsWithTheFirstCause) {
+  const std::string faults = "rank=1,inc=0,op=all_reduce,step=2,phase=after_publish:kill";
+  const auto job = run_job({"-n", "3", "--on-loss", "abort"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}});
+  EXPECT_EQ(job.exit_code, 137) << story(job);
+  EXPECT_NE(job.err.find("rank 1"), std::string::npos) << story(job);
+}
+
+TEST(Job, NobodyToHealFromEndsTheJobAndSaysSo) {
+  const std::string faults = "op=all_reduce,inc=0,step=2,phase=after_publish:kill";
+  const auto job = run_job({"-n", "2", "--spares", "2"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}});
+  EXPECT_FALSE(job.timed_out) << story(job);
+  EXPECT_NE(job.exit_code, 0) << story(job);
+  EXPECT_EQ(digests(job).size(), 0U) << story(job);
+  EXPECT_NE(job.err.find("heal"), std::string::npos) << story(job);
+}
+
+TEST(Job, MismatchIsNamedOnAllRanks) {
+  for (const char* what : {"count", "type", "operation", "kind", "root"}) {
+    const auto job = run_job({"-n", "3"}, {"mismatch", what});
+    EXPECT_FALSE(job.timed_out) << what << story(job);
+    const auto lines = job.lines_with("InvalidArgument");
+    EXPECT_EQ(lines.size(), 3U) << what << story(job);
+    for (const auto& line : lines) EXPECT_NE(line.find("rank 1"), std::string::npos) << line;
+  }
+}
+
+TEST(Job, BadArgumentsAreRefusedAndLoseNothing) {
+  const auto job = run_job({"-n", "2"}, {"bad_arguments"});
+  EXPECT_EQ(job.exit_code, 0) << story(job);
+  EXPECT_EQ(job.lines_with("InvalidArgument").size(), 12U) << story(job);
+  EXPECT_EQ(job.lines_with("FailedPrecondition").size(), 2U) << story(job);
+  EXPECT_EQ(job.lines_with("good: Ok").size(), 2U) << story(job);
+}
+
+TEST(Job, OperationsAfterDestroyAndAfterForkAreRefused) {
+  const auto destroyed = run_job({"-n", "2"}, {"after_destroy"});
+  EXPECT_EQ(destroyed.lines_with("FailedPrecondition").size(), 2U) << story(destroyed);
+  const auto forked = run_job({"-n", "2"}, {"after_fork"});
+  EXPECT_EQ(forked.exit_code, 0) << story(forked);
+  EXPECT_EQ(forked.lines_with("child: FailedPrecondition").size(), 2U) << story(forked);
+  EXPECT_EQ(forked.lines_with(": Ok").size(), 2U) << story(forked);
+}
+
+TEST(Job, ADeadlineEndsTheEpochAndTheNextOneWorks) {
+  const auto job = run_job({"-n", "2"}, {"deadline"});
+  EXPECT_EQ(job.exit_code, 0) << story(job);
+  EXPECT_EQ(job.lines_with("rank 0: DeadlineExceeded").size(), 1U) << story(job);
+  EXPECT_EQ(job.lines_with("input 1").size(), 1U) << story(job);
+  EXPECT_EQ(job.lines_with("again: Ok").size(), 2U) << story(job);
+}
+
+TEST(Job, DescriptorLimitIsNamed) {
+  const auto job = run_job({"-n", "2"}, {"descriptors"});
+  EXPECT_FALSE(job.timed_out) << story(job);
+  EXPECT_EQ(job.lines_with("ResourceExhausted").size(), 2U) << story(job);
+}
+
+TEST(Job, AJobOfOneNeedsNoLauncher) {
+  const auto job = run_job({"-n", "1"}, {"train", kSteps});
+  EXPECT_EQ(job.exit_code, 0) << story(job);
+  EXPECT_EQ(job.lines_with("digest=").size(), 1U) << story(job);
+}
+
+}  // namespace
+}  // namespace regroup::test

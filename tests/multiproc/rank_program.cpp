@@ -1,0 +1,231 @@
+/// The program that the whole-job tests launch. Each mode is one situation; what it prints is what the test checks.
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <regroup/regroup.hpp>
+
+namespace {
+
+using regroup::Job;
+using regroup::ProcessGroup;
+using regroup::ReduceOp;
+using regroup::Status;
+
+void say(const std::string& line) {
+  fmt::print("{}\n", line);
+  std::fflush(stdout);
+}
+
+std::uint64_t fnv(const void* data, std::size_t bytes, std::uint64_t seed = 14695981039346656037ULL) {
+  const auto* p = static_cast<const unsigned char*>(data);
+  for (std::size_t i = 0; i < bytes; ++i) seed = (seed ^ p[i]) * 1099511628211ULL;
+  return seed;
+}
+
+/// splitmix64: the volatile state of a rank.
+std::uint64_t draw(std::uint64_t& state) {
+  std::uint64_t z = (state += 0x9e3779b97f4a7c15ULL);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+  return z ^ (z >> 31);
+}
+
+struct Model {
+  std::vector<double> params = std::vector<double>(1000, 1.0);
+  std::vector<float> large = std::vector<float>(100'000, 0.5F);
+  std::uint64_t generator = 0;
+};
+
+/// One step's operations, on the world and on a group of it.
+Status exchange(Model& model, ProcessGroup& world, ProcessGroup& half, std::vector<double>& grads) {
+  for (std::size_t i = 0; i < grads.size(); ++i) {
+    grads[i] = model.params[i] * 0.01 + static_cast<double>(draw(model.generator) % 1024);
+  }
+  std::vector<float> wide(model.large.size());
+  for (std::size_t i = 0; i < wide.size(); ++i) wide[i] = model.large[i] + static_cast<float>(i % 7);
+  float scale = world.rank() == 0 ? static_cast<float>(model.params[0]) : 0.0F;
+  std::vector<double> of_half(8);
+  if (auto s = world.all_reduce(grads, ReduceOp::Avg); !s) return s;
+  if (auto s = world.all_reduce(wide, ReduceOp::Avg); !s) return s;
+  if (auto s = world.broadcast(&scale, 1, regroup::DType::F32, 0); !s) return s;
+  if (auto s = half.all_reduce(std::span<const double>(grads.data(), 8), std::span<double>(of_half), ReduceOp::Sum); !s) {
+    return s;
+  }
+  auto pending = world.all_reduce_async(wide.data(), wide.data(), wide.size(), regroup::DType::F32, ReduceOp::Max);
+  if (auto s = pending.wait(); !s) return s;
+  std::vector<double> sum(grads.size());
+  if (auto s = world.reduce(grads.data(), sum.data(), grads.size(), regroup::DType::F64, ReduceOp::Sum, 0); !s) return s;
+  for (std::size_t i = 0; i < grads.size(); ++i) grads[i] += scale + of_half[i % 8] * 1e-3;
+  return {};
+}
+
+int train(Job& job, std::uint64_t steps) {
+  auto world = job.world();
+  auto half = world.split(world.rank() % 2, 0, "half").value();
+  Model model;
+  model.generator = 1000 + static_cast<std::uint64_t>(job.rank());
+  // A prologue collective: a newcomer has to be answered from the record.
+  double start = world.rank() + 1.0;
+  if (auto s = world.all_reduce(std::span<double>(&start, 1), ReduceOp::Sum); !s) {
+    say("prologue: " + s.to_string());
+    return 1;
+  }
+  for (auto& p : model.params) p = start;
+  job.state().add("params", model.params).add("large", model.large).add_volatile("generator", model.generator);
+  std::vector<double> grads(model.params.size());
+  std::vector<std::uint64_t> generators(static_cast<std::size_t>(world.size()));
+  auto loop = job.steps(steps);
+  while (loop.next()) {
+    if (auto s = exchange(model, world, half, grads); !s) {
+      say(fmt::format("rank {} step {}: {}", job.rank(), loop.index(), s.to_string()));
+      continue;
+    }
+    generators.resize(static_cast<std::size_t>(world.size()));
+    if (!world.all_gather(&model.generator, generators.data(), 1, regroup::DType::I64)) continue;
+    if (!loop.commit()) continue;
+    for (std::size_t i = 0; i < grads.size(); ++i) model.params[i] = model.params[i] * 0.99 + grads[i] * 0.01;
+    for (auto& v : model.large) v += 0.25F;
+  }
+  if (!loop.status()) {
+    say(fmt::format("rank {} ended: {}", job.rank(), loop.status().to_string()));
+    return 1;
+  }
+  const auto digest = fnv(model.large.data(), model.large.size() * sizeof(float),
+                          fnv(model.params.data(), model.params.size() * sizeof(double),
+                              fnv(generators.data(), generators.size() * sizeof(std::uint64_t))));
+  say(fmt::format("rank {} incarnation {} pid {} size {} digest={:016x}", job.rank(), job.incarnation().value(),
+                  ::getpid(), world.size(), digest));
+  return 0;
+}
+
+int mismatch(Job& job, const std::string& what) {
+  auto world = job.world();
+  const bool odd = job.rank() == 1;
+  std::vector<float> a(16, 1.0F), b(64);
+  Status status;
+  if (what == "count") status = world.all_reduce(a.data(), b.data(), odd ? 15 : 16, regroup::DType::F32, ReduceOp::Sum);
+  if (what == "type") {
+    status = world.all_reduce(a.data(), b.data(), 8, odd ? regroup::DType::F64 : regroup::DType::F32, ReduceOp::Sum);
+  }
+  if (what == "operation") {
+    status = world.all_reduce(a.data(), b.data(), 8, regroup::DType::F32, odd ? ReduceOp::Max : ReduceOp::Sum);
+  }
+  if (what == "kind") {
+    status = odd ? world.barrier() : world.all_reduce(a.data(), b.data(), 8, regroup::DType::F32, ReduceOp::Sum);
+  }
+  if (what == "root") {
+    status = world.broadcast(a.data(), 8, regroup::DType::F32, odd ? 1 : 0);
+    // The sender of a broadcast is told at its next operation at the latest.
+    if (status) status = world.barrier();
+  }
+  say(fmt::format("rank {}: {}", job.rank(), status.to_string()));
+  return status ? 1 : 0;
+}
+
+int bad_arguments(Job& job) {
+  auto world = job.world();
+  std::vector<float> a(8), b(8);
+  std::vector<std::int32_t> i(8);
+  const auto show = [&](const char* what, const Status& s) { say(fmt::format("{}: {}", what, s.to_string())); };
+  show("null", world.all_reduce(nullptr, b.data(), 8, regroup::DType::F32, ReduceOp::Sum));
+  show("root", world.broadcast(a, 99));
+  show("avg", world.all_reduce(i, ReduceOp::Avg));
+  show("overlap", world.all_reduce(a.data(), a.data() + 1, 4, regroup::DType::F32, ReduceOp::Sum));
+  show("sizes", world.all_reduce(std::span<const float>(a), std::span<float>(b.data(), 4), ReduceOp::Sum));
+  show("self", world.send(a.data(), 1, regroup::DType::F32, world.rank()));
+  show("empty group", ProcessGroup().barrier());
+  show("good", world.all_reduce(a, ReduceOp::Sum));
+  return 0;
+}
+
+int after_destroy() {
+  ProcessGroup world;
+  {
+    auto job = Job::attach().value();
+    world = job.world();
+    if (!world.barrier()) return 2;
+  }
+  const auto status = world.barrier();
+  say(status.to_string());
+  return status ? 1 : 0;
+}
+
+int after_fork(Job& job) {
+  auto world = job.world();
+  std::fflush(stdout);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    say(fmt::format("child: {}", world.barrier().to_string()));
+    std::fflush(stdout);
+    ::_exit(0);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  const auto parent = world.barrier();
+  say(fmt::format("parent {}: {}", job.rank(), parent.to_string()));
+  return parent ? 0 : 1;
+}
+
+int deadline(Job& job) {
+  auto world = job.world();
+  if (!job.reform()) return 2;
+  std::vector<float> a(8, 1.0F);
+  if (job.rank() == 0) {
+    const auto status = world.all_reduce(a.data(), a.data(), 8, regroup::DType::F32, ReduceOp::Sum,
+                                         {.timeout = std::chrono::milliseconds(200)});
+    say(fmt::format("rank 0: {} input {}", status.to_string(), a[0]));
+  } else {
+    // Waits for something that rank 0 never sends, until rank 0 gives up and the epoch ends.
+    say(fmt::format("rank 1: {}", world.recv(a.data(), 1, regroup::DType::F32, 0).to_string()));
+  }
+  if (auto status = job.reform(); !status) {
+    say(status.to_string());
+    return 1;
+  }
+  const auto status = world.all_reduce(a, ReduceOp::Sum);
+  say(fmt::format("rank {} again: {} sum {} epoch {}", job.rank(), status.to_string(), a[0], world.epoch().value()));
+  return status ? 0 : 1;
+}
+
+int descriptors(Job& job) {
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  std::vector<int> taken;
+  for (int fd = ::dup(0); fd >= 0; fd = ::dup(0)) taken.push_back(fd);
+  auto group = job.world().split(0, 0, "more");
+  const auto status = group.error();
+  for (const int fd : taken) ::close(fd);
+  say(fmt::format("rank {}: {}", job.rank(), status.to_string()));
+  return status ? 1 : 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string mode = argc > 1 ? argv[1] : "";
+  const std::string argument = argc > 2 ? argv[2] : "";
+  if (mode == "after_destroy") return after_destroy();
+  auto attached = Job::attach();
+  if (!attached) {
+    say(attached.error().to_string());
+    return 1;
+  }
+  auto job = std::move(*attached);
+  if (mode == "train") return train(job, std::stoull(argument));
+  if (mode == "mismatch") return mismatch(job, argument);
+  if (mode == "bad_arguments") return bad_arguments(job);
+  if (mode == "after_fork") return after_fork(job);
+  if (mode == "deadline") return deadline(job);
+  if (mode == "descriptors") return descriptors(job);
+  say("unknown mode " + mode);
+  return 64;
+}
