@@ -24,6 +24,8 @@ constexpr auto kTidMask = static_cast<std::uint32_t>(FUTEX_TID_MASK);
 constexpr auto kOwnerDied = static_cast<std::uint32_t>(FUTEX_OWNER_DIED);
 constexpr auto kWaiters = static_cast<std::uint32_t>(FUTEX_WAITERS);
 
+constexpr std::chrono::hours kWaitMax{24 * 365};
+
 // glibc's mutex begins with its futex word: owner's thread id, owner-died bit, waiters bit
 // (kernel's robust futex ABI).
 std::atomic_ref<int> lock_word(BeaconPage& page) {
@@ -179,7 +181,8 @@ void BeaconWatch::block(nanoseconds timeout, std::uint32_t kicks_seen) {
 }
 
 std::vector<BeaconWatch::Report> BeaconWatch::wait(nanoseconds timeout) {
-  const TimePoint until = Clock::now() + timeout;
+  // "For ever" as the largest number must not overflow the clock.
+  const TimePoint until = Clock::now() + std::min<nanoseconds>(timeout, kWaitMax);
   for (;;) {
     const std::uint32_t kicks = kicks_.load(std::memory_order_acquire);
     const std::uint32_t wakes = wakes_.load(std::memory_order_acquire);

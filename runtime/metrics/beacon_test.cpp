@@ -148,6 +148,14 @@ TEST_P(BeaconTest, WakeAndAddReachAWaitInProgress) {
   adder.join();
 }
 
+TEST_P(BeaconTest, WaitingForEverIsPossible) {
+  BeaconWatch watch(GetParam());
+  const auto page = new_page(3);
+  watch.add(3, page);
+  const Child child(*page, 0, [] { ::_exit(0); });
+  EXPECT_EQ(watch.wait(nanoseconds::max()), Reports{died(3)});
+}
+
 TEST_P(BeaconTest, RemovedPageIsNotReported) {
   BeaconWatch watch(GetParam());
   const auto page = new_page(1);
