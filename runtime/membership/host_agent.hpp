@@ -1,5 +1,6 @@
-/// One host's agent machine: it stands between the evidence of its processes, the words of the installed epoch and the
-/// coordinator. Proof of a death wedges the epoch here at once, before the coordinator is asked or even reachable.
+/// One host's agent machine: it stands between the evidence of its processes, the words of the
+/// installed epoch and the coordinator. Proof of a death wedges the epoch here at once, before the
+/// coordinator is asked or even reachable.
 ///
 /// Pure: step(event, now) -> effects. The shell forks, reads beacons, touches words, makes arenas.
 #pragma once
@@ -21,84 +22,153 @@ namespace regroup::membership {
 
 namespace host {
 
-// ---- events -------------------------------------------------------------------------------------------------------
+// ---- events
+// -----------------------------------------------------------------------------------------------
 
 /// The channel to the coordinator is up (first or again) or down.
 struct ChannelUp {};
 struct ChannelDown {};
 /// A message of the coordinator, in the order of the channel.
-struct FromCoordinator { CoordinatorMessage message; };
-/// Sign that a process is lost. Later signs of the same loss may follow (Beacon, then Reaped with the exit status).
-struct Lost { Incarnation incarnation; Evidence evidence; };
+struct FromCoordinator {
+  CoordinatorMessage message;
+};
+/// Sign that a process is lost. Later signs of the same loss may follow (Beacon, then Reaped with
+/// the exit status).
+struct Lost {
+  Incarnation incarnation;
+  Evidence evidence;
+};
 /// The process attached: it is warm and may become a member.
-struct Joined { Incarnation incarnation; };
+struct Joined {
+  Incarnation incarnation;
+};
 /// The process entered its epoch: it holds the state.
-struct Healed { Incarnation incarnation; };
+struct Healed {
+  Incarnation incarnation;
+};
 /// Reaped with exit code 0. `detached`: it had left the job in order (or never attached).
-struct Finished { Incarnation incarnation; bool detached = true; };
+struct Finished {
+  Incarnation incarnation;
+  bool detached = true;
+};
 /// The supervisor could not start it or gives it up.
-struct StartFailed { Incarnation incarnation; std::string why; };
-/// A rank wedged its own word (deadline passed, mismatch): the epoch must end though nobody is lost.
-struct WedgeWanted { Epoch epoch; std::string why; };
+struct StartFailed {
+  Incarnation incarnation;
+  std::string why;
+};
+/// A rank wedged its own word (deadline passed, mismatch): the epoch must end though nobody is
+/// lost.
+struct WedgeWanted {
+  Epoch epoch;
+  std::string why;
+};
 /// Answer to WedgeWords: every word is wedged, and this is what they said at that instant.
-struct WordsWedged { WedgeReport report; };
+struct WordsWedged {
+  WedgeReport report;
+};
 /// Answer to WriteDecision.
-struct DecisionWritten { Epoch epoch; };
+struct DecisionWritten {
+  Epoch epoch;
+};
 /// Answer to MakeView: arenas made, local members told.
-struct ViewMade { Epoch epoch; };
+struct ViewMade {
+  Epoch epoch;
+};
 /// The shell's reading of all heartbeat counters, right after the instant asked for by SetTimer.
-struct BeatsRead { std::vector<std::pair<Incarnation, std::uint64_t>> beats; };
+struct BeatsRead {
+  std::vector<std::pair<Incarnation, std::uint64_t>> beats;
+};
 /// A person's wish.
-struct Evict { Rank rank; std::string why; };
-struct Stop { std::string why; std::int32_t exit_code = 0; };
+struct Evict {
+  Rank rank;
+  std::string why;
+};
+struct Stop {
+  std::string why;
+  std::int32_t exit_code = 0;
+};
 
-using Event = std::variant<ChannelUp, ChannelDown, FromCoordinator, Lost, Joined, Healed, Finished, StartFailed,
-                           WedgeWanted, WordsWedged, DecisionWritten, ViewMade, BeatsRead, Evict, Stop>;
+using Event = std::variant<ChannelUp, ChannelDown, FromCoordinator, Lost, Joined, Healed, Finished,
+                           StartFailed, WedgeWanted, WordsWedged, DecisionWritten, ViewMade,
+                           BeatsRead, Evict, Stop>;
 
-// ---- effects ------------------------------------------------------------------------------------------------------
+// ---- effects
+// -----------------------------------------------------------------------------------------------
 
-/// fetch_or the wedge bit into every word of this epoch (dead and evicted members' too), wake waiters, then WordsWedged.
-struct WedgeWords { Epoch epoch; bool operator==(const WedgeWords&) const = default; };
-/// Store the verdicts into the words of all members that are not in `lost`, wake waiters, then DecisionWritten.
+/// fetch_or the wedge bit into every word of this epoch (dead and evicted members' too), wake
+/// waiters, then WordsWedged.
+struct WedgeWords {
+  Epoch epoch;
+  bool operator==(const WedgeWords&) const = default;
+};
+/// Store the verdicts into the words of all members that are not in `lost`, wake waiters, then
+/// DecisionWritten.
 struct WriteDecision {
   Epoch epoch;
-  std::vector<WedgeReport::GroupCut> cuts;   ///< a group that is missing here: cut 0
+  std::vector<WedgeReport::GroupCut> cuts;  ///< a group that is missing here: cut 0
   std::uint64_t committed_step = 0;
   std::vector<Member> lost;
   bool operator==(const WriteDecision&) const = default;
 };
-/// Make the arenas (step words start at resume_step - 1), give `assigned` their seats, tell the local members, then
-/// ViewMade.
+/// Make the arenas (step words start at resume_step - 1), give `assigned` their seats, tell the
+/// local members, then ViewMade.
 struct MakeView {
   View view;
-  std::vector<Member> local;      ///< members on this host
-  std::vector<Member> assigned;   ///< those of `local` that were not members of the epoch before
-  std::string cause;              ///< why the epoch before ended
+  std::vector<Member> local;     ///< members on this host
+  std::vector<Member> assigned;  ///< those of `local` that were not members of the epoch before
+  std::string cause;             ///< why the epoch before ended
   bool operator==(const MakeView&) const = default;
 };
-struct Spawn { StartProcess process; bool operator==(const Spawn&) const = default; };
+struct Spawn {
+  StartProcess process;
+  bool operator==(const Spawn&) const = default;
+};
 /// SIGKILL, if it still runs.
-struct Kill { Incarnation incarnation; std::string why; bool operator==(const Kill&) const = default; };
+struct Kill {
+  Incarnation incarnation;
+  std::string why;
+  bool operator==(const Kill&) const = default;
+};
 /// The epoch is wedged on this host: tell every local member.
-struct TellRanks { Epoch epoch; std::vector<Member> lost; std::string text; bool operator==(const TellRanks&) const = default; };
-struct SendCoordinator { AgentMessage message; bool operator==(const SendCoordinator&) const = default; };
+struct TellRanks {
+  Epoch epoch;
+  std::vector<Member> lost;
+  std::string text;
+  bool operator==(const TellRanks&) const = default;
+};
+struct SendCoordinator {
+  AgentMessage message;
+  bool operator==(const SendCoordinator&) const = default;
+};
 /// Stop every process of this host and end.
-struct EndAll { EndJob end; bool operator==(const EndAll&) const = default; };
+struct EndAll {
+  EndJob end;
+  bool operator==(const EndAll&) const = default;
+};
 /// For the event log and for people.
-struct Log { Note note; bool operator==(const Log&) const = default; };
-/// Read all heartbeat counters at this instant and deliver BeatsRead; replaces the instant asked for before.
-struct SetTimer { TimePoint at; bool operator==(const SetTimer&) const = default; };
+struct Log {
+  Note note;
+  bool operator==(const Log&) const = default;
+};
+/// Read all heartbeat counters at this instant and deliver BeatsRead; replaces the instant asked
+/// for before.
+struct SetTimer {
+  TimePoint at;
+  bool operator==(const SetTimer&) const = default;
+};
 
-using Effect = std::variant<WedgeWords, WriteDecision, MakeView, Spawn, Kill, TellRanks, SendCoordinator, EndAll, Log,
-                            SetTimer>;
+using Effect = std::variant<WedgeWords, WriteDecision, MakeView, Spawn, Kill, TellRanks,
+                            SendCoordinator, EndAll, Log, SetTimer>;
 using Effects = std::vector<Effect>;
 
 }  // namespace host
 
-inline constexpr std::size_t kPendingRequestsMax = 16;   ///< wishes of people kept while the coordinator is away
+inline constexpr std::size_t kPendingRequestsMax =
+    16;  ///< wishes of people kept while the coordinator is away
 
 /// One host's agent machine.
-/// Thread safety: one thread. Never blocks. Memory: one entry per process ever started here; everything else is bounded.
+/// Thread safety: one thread. Never blocks. Memory: one entry per process ever started here;
+/// everything else is bounded.
 class HostAgent {
  public:
   explicit HostAgent(AgentId id, const Timeouts& timeouts = timeouts_for(kDetectBudget));
@@ -161,15 +231,15 @@ class HostAgent {
   View installed_;
   Words words_ = Words::Open;
   WedgeReport report_;
-  std::optional<WedgeEpoch> asked_;        ///< the newest wedge order
-  std::optional<StoreDecision> decision_;  ///< the newest decision of the installed epoch
-  std::optional<InstallView> making_;      ///< MakeView is under way
-  std::optional<InstallView> pending_;     ///< waits for the decision or for making_
-  Epoch barrier_;                          ///< epochs up to here are never made any more: they were wedged unseen
+  std::optional<WedgeEpoch> asked_;          ///< the newest wedge order
+  std::optional<StoreDecision> decision_;    ///< the newest decision of the installed epoch
+  std::optional<InstallView> making_;        ///< MakeView is under way
+  std::optional<InstallView> pending_;       ///< waits for the decision or for making_
+  std::optional<host::WedgeWanted> wanted_;  ///< a rank wedged itself in the view under way
+  Epoch barrier_;  ///< epochs up to here are never made any more: they were wedged unseen
   std::string cause_;
-  std::vector<Member> lost_;               ///< of the installed epoch, as far as known here
+  std::vector<Member> lost_;  ///< of the installed epoch, as far as known here
   std::map<Incarnation, ProcessInfo> processes_;
-  std::set<Incarnation> unwatched_;        ///< asked for by a person, kept for the record
   std::deque<AgentMessage> requests_;
   TimePoint now_{};
   host::Effects effects_;

@@ -1,10 +1,12 @@
-/// The coordinator's machine: who is a member of which epoch, and how a loss leads to the next epoch.
+/// The coordinator's machine: who is a member of which epoch, and how a loss leads to the next
+/// epoch.
 ///
-///   evidence -> wedge(e) -> reports of all agents -> decision (cut, committed step) -> stored by all -> fence
+///   evidence -> wedge(e) -> reports of all agents -> decision (cut, committed step) -> stored by
+///   all -> fence
 ///            -> replace | shrink | end -> install(e+1)
 ///
-/// Pure: step(event, now) -> effects. No clock, thread, socket, file or random source inside. One (state, event) cell =
-/// one entry of the table in table.hpp, which is also what dispatches.
+/// Pure: step(event, now) -> effects. No clock, thread, socket, file or random source inside. One
+/// (state, event) cell = one entry of the table in table.hpp, which is also what dispatches.
 #pragma once
 
 #include <array>
@@ -22,39 +24,56 @@
 
 namespace regroup::membership {
 
-// ---- events -------------------------------------------------------------------------------------------------------
+// ---- events
+// -----------------------------------------------------------------------------------------------
 
 /// First event of a machine, exactly once. `durable` none: a fresh job.
 struct Started {
-  std::optional<DurableState> durable;   ///< what the last Persist of an earlier coordinator left
-  JobConfig config;                      ///< used when durable is none
-  std::vector<AgentId> agents;           ///< all hosts of the job
+  std::optional<DurableState> durable;  ///< what the last Persist of an earlier coordinator left
+  JobConfig config;                     ///< used when durable is none
+  std::vector<AgentId> agents;          ///< all hosts of the job
 };
-struct AgentConnected { AgentId agent; };
-struct AgentDisconnected { AgentId agent; };
-/// The instant asked for by the last SetTimer has come (or any other instant: an early one does no harm).
+struct AgentConnected {
+  AgentId agent;
+};
+struct AgentDisconnected {
+  AgentId agent;
+};
+/// The instant asked for by the last SetTimer has come (or any other instant: an early one does no
+/// harm).
 struct Timer {};
 /// One message, tagged with its sender. The first message on each connection is AgentHello.
-struct FromAgent { AgentId agent; AgentMessage message; };
+struct FromAgent {
+  AgentId agent;
+  AgentMessage message;
+};
 
 using Event = std::variant<Started, AgentConnected, AgentDisconnected, Timer, FromAgent>;
 
-// ---- effects ------------------------------------------------------------------------------------------------------
+// ---- effects
+// -----------------------------------------------------------------------------------------------
 
 struct SendTo {
-  std::optional<AgentId> agent;   ///< none: every agent that has a channel
+  std::optional<AgentId> agent;  ///< none: every agent that has a channel
   CoordinatorMessage message;
   bool operator==(const SendTo&) const = default;
 };
 /// Must be durable before any later effect of the same list is performed.
-struct Persist { DurableState state; bool operator==(const Persist&) const = default; };
+struct Persist {
+  DurableState state;
+  bool operator==(const Persist&) const = default;
+};
 /// Deliver Timer at this instant; replaces the instant asked for before.
-struct SetTimer { TimePoint at; bool operator==(const SetTimer&) const = default; };
+struct SetTimer {
+  TimePoint at;
+  bool operator==(const SetTimer&) const = default;
+};
 
 using Effect = std::variant<SendTo, Persist, SetTimer>;
 using Effects = std::vector<Effect>;
 
-// ---- states -------------------------------------------------------------------------------------------------------
+// ---- states
+// -----------------------------------------------------------------------------------------------
 
 enum class State : std::uint8_t {
   Gathering,   ///< started or restarted: waits until every agent has said what it knows
@@ -62,7 +81,8 @@ enum class State : std::uint8_t {
   Installing,  ///< the view is durable and on its way; waits until every agent has installed it
   Steady,      ///< members run; nothing to do
   Wedged,      ///< a loss: the epoch completes nothing more; waits for the reports of all agents
-  Draining,    ///< the decision is out; waits until it stands in all survivors' words and the lost are fenced
+  Draining,    ///< the decision is out; waits until it stands in all survivors' words and the lost
+               ///< are fenced
   Replacing,   ///< decided and fenced; waits for newcomers to join
   Failed,      ///< ended by a loss or fault; names the first cause
   Ended,       ///< ended in order
@@ -71,8 +91,21 @@ inline constexpr std::size_t kStates = 9;
 [[nodiscard]] const char* name(State state);
 
 enum class EventKind : std::uint8_t {
-  Started, AgentConnected, AgentDisconnected, Timer, Hello, Joined, Healed, Lost, Finished, Wedged, DecisionStored,
-  Installed, StartFailed, Evict, Stop,
+  Started,
+  AgentConnected,
+  AgentDisconnected,
+  Timer,
+  Hello,
+  Joined,
+  Healed,
+  Lost,
+  Finished,
+  Wedged,
+  DecisionStored,
+  Installed,
+  StartFailed,
+  Evict,
+  Stop,
 };
 inline constexpr std::size_t kEventKinds = 15;
 [[nodiscard]] const char* name(EventKind kind);
@@ -82,7 +115,8 @@ inline constexpr std::size_t kEventKinds = 15;
 using CellCounters = std::array<std::array<std::uint64_t, kEventKinds>, kStates>;
 
 /// The coordinator's membership machine.
-/// Thread safety: one thread. Never blocks. Memory: one entry per process ever started and per agent.
+/// Thread safety: one thread. Never blocks. Memory: one entry per process ever started and per
+/// agent.
 class Membership {
  public:
   explicit Membership(const Timeouts& timeouts = timeouts_for(kDetectBudget));
@@ -104,20 +138,24 @@ class Membership {
 
   struct Process {
     AgentId agent;
-    std::optional<Rank> seat;      ///< the seat it was started for or has taken; none: a spare
+    std::optional<Rank> seat;  ///< the seat it was started for or has taken; none: a spare
     ProcessState state = ProcessState::Starting;
-    bool joined = false;           ///< attached at some time
-    bool holds_state = false;      ///< somebody may heal from it
-    Evidence evidence;             ///< when Gone
+    bool joined = false;       ///< attached at some time
+    bool holds_state = false;  ///< somebody may heal from it
+    bool counted = false;      ///< its loss stands in its seat's history
+    bool gave_up = false;      ///< its supervisor will not start this seat again
+    bool revoked = false;      ///< declared gone here; its agent has not confirmed it yet
+    Evidence evidence;         ///< when Gone
   };
   struct Agent {
     bool connected = false;
-    bool said_hello = false;       ///< on this connection
-    bool lost = false;             ///< given up; all its processes count as gone
+    bool said_hello = false;  ///< on this connection
+    bool lost = false;        ///< given up: all its processes count as gone
     std::optional<TimePoint> silent_since;
     Epoch installed;
-    std::optional<WedgeReport> report;   ///< of the current round
-    bool stored = false;                 ///< the current decision
+    Epoch wedged;                       ///< it says that this epoch is wedged there, asked or not
+    std::optional<WedgeReport> report;  ///< of the current round
+    bool stored = false;                ///< the current decision
   };
   struct Decision {
     Epoch epoch;
@@ -125,93 +163,118 @@ class Membership {
     std::uint64_t committed_step = 0;
   };
 
-  // Cells of the table; see table.cpp for which (state, event) leads where.
+  // Cells of the table: they take knowledge in; react() draws the conclusions. table.cpp says which
+  // cell is which.
   void start(const Event& event);
   void connect(const Event& event);
   void disconnect(const Event& event);
-  void forget_channel(const Event& event);
-  void tick_gathering(const Event& event);
   void tick(const Event& event);
-  void hello_gathering(const Event& event);
   void hello(const Event& event);
   void joined(const Event& event);
   void healed(const Event& event);
   void lost(const Event& event);
   void finished(const Event& event);
-  void wedged_unasked(const Event& event);
-  void wedged_report(const Event& event);
+  void wedged(const Event& event);
   void decision_stored(const Event& event);
   void installed(const Event& event);
   void start_failed(const Event& event);
   void evict(const Event& event);
   void stop(const Event& event);
-  void learn(const Event& event);
   void repeat_end(const Event& event);
   void ignore(const Event& event);
   void impossible(const Event& event);
 
-  // Knowledge.
-  Process* find(Incarnation incarnation);
-  const Process* find(Incarnation incarnation) const;
-  void absorb(AgentId agent, const AgentHello& hello);
-  void absorb_process(AgentId agent, const ProcessInfo& info);
-  void mark_joined(Process& process);
-  void mark_healed(Process& process);
-  bool mark_gone(Incarnation incarnation, const Evidence& evidence, bool attached);
+  // Knowledge (membership_knowledge.cpp).
+  [[nodiscard]] Process* find(Incarnation incarnation);
+  [[nodiscard]] const Process* find(Incarnation incarnation) const;
+  void absorb(AgentId id, const AgentHello& hello);
+  void absorb_process(AgentId id, const ProcessInfo& info);
+  void revive(AgentId id, const AgentHello& hello);
+  void mark_joined(Incarnation incarnation);
+  void mark_healed(Incarnation incarnation);
+  void mark_gone(Incarnation incarnation, const Evidence& evidence, bool confirmed);
   void mark_finished(Incarnation incarnation);
-  bool mark_agent_lost(AgentId id);
+  void mark_silent_agents();
   [[nodiscard]] bool is_member(Incarnation incarnation) const;
-  [[nodiscard]] bool is_alive(const Process& process) const;
+  [[nodiscard]] static bool is_alive(const Process& process);
+  [[nodiscard]] static bool ended_clean(const Process& process);
+  [[nodiscard]] bool status_unknown(const Process& process) const;
   [[nodiscard]] std::vector<Member> lost_members() const;
-  [[nodiscard]] std::vector<Member> survivors() const;
+  [[nodiscard]] std::vector<Incarnation> survivors() const;
+  [[nodiscard]] std::vector<Member> with_revoked(std::vector<Member> members) const;
   [[nodiscard]] bool hosts_member(AgentId id) const;
+  [[nodiscard]] bool is_awaited(AgentId id) const;
   [[nodiscard]] bool has_quorum(std::string& why) const;
-  [[nodiscard]] bool is_proven_dead(const Process& process) const;
   [[nodiscard]] bool anybody_joined() const;
-  [[nodiscard]] bool anybody_finished() const;
+  [[nodiscard]] bool any_seat_over() const;
   [[nodiscard]] bool all_agents_known() const;
+  [[nodiscard]] std::optional<Incarnation> live_holder(Rank rank) const;
+  [[nodiscard]] std::optional<Incarnation> last_of(Rank rank) const;
+  [[nodiscard]] std::optional<Incarnation> free_spare(AgentId preferred) const;
+  [[nodiscard]] std::uint32_t free_spares() const;
+  [[nodiscard]] std::uint32_t seats_left_without(Rank rank) const;
 
-  // Decisions.
-  void resume();
+  void dispatch(EventKind kind, const Event& event);
+
+  // Conclusions (membership_recovery.cpp).
   void react();
+  void react_once();
+  void resume();
   void begin_round(const std::string& why);
   void check_reports();
   void decide();
   void check_stored();
-  void fill_seats();
-  bool fill_seat(Rank rank);
-  void refill_spares();
-  void install();
   void check_installed();
+  void install();
+
+  // Seats (membership_seats.cpp).
   void form();
+  void fill_seats();
+  void revoke(Incarnation incarnation, const std::string& why);
+  bool fill_all();
+  bool fill_seat(Rank rank, std::uint32_t& spares);
+  bool fill_by_policy(Rank rank, Incarnation last, std::uint32_t& spares);
+  bool vacate_finished(Rank rank);
+  void give_seat(Incarnation spare, Rank rank);
+  [[nodiscard]] SeatLoss loss_of(Rank rank, Incarnation last, bool spare_left);
+  void refill_spares();
   void check_over();
-  void end_job(State terminal, std::int32_t exit_code, std::string reason);
-  void end_by(const Evidence& cause, std::string reason);
+  [[nodiscard]] std::int32_t final_code(std::string& reason) const;
+  [[nodiscard]] bool lacks_holder() const;
+  void end_without_holder();
+  [[nodiscard]] bool somebody_goes_on() const;
+  [[nodiscard]] bool hold();
+  void end_job(std::int32_t exit_code, std::string reason);
+  void start_process(std::optional<Rank> seat);
+  [[nodiscard]] AgentId place(std::optional<Rank> seat) const;
 
   // Effects.
-  void send(AgentId agent, CoordinatorMessage message);
-  void send_phase(AgentId agent);
+  void send(AgentId id, CoordinatorMessage message);
+  void send_phase(AgentId id);
+  void resend();
   void note(std::string kind, std::string text);
   void persist();
   void arm();
-  void enter(State next);
-  Incarnation start_process(std::optional<Rank> seat);
-  [[nodiscard]] AgentId place(std::optional<Rank> seat) const;
+  void enter(State next, const std::string& why);
 
   Timeouts timeouts_;
   State state_ = State::Gathering;
   bool started_ = false;
   DurableState durable_;
+  Incarnation next_incarnation_{1};  ///< durable_.next_incarnation runs ahead of it
   std::map<AgentId, Agent> agents_;
   std::map<Incarnation, Process> processes_;
-  std::set<Rank> vacant_;                       ///< seats that stay empty
+  std::set<Rank> vacant_;  ///< seats that stay empty
   std::map<Rank, SeatHistory> history_;
   SeatHistory spare_history_;
-  std::optional<Evidence> first_cause_;
-  std::string first_cause_text_;
-  std::uint64_t rounds_ = 0;
+  bool spares_given_up_ = false;
+  std::optional<Incarnation> first_cause_;  ///< whose loss began the present recovery
+  std::uint32_t rounds_ = 0;
   Round round_;
+  std::vector<Member> round_lost_;  ///< what the round in progress knows to be lost
+  std::vector<Member> removed_;     ///< who left with the view being installed
   std::optional<Decision> decision_;
+  Epoch progress_seen_;  ///< the epoch whose progress has already wiped the histories
   std::optional<TimePoint> hold_until_;
   std::optional<TimePoint> resend_at_;
   std::optional<TimePoint> armed_;

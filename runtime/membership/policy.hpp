@@ -11,9 +11,10 @@
 
 namespace regroup::membership {
 
-inline constexpr std::int32_t kExitTemporary = 75;   ///< not enough ranks left to go on
-inline constexpr std::int32_t kExitInternal = 70;    ///< a fault of ours
-inline constexpr std::uint32_t kPoisonedAt = 3;      ///< losses of one seat in one step that end the job
+inline constexpr std::int32_t kExitTemporary = 75;  ///< not enough ranks left to go on
+inline constexpr std::int32_t kExitInternal = 70;   ///< a fault of ours
+inline constexpr std::uint32_t kPoisonedAt =
+    3;  ///< losses of one seat in one step that end the job
 inline constexpr nanoseconds kReplacementWindow = std::chrono::hours(1);
 
 /// The losses of one seat that no committed step has wiped out.
@@ -48,28 +49,31 @@ struct SeatLoss {
   Rank rank;
   Incarnation incarnation;
   Evidence evidence;
-  bool attached = true;               ///< it had joined
-  bool others_attached = true;        ///< some other seat's process has joined
-  bool start_gave_up = false;         ///< the supervisor will not start this seat again
-  std::uint64_t step = 1;             ///< the step that was being computed
-  std::uint32_t losses_in_step = 1;   ///< of this seat in this step, this one included
-  std::uint32_t losses_recent = 1;    ///< of this seat without progress within the hour, this one included
-  std::uint32_t seats_left = 0;       ///< seats that are held by a living process or will be
-  bool spare_left = false;            ///< joined or starting
+  bool attached = true;              ///< it had joined
+  bool others_attached = true;       ///< some other seat's process has joined
+  bool start_gave_up = false;        ///< the supervisor will not start this seat again
+  std::uint64_t step = 1;            ///< the step that was being computed
+  std::uint32_t losses_in_step = 1;  ///< of this seat in this step, this one included
+  std::uint32_t losses_recent =
+      1;  ///< of this seat without progress within the hour, this one included
+  std::uint32_t seats_left = 0;  ///< seats that are held by a living process or will be
+  bool spare_left = false;       ///< joined or starting
 };
 
 struct SeatVerdict {
   SeatAction action = SeatAction::EndJob;
-  std::int32_t exit_code = 0;   ///< with EndJob
+  std::int32_t exit_code = 0;  ///< with EndJob
   std::string why;
 };
 
 /// The verdict on one lost seat.
 [[nodiscard]] SeatVerdict decide_seat(const JobConfig& config, const SeatLoss& loss);
 
-/// The job's exit code when this loss ends it: 128 + signal, the program's own code, or 75 when neither is known.
+/// The job's exit code when this loss ends it: 128 + signal, the program's own code, or 75 when
+/// neither is known.
 [[nodiscard]] std::int32_t exit_code_of(const Evidence& evidence);
-/// "killed by signal 9", "exited with code 3", "host lost"; the evidence's own text when it has one.
+/// "killed by signal 9", "exited with code 3", "host lost"; the evidence's own text when it has
+/// one.
 [[nodiscard]] std::string describe(const Evidence& evidence);
 /// Proof evicts at once and counts as dead in the quorum; silence and lost hosts do not.
 [[nodiscard]] bool is_proof(EvidenceKind kind);

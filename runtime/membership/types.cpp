@@ -3,7 +3,8 @@
 namespace regroup::membership {
 
 std::uint64_t digest(const View& view) {
-  // FNV-1a over fixed-width little-endian fields: the same on every machine, and no field can run into the next.
+  // FNV-1a over fixed-width little-endian fields: the same on every machine, and no field can run
+  // into the next.
   std::uint64_t hash = 0xcbf29ce484222325U;
   const auto mix = [&hash](std::uint64_t value) {
     for (int byte = 0; byte < 8; ++byte) {
@@ -20,18 +21,12 @@ std::uint64_t digest(const View& view) {
 
 const char* name(EvidenceKind kind) {
   switch (kind) {
-    case EvidenceKind::Beacon:
-      return "Beacon";
-    case EvidenceKind::Reaped:
-      return "Reaped";
-    case EvidenceKind::ChannelClosed:
-      return "ChannelClosed";
-    case EvidenceKind::Silence:
-      return "Silence";
-    case EvidenceKind::Requested:
-      return "Requested";
-    case EvidenceKind::AgentLost:
-      return "AgentLost";
+    case EvidenceKind::Beacon: return "Beacon";
+    case EvidenceKind::Reaped: return "Reaped";
+    case EvidenceKind::ChannelClosed: return "ChannelClosed";
+    case EvidenceKind::Silence: return "Silence";
+    case EvidenceKind::Requested: return "Requested";
+    case EvidenceKind::AgentLost: return "AgentLost";
   }
   return "?";
 }

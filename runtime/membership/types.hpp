@@ -1,7 +1,8 @@
 /// Views, evidence and the words of the conversation between coordinator and agents.
 ///
-/// Coordinator (Membership machine) and each host's agent (HostAgent machine) are pure: step(event, now) -> effects.
-/// The messages here are exactly what crosses the control channel between them; control/ encodes them.
+/// Coordinator (Membership machine) and each host's agent (HostAgent machine) are pure: step(event,
+/// now) -> effects. The messages here are exactly what crosses the control channel between them;
+/// control/ encodes them.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,8 @@
 
 namespace regroup::membership {
 
-/// One host's agent, numbered by the coordinator's configuration; a host is an agent's id, never a name.
+/// One host's agent, numbered by the coordinator's configuration; a host is an agent's id, never a
+/// name.
 using AgentId = StrongId<struct AgentIdTag, std::uint32_t>;
 /// Number of one recovery round; grows when a further loss starts the recovery over.
 using Round = StrongId<struct RoundTag, std::uint64_t>;
@@ -23,27 +25,28 @@ using Round = StrongId<struct RoundTag, std::uint64_t>;
 struct View {
   Epoch epoch;
   std::vector<Incarnation> seats;
-  std::uint64_t parent = 0;        ///< digest() of the view before
-  std::uint64_t resume_step = 1;   ///< the step (1-based) at which its members start
+  std::uint64_t parent = 0;       ///< digest() of the view before
+  std::uint64_t resume_step = 1;  ///< the step (1-based) at which its members start
   bool operator==(const View&) const = default;
 };
 /// Chain hash over epoch, seats, resume step and parent.
 [[nodiscard]] std::uint64_t digest(const View& view);
 
 enum class EvidenceKind : std::uint8_t {
-  Beacon,          ///< robust futex: owner died
-  Reaped,          ///< child reaped (exit status known)
-  ChannelClosed,   ///< control channel closed
-  Silence,         ///< heartbeat silence, confirmed
-  Requested,       ///< evicted on request
-  AgentLost,       ///< its whole host is gone
+  Beacon,         ///< robust futex: owner died
+  Reaped,         ///< child reaped (exit status known)
+  ChannelClosed,  ///< control channel closed
+  Silence,        ///< heartbeat silence, confirmed
+  Requested,      ///< evicted on request
+  AgentLost,      ///< its whole host is gone
 };
 [[nodiscard]] const char* name(EvidenceKind kind);
 
 struct Evidence {
   EvidenceKind kind = EvidenceKind::Beacon;
-  std::string text;          ///< for people: "killed by SIGKILL; in all_reduce seq 17 of step 3, phase reduce"
-  std::int32_t exit_code = -1;   ///< exit code, -1 unknown or by signal
+  std::string
+      text;  ///< for people: "killed by SIGKILL; in all_reduce seq 17 of step 3, phase reduce"
+  std::int32_t exit_code = -1;  ///< exit code, -1 unknown or by signal
   std::int32_t signal = 0;
   bool operator==(const Evidence&) const = default;
 };
@@ -52,62 +55,112 @@ struct Evidence {
 struct WedgeReport {
   Epoch epoch;
   struct GroupCut {
-    std::uint32_t group = 0;       ///< group id within the domain; 0 is the world
-    std::uint64_t completed = 0;   ///< highest completed sequence number
+    std::uint32_t group = 0;      ///< group id within the domain; 0 is the world
+    std::uint64_t completed = 0;  ///< highest completed sequence number
     bool operator==(const GroupCut&) const = default;
   };
   std::vector<GroupCut> groups;
-  std::uint64_t prepared = 0;               ///< lowest prepared step over the members it reports
-  std::optional<std::uint64_t> told_step;   ///< committed step that a survivor was already told
+  std::uint64_t prepared = 0;              ///< lowest prepared step over the members it reports
+  std::optional<std::uint64_t> told_step;  ///< committed step that a survivor was already told
   bool operator==(const WedgeReport&) const = default;
 };
 
 enum class ProcessState : std::uint8_t { Starting, Joined, Healed, Gone, Finished };
 struct ProcessInfo {
   Incarnation incarnation;
-  std::optional<Rank> seat;   ///< none: a spare
+  std::optional<Rank> seat;  ///< none: a spare
   ProcessState state = ProcessState::Starting;
-  Evidence evidence;          ///< when Gone
+  Evidence evidence;  ///< when Gone
   bool operator==(const ProcessInfo&) const = default;
 };
 
-// ---- agent -> coordinator -----------------------------------------------------------------------------------------
+// ---- agent -> coordinator
+// -----------------------------------------------------------------------------------------
 
-/// First message on a (re)connected channel: all that the agent knows, so that a restarted coordinator goes on.
+/// First message on a (re)connected channel: all that the agent knows, so that a restarted
+/// coordinator goes on.
 struct AgentHello {
   AgentId agent;
-  View installed;                       ///< epoch 0: none
-  std::vector<ProcessInfo> processes;   ///< all it ever started, gone ones too
-  std::optional<WedgeReport> wedged;    ///< when the installed epoch is wedged here
+  View installed;                      ///< epoch 0: none
+  std::vector<ProcessInfo> processes;  ///< all it ever started, gone ones too
+  std::optional<WedgeReport> wedged;   ///< when the installed epoch is wedged here
   bool operator==(const AgentHello&) const = default;
 };
-struct ProcessJoined { Incarnation incarnation; bool operator==(const ProcessJoined&) const = default; };
+struct ProcessJoined {
+  Incarnation incarnation;
+  bool operator==(const ProcessJoined&) const = default;
+};
 /// A newcomer holds the state now (or an original member entered its first step).
-struct ProcessHealed { Incarnation incarnation; bool operator==(const ProcessHealed&) const = default; };
-struct ProcessLost { Incarnation incarnation; Evidence evidence; bool attached = true;
-  bool operator==(const ProcessLost&) const = default; };
+struct ProcessHealed {
+  Incarnation incarnation;
+  bool operator==(const ProcessHealed&) const = default;
+};
+struct ProcessLost {
+  Incarnation incarnation;
+  Evidence evidence;
+  bool attached = true;
+  bool operator==(const ProcessLost&) const = default;
+};
 /// Ended with exit code 0.
-struct ProcessFinished { Incarnation incarnation; bool operator==(const ProcessFinished&) const = default; };
-struct Wedged { Round round; WedgeReport report; bool operator==(const Wedged&) const = default; };
-/// The decision of this round stands in the words of all survivors on this host, removed members are killed.
-struct DecisionStored { Epoch epoch; Round round; bool operator==(const DecisionStored&) const = default; };
-struct Installed { Epoch epoch; bool operator==(const Installed&) const = default; };
+struct ProcessFinished {
+  Incarnation incarnation;
+  bool operator==(const ProcessFinished&) const = default;
+};
+struct Wedged {
+  Round round;
+  WedgeReport report;
+  bool operator==(const Wedged&) const = default;
+};
+/// The decision of this round stands in the words of all survivors on this host, removed members
+/// are killed.
+struct DecisionStored {
+  Epoch epoch;
+  Round round;
+  bool operator==(const DecisionStored&) const = default;
+};
+struct Installed {
+  Epoch epoch;
+  bool operator==(const Installed&) const = default;
+};
 /// The supervisor gives a seat or spare up (start failed, limit of replacements reached).
-struct StartFailed { Incarnation incarnation; std::string why; bool operator==(const StartFailed&) const = default; };
+struct StartFailed {
+  Incarnation incarnation;
+  std::string why;
+  bool operator==(const StartFailed&) const = default;
+};
 /// A person's wish: evict the process in this seat.
-struct EvictRequest { Rank rank; std::string why; bool operator==(const EvictRequest&) const = default; };
+struct EvictRequest {
+  Rank rank;
+  std::string why;
+  bool operator==(const EvictRequest&) const = default;
+};
 /// Ctrl-C or the like: end the job in order.
-struct StopRequest { std::string why; std::int32_t exit_code = 0; bool operator==(const StopRequest&) const = default; };
+struct StopRequest {
+  std::string why;
+  std::int32_t exit_code = 0;
+  bool operator==(const StopRequest&) const = default;
+};
 
-using AgentMessage = std::variant<AgentHello, ProcessJoined, ProcessHealed, ProcessLost, ProcessFinished, Wedged,
-                                  DecisionStored, Installed, StartFailed, EvictRequest, StopRequest>;
+using AgentMessage =
+    std::variant<AgentHello, ProcessJoined, ProcessHealed, ProcessLost, ProcessFinished, Wedged,
+                 DecisionStored, Installed, StartFailed, EvictRequest, StopRequest>;
 
-// ---- coordinator -> agent -----------------------------------------------------------------------------------------
+// ---- coordinator -> agent
+// -----------------------------------------------------------------------------------------
 
 /// Start a process; `seat` none: a spare. The incarnation was never used before.
-struct StartProcess { Incarnation incarnation; std::optional<Rank> seat; bool operator==(const StartProcess&) const = default; };
+struct StartProcess {
+  Incarnation incarnation;
+  std::optional<Rank> seat;
+  bool operator==(const StartProcess&) const = default;
+};
 /// Wedge every word of this epoch and report. `lost`: all members known to be lost so far.
-struct WedgeEpoch { Epoch epoch; Round round; std::vector<Member> lost; bool operator==(const WedgeEpoch&) const = default; };
+struct WedgeEpoch {
+  Epoch epoch;
+  Round round;
+  std::vector<Member> lost;
+  bool operator==(const WedgeEpoch&) const = default;
+};
 /// Store these verdicts into the survivors' words; kill what is left of the removed.
 struct StoreDecision {
   Epoch epoch;
@@ -118,33 +171,47 @@ struct StoreDecision {
   bool operator==(const StoreDecision&) const = default;
 };
 /// Make this view current: fresh shared memory, then tell its members.
-struct InstallView { View view; std::vector<Member> lost; bool operator==(const InstallView&) const = default; };
+struct InstallView {
+  View view;
+  std::vector<Member> lost;
+  bool operator==(const InstallView&) const = default;
+};
 /// End everything, with this exit code and reason.
-struct EndJob { std::int32_t exit_code = 0; std::string reason; bool operator==(const EndJob&) const = default; };
+struct EndJob {
+  std::int32_t exit_code = 0;
+  std::string reason;
+  bool operator==(const EndJob&) const = default;
+};
 /// One line for events.jsonl and for people: a decision and its reason.
-struct Note { std::string kind; std::string text; bool operator==(const Note&) const = default; };
+struct Note {
+  std::string kind;
+  std::string text;
+  bool operator==(const Note&) const = default;
+};
 
-using CoordinatorMessage = std::variant<StartProcess, WedgeEpoch, StoreDecision, InstallView, EndJob, Note>;
+using CoordinatorMessage =
+    std::variant<StartProcess, WedgeEpoch, StoreDecision, InstallView, EndJob, Note>;
 
 /// What the job asked for.
 struct JobConfig {
-  std::uint32_t ranks = 1;        ///< -n
-  std::uint32_t ranks_min = 1;    ///< --min
-  std::uint32_t spares = 0;       ///< --spares
+  std::uint32_t ranks = 1;      ///< -n
+  std::uint32_t ranks_min = 1;  ///< --min
+  std::uint32_t spares = 0;     ///< --spares
   OnLoss on_loss = OnLoss::Replay;
-  std::uint32_t replacements_max = 10;   ///< per seat and hour, losses without progress only
-  bool restart_unattached = false;       ///< --restart: replace programs that never attach
+  std::uint32_t replacements_max = 10;  ///< per seat and hour, losses without progress only
+  bool restart_unattached = false;      ///< --restart: replace programs that never attach
   bool operator==(const JobConfig&) const = default;
 };
 
 /// The coordinator's durable state.
 struct DurableState {
   JobConfig config;
-  View view;                      ///< last installed or about to be
+  View view;  ///< last installed or about to be
   Incarnation next_incarnation{1};
-  std::uint64_t term = 0;          ///< how often a coordinator took this state over; makes rounds unique
-  bool state_exists = false;       ///< somebody held state worth healing from: the job never begins again in silence
-  std::optional<EndJob> ended;     ///< the job's end is decided
+  std::uint64_t term = 0;  ///< how often a coordinator took this state over; makes rounds unique
+  bool state_exists =
+      false;  ///< somebody held state worth healing from: the job never begins again in silence
+  std::optional<EndJob> ended;  ///< the job's end is decided
   bool operator==(const DurableState&) const = default;
 };
 

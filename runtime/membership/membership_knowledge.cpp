@@ -1,0 +1,357 @@
+// What the coordinator knows of agents and processes. Knowledge only grows: a process that is gone
+// or finished never comes back, whatever arrives late or twice.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "membership/membership.hpp"
+
+namespace regroup::membership {
+
+Membership::Process* Membership::find(Incarnation incarnation) {
+  const auto it = processes_.find(incarnation);
+  return it == processes_.end() ? nullptr : &it->second;
+}
+
+const Membership::Process* Membership::find(Incarnation incarnation) const {
+  const auto it = processes_.find(incarnation);
+  return it == processes_.end() ? nullptr : &it->second;
+}
+
+bool Membership::is_alive(const Process& process) {
+  switch (process.state) {
+    case ProcessState::Starting:
+    case ProcessState::Joined:
+    case ProcessState::Healed: return true;
+    case ProcessState::Gone:
+    case ProcessState::Finished: return false;
+  }
+  return false;
+}
+
+bool Membership::ended_clean(const Process& process) {
+  if (process.state == ProcessState::Finished) return true;
+  return process.state == ProcessState::Gone && process.evidence.exit_code == 0 &&
+         process.evidence.signal == 0;
+}
+
+/// Dead for certain, and its exit status is still on its way.
+bool Membership::status_unknown(const Process& process) const {
+  return process.state == ProcessState::Gone && process.evidence.exit_code < 0 &&
+         process.evidence.signal == 0 && !process.gave_up &&
+         process.evidence.kind != EvidenceKind::AgentLost &&
+         process.evidence.kind != EvidenceKind::Requested && agents_.at(process.agent).said_hello;
+}
+
+// ---- learning
+// -------------------------------------------------------------------------------------
+
+void Membership::absorb(AgentId id, const AgentHello& hello) {
+  Agent& agent = agents_.at(id);
+  agent.installed = std::max(agent.installed, hello.installed.epoch);
+  if (hello.wedged) agent.wedged = std::max(agent.wedged, hello.wedged->epoch);
+  for (const ProcessInfo& info : hello.processes) absorb_process(id, info);
+  for (auto& [incarnation, process] : processes_) {
+    if (process.agent != id) continue;
+    const bool listed = std::any_of(
+        hello.processes.begin(), hello.processes.end(),
+        [inc = incarnation](const ProcessInfo& info) { return info.incarnation == inc; });
+    if (listed) continue;
+    if (process.state == ProcessState::Starting) {
+      // The order to start it was lost with the channel. The agent ignores one that it got after
+      // all.
+      send(id, StartProcess{incarnation, process.seat});
+    } else if (is_alive(process)) {
+      mark_gone(incarnation,
+                {.kind = EvidenceKind::AgentLost, .text = "its agent knows it no more"}, true);
+    }
+  }
+}
+
+void Membership::absorb_process(AgentId id, const ProcessInfo& info) {
+  if (find(info.incarnation) == nullptr) {
+    processes_[info.incarnation] = {.agent = id, .seat = info.seat};
+    // Its agent was given up before this coordinator ever heard of it; a round without a decision
+    // may still count it.
+    const bool too_late =
+        state_ != State::Gathering && (state_ != State::Wedged || !is_member(info.incarnation));
+    if (too_late) revoke(info.incarnation, "its host was given up");
+  }
+  Process& process = *find(info.incarnation);
+  if (process.agent != id) return;
+  switch (info.state) {
+    case ProcessState::Starting: break;
+    case ProcessState::Joined: mark_joined(info.incarnation); break;
+    case ProcessState::Healed:
+      mark_joined(info.incarnation);
+      mark_healed(info.incarnation);
+      break;
+    case ProcessState::Gone:
+      if (is_member(info.incarnation)) process.joined = true;
+      mark_gone(info.incarnation, info.evidence, true);
+      break;
+    case ProcessState::Finished: mark_finished(info.incarnation); break;
+  }
+}
+
+/// A lost agent is back before anything was decided without it: its processes count again.
+void Membership::revive(AgentId id, const AgentHello& hello) {
+  for (const ProcessInfo& info : hello.processes) {
+    Process* process = find(info.incarnation);
+    if (process == nullptr || process->agent != id || process->state != ProcessState::Gone)
+      continue;
+    if (process->evidence.kind != EvidenceKind::AgentLost) continue;
+    if (info.state == ProcessState::Gone || info.state == ProcessState::Finished) continue;
+    process->state = ProcessState::Starting;
+    process->revoked = false;
+    process->evidence = {};
+  }
+}
+
+void Membership::mark_joined(Incarnation incarnation) {
+  Process* process = find(incarnation);
+  if (process == nullptr) return;
+  process->joined = true;
+  if (process->state == ProcessState::Starting) process->state = ProcessState::Joined;
+}
+
+void Membership::mark_healed(Incarnation incarnation) {
+  Process* process = find(incarnation);
+  if (process == nullptr || !is_alive(*process)) return;
+  process->state = ProcessState::Healed;
+  process->joined = true;
+  process->holds_state = true;
+  if (durable_.state_exists) return;
+  durable_.state_exists = true;
+  persist();
+}
+
+/// `confirmed`: its own agent says so.
+void Membership::mark_gone(Incarnation incarnation, const Evidence& evidence, bool confirmed) {
+  Process* process = find(incarnation);
+  if (process == nullptr || process->state == ProcessState::Finished) return;
+  if (confirmed) process->revoked = false;
+  if (process->state == ProcessState::Gone) {
+    Evidence& known = process->evidence;
+    if (is_proof(evidence.kind) && !is_proof(known.kind)) known.kind = evidence.kind;
+    if (known.exit_code < 0 && known.signal == 0) {
+      known.exit_code = evidence.exit_code;
+      known.signal = evidence.signal;
+    }
+    return;
+  }
+  process->state = ProcessState::Gone;
+  process->evidence = evidence;
+  process->revoked = !confirmed;
+  // A restarted coordinator hears of all that ever died; what is over was counted and told long
+  // ago.
+  if (state_ == State::Gathering && durable_.view.epoch != Epoch{} && !is_member(incarnation)) {
+    process->counted = true;
+    return;
+  }
+  if (!process->seat) {
+    spare_history_.lose(0, now_);
+    note("spare_lost",
+         fmt::format("spare (incarnation {}) lost: {}", incarnation.value(), describe(evidence)));
+    return;
+  }
+  if (!first_cause_) first_cause_ = incarnation;
+  note("lost", fmt::format("rank {} (incarnation {}) lost: {}", process->seat->value(),
+                           incarnation.value(), describe(evidence)));
+}
+
+void Membership::mark_finished(Incarnation incarnation) {
+  Process* process = find(incarnation);
+  if (process == nullptr || process->state == ProcessState::Finished) return;
+  if (process->state == ProcessState::Gone) {
+    // Declared gone here while it ended by itself: gone it stays, and it ended well.
+    mark_gone(incarnation, {.kind = EvidenceKind::Reaped, .exit_code = 0}, true);
+    return;
+  }
+  process->state = ProcessState::Finished;
+  if (!process->seat)
+    spares_given_up_ = true;  // its program ends by itself: another one would, too
+}
+
+void Membership::mark_silent_agents() {
+  const bool somebody_here = std::any_of(agents_.begin(), agents_.end(),
+                                         [](const auto& entry) { return entry.second.said_hello; });
+  // With nobody to act upon it, giving an agent up would only lose knowledge.
+  if (!somebody_here) return;
+  for (auto& [id, agent] : agents_) {
+    if (agent.lost || !agent.silent_since || now_ - *agent.silent_since < timeouts_.agent_lost)
+      continue;
+    agent.lost = true;
+    agent.connected = false;
+    agent.said_hello = false;
+    agent.silent_since.reset();
+    note("agent_lost", fmt::format("agent {} stayed away for {} ms", id.value(),
+                                   timeouts_.agent_lost.count() / 1'000'000));
+    for (auto& [incarnation, process] : processes_) {
+      if (process.agent != id || !is_alive(process)) continue;
+      mark_gone(incarnation, {.kind = EvidenceKind::AgentLost, .text = "its host was lost"}, false);
+    }
+  }
+}
+
+// ---- asking
+// ---------------------------------------------------------------------------------------
+
+bool Membership::is_member(Incarnation incarnation) const {
+  const auto& seats = durable_.view.seats;
+  return std::find(seats.begin(), seats.end(), incarnation) != seats.end();
+}
+
+std::vector<Member> Membership::lost_members() const {
+  std::vector<Member> lost;
+  for (std::size_t seat = 0; seat < durable_.view.seats.size(); ++seat) {
+    const Incarnation incarnation = durable_.view.seats[seat];
+    if (incarnation == Incarnation{}) continue;
+    const Process* process = find(incarnation);
+    if (process != nullptr && process->state != ProcessState::Gone) continue;
+    lost.push_back({Rank{static_cast<std::int32_t>(seat)}, incarnation});
+  }
+  return lost;
+}
+
+std::vector<Incarnation> Membership::survivors() const {
+  std::vector<Incarnation> alive;
+  for (const Incarnation incarnation : durable_.view.seats) {
+    const Process* process = find(incarnation);
+    if (process != nullptr && is_alive(*process)) alive.push_back(incarnation);
+  }
+  return alive;
+}
+
+/// Adds whoever else was declared gone here: their agents kill what is left of them.
+std::vector<Member> Membership::with_revoked(std::vector<Member> members) const {
+  for (const auto& [incarnation, process] : processes_) {
+    if (!process.revoked) continue;
+    const auto known =
+        std::find_if(members.begin(), members.end(),
+                     [inc = incarnation](const Member& m) { return m.incarnation == inc; });
+    if (known == members.end()) members.push_back({process.seat.value_or(Rank{-1}), incarnation});
+  }
+  return members;
+}
+
+bool Membership::hosts_member(AgentId id) const {
+  return std::any_of(processes_.begin(), processes_.end(), [this, id](const auto& entry) {
+    return entry.second.agent == id && is_member(entry.first);
+  });
+}
+
+/// Whether the present state waits for an answer of this agent.
+bool Membership::is_awaited(AgentId id) const {
+  const Agent& agent = agents_.at(id);
+  if (agent.lost || !hosts_member(id)) return false;
+  switch (state_) {
+    case State::Installing: return agent.installed < durable_.view.epoch;
+    case State::Wedged: return !agent.report;
+    case State::Draining: return !agent.stored;
+    case State::Gathering:
+    case State::Forming:
+    case State::Steady:
+    case State::Replacing:
+    case State::Failed:
+    case State::Ended: return false;
+  }
+  return false;
+}
+
+/// At least half of the members that are not proven dead go on. A lost member whose agent is here
+/// counts as proven: the agent kills it before it answers the decision.
+bool Membership::has_quorum(std::string& why) const {
+  std::size_t going_on = 0;
+  std::size_t unproven = 0;
+  for (const Incarnation incarnation : durable_.view.seats) {
+    const Process* process = find(incarnation);
+    if (incarnation == Incarnation{} ||
+        (process != nullptr && process->state == ProcessState::Finished)) {
+      continue;
+    }
+    if (process != nullptr && is_alive(*process)) {
+      ++going_on;
+    } else if (process == nullptr ||
+               (!is_proof(process->evidence.kind) && !agents_.at(process->agent).said_hello)) {
+      ++unproven;
+    }
+  }
+  if (2 * going_on >= going_on + unproven) return true;
+  why = fmt::format("no quorum: {} members are here, {} are out of reach and not proven dead",
+                    going_on, unproven);
+  return false;
+}
+
+bool Membership::anybody_joined() const {
+  return std::any_of(processes_.begin(), processes_.end(),
+                     [](const auto& entry) { return entry.second.joined; });
+}
+
+bool Membership::any_seat_over() const {
+  return std::any_of(processes_.begin(), processes_.end(), [](const auto& entry) {
+    return entry.second.seat && ended_clean(entry.second);
+  });
+}
+
+bool Membership::all_agents_known() const {
+  return std::all_of(
+             agents_.begin(), agents_.end(),
+             [](const auto& entry) { return entry.second.said_hello || entry.second.lost; }) &&
+         std::any_of(agents_.begin(), agents_.end(),
+                     [](const auto& entry) { return entry.second.said_hello; });
+}
+
+/// The living process of a seat: its member before any newcomer.
+std::optional<Incarnation> Membership::live_holder(Rank rank) const {
+  std::optional<Incarnation> holder;
+  for (const auto& [incarnation, process] : processes_) {
+    if (process.seat != rank || !is_alive(process)) continue;
+    if (is_member(incarnation)) return incarnation;
+    if (!holder || (process.joined && !find(*holder)->joined)) holder = incarnation;
+  }
+  return holder;
+}
+
+std::optional<Incarnation> Membership::last_of(Rank rank) const {
+  std::optional<Incarnation> last;
+  for (const auto& [incarnation, process] : processes_) {
+    if (process.seat == rank) last = incarnation;
+  }
+  return last;
+}
+
+/// A joined spare, on the preferred host if there is one: what the lost process left in memory lies
+/// there.
+std::optional<Incarnation> Membership::free_spare(AgentId preferred) const {
+  std::optional<Incarnation> found;
+  for (const auto& [incarnation, process] : processes_) {
+#ifdef REGROUP_MUTANT_ADMIT_UNJOINED_SPARE
+    if (process.seat || !is_alive(process)) continue;
+#else
+    if (process.seat || process.state != ProcessState::Joined) continue;
+#endif
+    if (process.agent == preferred) return incarnation;
+    if (!found) found = incarnation;
+  }
+  return found;
+}
+
+std::uint32_t Membership::free_spares() const {
+  return static_cast<std::uint32_t>(std::count_if(
+      processes_.begin(), processes_.end(),
+      [](const auto& entry) { return !entry.second.seat && is_alive(entry.second); }));
+}
+
+std::uint32_t Membership::seats_left_without(Rank rank) const {
+  std::uint32_t left = 0;
+  for (std::uint32_t seat = 0; seat < durable_.config.ranks; ++seat) {
+    const Rank other{static_cast<std::int32_t>(seat)};
+    if (other == rank || vacant_.contains(other)) continue;
+    const auto last = last_of(other);
+    if (!last || find(*last)->state != ProcessState::Finished) ++left;
+  }
+  return left;
+}
+
+}  // namespace regroup::membership

@@ -1,0 +1,306 @@
+// From knowledge to conclusions: rounds, the decision, the next view. react() runs after every
+// event and looks at what is known, never at how it became known; so a message that comes late,
+// twice or after a restart does no harm.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "membership/membership.hpp"
+
+namespace regroup::membership {
+
+namespace {
+
+std::string list(const std::vector<Member>& members) {
+  if (members.empty()) return "nobody";
+  std::string text;
+  for (const Member& member : members) {
+    text += fmt::format("{}rank {} (incarnation {})", text.empty() ? "" : ", ", member.rank.value(),
+                        member.incarnation.value());
+  }
+  return text;
+}
+
+}  // namespace
+
+void Membership::react() {
+  // Every conclusion that changes the state may allow the next one. Rounds count too: Wedged may
+  // follow Wedged.
+  for (;;) {
+    const State state = state_;
+    const std::uint32_t rounds = rounds_;
+    react_once();
+    if (state_ == state && rounds_ == rounds) return;
+  }
+}
+
+void Membership::react_once() {
+  if (state_ == State::Failed || state_ == State::Ended) return;
+  if (state_ == State::Gathering) {
+    if (all_agents_known()) resume();
+    return;
+  }
+  check_over();
+  const bool more_lost = durable_.view.epoch != Epoch{} && lost_members() != round_lost_;
+  switch (state_) {
+    case State::Gathering:
+    case State::Failed:
+    case State::Ended: return;
+    case State::Forming: form(); break;
+    case State::Installing:
+    case State::Steady: {
+#ifdef REGROUP_MUTANT_IGNORE_LOSS_WHILE_INSTALLING
+      if (state_ == State::Installing) {
+        round_lost_ = lost_members();
+        check_installed();
+        break;
+      }
+#endif
+      const bool wedged = std::any_of(agents_.begin(), agents_.end(), [this](const auto& entry) {
+        return !entry.second.lost && entry.second.wedged == durable_.view.epoch;
+      });
+      if (more_lost) {
+        begin_round("lost: " + list(lost_members()));
+      } else if (wedged) {
+        begin_round("a rank ended the epoch, nobody is lost");
+      } else if (state_ == State::Installing) {
+        check_installed();
+      }
+      break;
+    }
+    case State::Wedged:
+      more_lost ? begin_round("lost by now: " + list(lost_members())) : check_reports();
+      break;
+    case State::Draining:
+      more_lost ? begin_round("lost by now: " + list(lost_members())) : check_stored();
+      break;
+    case State::Replacing:
+      more_lost ? begin_round("lost by now: " + list(lost_members())) : fill_seats();
+      break;
+  }
+  refill_spares();
+}
+
+/// All agents have said what they know. Nothing else is needed: whatever a survivor was told stands
+/// in its words.
+void Membership::resume() {
+  if (durable_.ended) {
+    for (const auto& [id, agent] : agents_) send(id, *durable_.ended);
+    enter(durable_.ended->exit_code == 0 ? State::Ended : State::Failed, durable_.ended->reason);
+    return;
+  }
+  const bool newer_view = std::any_of(agents_.begin(), agents_.end(), [this](const auto& entry) {
+    return entry.second.installed > durable_.view.epoch;
+  });
+  bool newer_process =
+      !processes_.empty() && processes_.rbegin()->first >= durable_.next_incarnation;
+#ifdef REGROUP_MUTANT_REUSE_INCARNATION
+  newer_process = false;
+#endif
+  if (newer_view || newer_process) {
+    // Going on would issue the same epoch or incarnation twice.
+    end_job(kExitInternal,
+            "the coordinator's state is older than the job: its state file was lost or replaced");
+    return;
+  }
+  if (durable_.view.epoch == Epoch{}) {
+    enter(State::Forming, fmt::format("{} agents are here", agents_.size()));
+    return;
+  }
+  for (std::size_t seat = 0; seat < durable_.view.seats.size(); ++seat) {
+    const Rank rank{static_cast<std::int32_t>(seat)};
+    Process* member = find(durable_.view.seats[seat]);
+    if (durable_.view.seats[seat] == Incarnation{}) vacant_.insert(rank);
+    if (member == nullptr) continue;
+    member->seat = rank;
+    member->joined = true;
+    // The first members start from the program's own beginning.
+    if (durable_.view.epoch == Epoch{1}) member->holds_state = true;
+    for (const auto& [incarnation, process] : processes_) {
+      const bool rival = process.seat == rank && is_alive(process) && !is_member(incarnation);
+      if (rival && is_alive(*member)) revoke(incarnation, "its seat was filled by another process");
+    }
+  }
+  bool behind = false;
+  for (const auto& [id, agent] : agents_) {
+    behind = behind || (!agent.lost && hosts_member(id) && agent.installed < durable_.view.epoch);
+  }
+  if (!behind) {
+    enter(State::Steady, "all agents have installed the view");
+    return;
+  }
+  enter(State::Installing, "the view is durable, and not all agents have it");
+  for (const auto& [id, agent] : agents_) send_phase(id);
+}
+
+void Membership::begin_round(const std::string& why) {
+  ++rounds_;
+  round_ = Round{(durable_.term << 32) | rounds_};
+  round_lost_ = lost_members();
+  decision_.reset();
+  hold_until_.reset();
+  for (auto& [id, agent] : agents_) {
+    agent.report.reset();
+    agent.stored = false;
+  }
+  enter(State::Wedged, why);
+  for (const auto& [id, agent] : agents_) send_phase(id);
+}
+
+void Membership::check_reports() {
+  for (const auto& [id, agent] : agents_) {
+    if (is_awaited(id)) return;
+  }
+  std::string why;
+  if (!has_quorum(why)) {
+    if (waiting_for_ != why) note("no_quorum", why);
+    waiting_for_ = why;
+    return;
+  }
+  decide();
+}
+
+/// Cut: the highest number that anybody completed, per group. Step: what a survivor was told
+/// already, else the step that every reporting member has prepared.
+void Membership::decide() {
+  Decision decision{.epoch = durable_.view.epoch};
+  std::map<std::uint32_t, std::uint64_t> cuts;
+  std::vector<std::uint64_t> prepared;
+  std::optional<std::uint64_t> told;
+  for (const auto& [id, agent] : agents_) {
+    if (!agent.report) continue;
+#ifdef REGROUP_MUTANT_CUT_OF_SURVIVORS_ONLY
+    const bool hosts_lost =
+        std::any_of(round_lost_.begin(), round_lost_.end(), [this, agent_id = id](const Member& m) {
+          return find(m.incarnation) != nullptr && find(m.incarnation)->agent == agent_id;
+        });
+    if (hosts_lost) continue;
+#endif
+    for (const WedgeReport::GroupCut& cut : agent.report->groups) {
+      cuts[cut.group] = std::max(cuts[cut.group], cut.completed);
+    }
+    prepared.push_back(agent.report->prepared);
+#ifndef REGROUP_MUTANT_FORGET_TOLD_STEP
+    if (agent.report->told_step) told = std::max(told.value_or(0), *agent.report->told_step);
+#endif
+  }
+  std::sort(prepared.begin(), prepared.end());
+#ifdef REGROUP_MUTANT_COMMIT_ON_MAJORITY
+  const std::uint64_t lowest = prepared.empty() ? 0 : prepared[prepared.size() / 2];
+#else
+  const std::uint64_t lowest = prepared.empty() ? 0 : prepared.front();
+#endif
+  // Whoever has not even entered the epoch has prepared what was committed before it.
+  decision.committed_step = std::max(told.value_or(lowest), durable_.view.resume_step - 1);
+  for (const auto& [group, completed] : cuts) {
+#ifdef REGROUP_MUTANT_NO_FLUSH
+    decision.cuts.push_back({group, 0});
+#else
+    decision.cuts.push_back({group, completed});
+#endif
+  }
+  const bool progress = decision.committed_step >= durable_.view.resume_step;
+  if (progress) {
+    // All members prepared a step of this epoch, so all of them had entered it with the state.
+    for (const Incarnation incarnation : durable_.view.seats) {
+      if (Process* member = find(incarnation)) member->holds_state = true;
+    }
+    durable_.state_exists = true;
+    if (progress_seen_ < durable_.view.epoch) {
+      progress_seen_ = durable_.view.epoch;
+      history_.clear();
+      spare_history_.progress();
+    }
+  }
+  std::string text = fmt::format("step {} is the last one committed ({})", decision.committed_step,
+                                 told ? "a survivor was told so" : "prepared by all");
+  for (const auto& cut : decision.cuts) {
+    text += fmt::format(", group {} is done up to {}", cut.group, cut.completed);
+  }
+  decision_ = std::move(decision);
+  enter(State::Draining, text);
+  for (const auto& [id, agent] : agents_) send_phase(id);
+}
+
+void Membership::check_stored() {
+#ifndef REGROUP_MUTANT_INSTALL_BEFORE_DECISION_STORED
+  for (const auto& [id, agent] : agents_) {
+    if (is_awaited(id)) return;
+  }
+#endif
+  enter(State::Replacing, "the decision stands in the words of all survivors, the lost are fenced");
+}
+
+void Membership::install() {
+  View next;
+  next.epoch = Epoch{durable_.view.epoch.value() + 1};
+  next.parent = durable_.view.epoch == Epoch{} ? 0 : digest(durable_.view);
+  if (decision_) next.resume_step = decision_->committed_step + 1;
+#ifdef REGROUP_MUTANT_RESUME_ONE_TOO_EARLY
+  next.resume_step = std::max<std::uint64_t>(next.resume_step, 2) - 1;
+#endif
+  std::string text =
+      fmt::format("epoch {} resumes at step {}:", next.epoch.value(), next.resume_step);
+  for (std::uint32_t seat = 0; seat < durable_.config.ranks; ++seat) {
+    const Rank rank{static_cast<std::int32_t>(seat)};
+    const auto holder = vacant_.contains(rank) ? std::nullopt : live_holder(rank);
+    next.seats.push_back(holder.value_or(Incarnation{}));
+    if (!holder) {
+      text += fmt::format(" rank {} vacant", seat);
+    } else if (!is_member(*holder)) {
+      text += fmt::format(" rank {} is incarnation {}", seat, holder->value());
+    }
+    // The first members start from the program's own beginning.
+    if (holder && next.epoch == Epoch{1}) find(*holder)->holds_state = true;
+  }
+  removed_ = with_revoked(round_lost_);
+  round_lost_.clear();
+  durable_.view = std::move(next);
+#ifndef REGROUP_MUTANT_SKIP_PERSIST
+  persist();
+#endif
+  enter(State::Installing, text);
+  for (const auto& [id, agent] : agents_) send_phase(id);
+}
+
+void Membership::check_installed() {
+  for (const auto& [id, agent] : agents_) {
+    if (is_awaited(id)) return;
+  }
+  enter(State::Steady, "all agents have installed the view");
+  first_cause_.reset();
+  hold_until_.reset();
+}
+
+/// Tells one agent what the present state asks of it; also when it is back, or late with its
+/// answer.
+void Membership::send_phase(AgentId id) {
+  const Agent& agent = agents_.at(id);
+  const Epoch epoch = durable_.view.epoch;
+  switch (state_) {
+    case State::Gathering:
+    case State::Forming:
+    case State::Failed:
+    case State::Ended: break;
+    case State::Installing:
+    case State::Steady: {
+      const bool to_fence = std::any_of(
+          processes_.begin(), processes_.end(),
+          [id](const auto& entry) { return entry.second.agent == id && entry.second.revoked; });
+      if (agent.installed >= epoch && !to_fence) break;
+      send(id, InstallView{durable_.view, with_revoked(removed_)});
+      break;
+    }
+    case State::Wedged:
+      if (hosts_member(id)) send(id, WedgeEpoch{epoch, round_, round_lost_});
+      break;
+    case State::Draining:
+    case State::Replacing:
+      if (!hosts_member(id) || !decision_) break;
+      send(id, StoreDecision{epoch, round_, decision_->cuts, decision_->committed_step,
+                             with_revoked(round_lost_)});
+      break;
+  }
+}
+
+}  // namespace regroup::membership

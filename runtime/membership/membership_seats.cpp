@@ -1,0 +1,309 @@
+// Who takes which seat, and when the job is over.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <csignal>
+
+#include "membership/membership.hpp"
+
+namespace regroup::membership {
+
+namespace {
+/// Incarnations are made durable in blocks, so that not every start waits for the disk.
+constexpr std::uint64_t kIncarnationBlock = 64;
+}  // namespace
+
+void Membership::start_process(std::optional<Rank> seat) {
+#ifdef REGROUP_MUTANT_REUSE_INCARNATION
+  if (seat && last_of(*seat)) next_incarnation_ = *last_of(*seat);
+#else
+  if (next_incarnation_ >= durable_.next_incarnation) {
+    durable_.next_incarnation = Incarnation{next_incarnation_.value() + kIncarnationBlock};
+    persist();
+  }
+#endif
+  const Incarnation incarnation = next_incarnation_;
+  next_incarnation_ = Incarnation{incarnation.value() + 1};
+  const AgentId id = place(seat);
+  processes_[incarnation] = {.agent = id, .seat = seat};
+  send(id, StartProcess{incarnation, seat});
+}
+
+/// Seats in blocks over the hosts; a lost seat on its old host if that is there; otherwise where
+/// the fewest run.
+AgentId Membership::place(std::optional<Rank> seat) const {
+  std::vector<AgentId> here;
+  for (const auto& [id, agent] : agents_) {
+    if (!agent.lost) here.push_back(id);
+  }
+  if (here.empty()) return agents_.begin()->first;
+  if (seat && last_of(*seat)) {
+    const AgentId before = find(*last_of(*seat))->agent;
+    if (std::find(here.begin(), here.end(), before) != here.end()) return before;
+  } else if (seat) {
+    const std::size_t per_host = (durable_.config.ranks + here.size() - 1) / here.size();
+    return here[static_cast<std::size_t>(seat->value()) / per_host];
+  }
+  const auto load = [this](AgentId id) {
+    return std::count_if(processes_.begin(), processes_.end(), [id](const auto& entry) {
+      return entry.second.agent == id && is_alive(entry.second);
+    });
+  };
+  return *std::min_element(here.begin(), here.end(),
+                           [&load](AgentId a, AgentId b) { return load(a) < load(b); });
+}
+
+void Membership::refill_spares() {
+  switch (state_) {
+    case State::Gathering:
+    case State::Failed:
+    case State::Ended: return;
+    case State::Forming:
+    case State::Installing:
+    case State::Steady:
+    case State::Wedged:
+    case State::Draining:
+    case State::Replacing: break;
+  }
+  if (spares_given_up_ || any_seat_over()) return;
+  if (spare_history_.recent(now_) > durable_.config.replacements_max) {
+    spares_given_up_ = true;
+    note("spares_given_up", fmt::format("{} spares were lost within an hour (--max-replacements)",
+                                        spare_history_.recent(now_)));
+    return;
+  }
+  // A program that never attaches needs no spare; one that failed at once is not tried again for
+  // it.
+  const auto started = std::count_if(processes_.begin(), processes_.end(),
+                                     [](const auto& entry) { return !entry.second.seat; });
+  const auto have = anybody_joined() ? static_cast<std::int64_t>(free_spares()) : started;
+  for (std::int64_t spare = have; spare < durable_.config.spares; ++spare)
+    start_process(std::nullopt);
+}
+
+// ---- filling seats
+// --------------------------------------------------------------------------------
+
+void Membership::form() {
+  if (fill_all() && state_ == State::Forming) install();
+}
+
+void Membership::fill_seats() {
+  // Others have ended already: the survivors may be about to, and then nobody needs a newcomer.
+  if (any_seat_over() && !survivors().empty() && hold()) return;
+  const bool abort = durable_.config.on_loss == OnLoss::Abort;
+  if (abort && first_cause_) {
+    std::uint32_t none = 0;
+    const Process& first = *find(*first_cause_);
+    if (!is_alive(first) && !ended_clean(first)) {
+      fill_by_policy(*first.seat, *first_cause_, none);
+      return;
+    }
+  }
+  if (!abort && lacks_holder()) {
+    end_without_holder();
+    return;
+  }
+  if (fill_all() && state_ == State::Replacing) install();
+}
+
+/// Whether every seat is held by a process that joined, or stays vacant. Starts what is missing.
+bool Membership::fill_all() {
+  std::uint32_t spares = free_spares();
+  bool all = true;
+  for (std::uint32_t seat = 0; seat < durable_.config.ranks; ++seat) {
+    const Rank rank{static_cast<std::int32_t>(seat)};
+    if (vacant_.contains(rank)) continue;
+    all = fill_seat(rank, spares) && all;
+    if (durable_.ended) return false;
+  }
+  return all;
+}
+
+bool Membership::fill_seat(Rank rank, std::uint32_t& spares) {
+  if (const auto holder = live_holder(rank)) {
+    const Process& process = *find(*holder);
+    if (process.state != ProcessState::Starting) return true;
+#ifdef REGROUP_MUTANT_ADMIT_UNJOINED_SPARE
+    if (state_ == State::Replacing) return true;
+#endif
+    const auto spare = state_ == State::Replacing ? free_spare(process.agent) : std::nullopt;
+    if (!spare) return false;
+    revoke(*holder, "a spare was ready first");
+    give_seat(*spare, rank);
+    return true;
+  }
+  const auto last = last_of(rank);
+  if (!last) {
+    start_process(rank);
+    return false;
+  }
+  if (find(*last)->state == ProcessState::Finished) return vacate_finished(rank);
+  return fill_by_policy(rank, *last, spares);
+}
+
+bool Membership::fill_by_policy(Rank rank, Incarnation last, std::uint32_t& spares) {
+  const SeatVerdict verdict = decide_seat(durable_.config, loss_of(rank, last, spares > 0));
+  const AgentId host = find(last)->agent;
+  switch (verdict.action) {
+    case SeatAction::TakeSpare: {
+      --spares;
+      const auto spare = free_spare(host);
+      if (!spare) {
+        waiting_for_ = fmt::format("rank {} waits for a spare to join", rank.value());
+        return false;
+      }
+      note("replace", verdict.why);
+      give_seat(*spare, rank);
+      return true;
+    }
+    case SeatAction::RestartCold:
+      note("replace", verdict.why);
+      start_process(rank);
+      return false;
+    case SeatAction::LeaveVacant:
+      note("vacant", verdict.why);
+      vacant_.insert(rank);
+      return true;
+    case SeatAction::EndJob:
+      // The exit code is the first cause's own; the death is known before its exit status is.
+      if (status_unknown(*find(last)) && hold()) return false;
+      end_job(verdict.exit_code, verdict.why);
+      return false;
+  }
+  return false;
+}
+
+/// The program in this seat has ended with 0, so the seat is over.
+bool Membership::vacate_finished(Rank rank) {
+  if (state_ == State::Forming) {
+    if (!anybody_joined())
+      return false;  // a program that never attaches; check_over() ends the job
+    if (seats_left_without(rank) < std::max(durable_.config.ranks_min, 1U)) {
+      end_job(kExitTemporary,
+              fmt::format("rank {} ended with 0 before it joined, and the other ranks "
+                          "are fewer than --min",
+                          rank.value()));
+      return false;
+    }
+  }
+  note("vacant", fmt::format("rank {} has ended with 0: its seat stays vacant", rank.value()));
+  vacant_.insert(rank);
+  return true;
+}
+
+void Membership::give_seat(Incarnation spare, Rank rank) {
+  find(spare)->seat = rank;
+  note("seat", fmt::format("spare (incarnation {}) becomes rank {}", spare.value(), rank.value()));
+}
+
+SeatLoss Membership::loss_of(Rank rank, Incarnation last, bool spare_left) {
+  Process& process = *find(last);
+  const std::uint64_t step = decision_ ? decision_->committed_step + 1 : durable_.view.resume_step;
+  SeatHistory& history = history_[rank];
+  if (!process.counted) history.lose(step, now_);
+  process.counted = true;
+  const bool others = std::any_of(processes_.begin(), processes_.end(), [last](const auto& entry) {
+    return entry.first != last && entry.second.joined;
+  });
+  return {.rank = rank,
+          .incarnation = last,
+          .evidence = process.evidence,
+          .attached = process.joined,
+          .others_attached = others,
+          .start_gave_up = process.gave_up,
+          .step = step,
+          .losses_in_step = history.in_step(step),
+          .losses_recent = history.recent(now_),
+          .seats_left = seats_left_without(rank),
+          .spare_left = spare_left};
+}
+
+/// Not a loss: the process is not wanted any more. Its agent kills it with the next order that
+/// names it.
+void Membership::revoke(Incarnation incarnation, const std::string& why) {
+  Process& process = *find(incarnation);
+  if (!is_alive(process)) return;
+  process.state = ProcessState::Gone;
+  process.evidence = {.kind = EvidenceKind::Requested, .text = why};
+  process.revoked = true;
+  process.counted = true;
+}
+
+// ---- the end
+// --------------------------------------------------------------------------------------
+
+bool Membership::lacks_holder() const {
+  if (!durable_.state_exists) return false;
+  const std::vector<Incarnation> alive = survivors();
+  return std::none_of(alive.begin(), alive.end(),
+                      [this](Incarnation incarnation) { return find(incarnation)->holds_state; });
+}
+
+void Membership::end_without_holder() {
+  const Process* first = first_cause_ ? find(*first_cause_) : nullptr;
+  if (first != nullptr && status_unknown(*first) && hold()) return;
+  const std::string cause =
+      first == nullptr ? std::string("every member was lost")
+                       : fmt::format("rank {} (incarnation {}) was lost: {}", first->seat->value(),
+                                     first_cause_->value(), describe(first->evidence));
+  end_job(first == nullptr ? kExitTemporary : exit_code_of(first->evidence),
+          cause + "; nobody is left to heal from: no living rank holds the job's state");
+}
+
+/// Waits once per round, for exit codes or for exits that are on their way.
+bool Membership::hold() {
+  if (!hold_until_) hold_until_ = now_ + timeouts_.finish_grace;
+  return now_ < *hold_until_;
+}
+
+/// Whether some seat's process has work of its own left. A newcomer has none once nobody can give
+/// it the state.
+bool Membership::somebody_goes_on() const {
+  return std::any_of(processes_.begin(), processes_.end(), [this](const auto& entry) {
+    const auto& [incarnation, process] = entry;
+    if (!process.seat || !is_alive(process)) return false;
+    return !durable_.state_exists || (is_member(incarnation) && process.holds_state);
+  });
+}
+
+void Membership::check_over() {
+  if (!any_seat_over() || somebody_goes_on()) return;
+  const bool status_on_its_way = std::any_of(
+      processes_.begin(), processes_.end(),
+      [this](const auto& entry) { return entry.second.seat && status_unknown(entry.second); });
+  if (status_on_its_way && hold()) return;
+  std::string reason;
+  const std::int32_t code = final_code(reason);
+  end_job(code, reason);
+}
+
+/// All seats are over: 0, unless a rank failed by itself. A rank that was killed from outside after
+/// others had ended is not held against the job: nobody needed it any more.
+std::int32_t Membership::final_code(std::string& reason) const {
+  reason = "all ranks have ended with 0";
+  for (std::uint32_t seat = 0; seat < durable_.config.ranks; ++seat) {
+    const Rank rank{static_cast<std::int32_t>(seat)};
+    const auto last = last_of(rank);
+    if (!last || vacant_.contains(rank)) continue;
+    const Process& process = *find(*last);
+    if (is_alive(process) || ended_clean(process)) continue;
+    const int signal = process.evidence.signal;
+    const bool from_outside = process.joined && process.evidence.exit_code <= 0 &&
+                              (signal == 0 || signal == SIGKILL || signal == SIGTERM);
+    reason = fmt::format("all other ranks have ended with 0; rank {} (incarnation {}) was lost: {}",
+                         seat, last->value(), describe(process.evidence));
+    if (!from_outside) return exit_code_of(process.evidence);
+  }
+  return 0;
+}
+
+void Membership::end_job(std::int32_t exit_code, std::string reason) {
+  if (durable_.ended) return;
+  durable_.ended = EndJob{exit_code, reason};
+  persist();
+  enter(exit_code == 0 ? State::Ended : State::Failed, reason);
+  for (const auto& [id, agent] : agents_) send(id, *durable_.ended);
+}
+
+}  // namespace regroup::membership

@@ -1,0 +1,137 @@
+#include "membership/policy.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace regroup::membership {
+
+void SeatHistory::lose(std::uint64_t step, TimePoint now) {
+  std::erase_if(losses_, [now](TimePoint at) { return now - at > kReplacementWindow; });
+  losses_.push_back(now);
+  in_step_ = step == step_ ? in_step_ + 1 : 1;
+  step_ = step;
+}
+
+std::uint32_t SeatHistory::recent(TimePoint now) const {
+  return static_cast<std::uint32_t>(
+      std::count_if(losses_.begin(), losses_.end(),
+                    [now](TimePoint at) { return now - at <= kReplacementWindow; }));
+}
+
+std::uint32_t SeatHistory::in_step(std::uint64_t step) const {
+  return step == step_ ? in_step_ : 0;
+}
+
+const char* name(SeatAction action) {
+  switch (action) {
+    case SeatAction::TakeSpare: return "TakeSpare";
+    case SeatAction::RestartCold: return "RestartCold";
+    case SeatAction::LeaveVacant: return "LeaveVacant";
+    case SeatAction::EndJob: return "EndJob";
+  }
+  return "?";
+}
+
+bool is_proof(EvidenceKind kind) {
+  switch (kind) {
+    case EvidenceKind::Beacon:
+    case EvidenceKind::Reaped: return true;
+    // A closed channel proves that the runtime in the process is gone, not that the process is.
+    case EvidenceKind::ChannelClosed:
+    case EvidenceKind::Silence:
+    case EvidenceKind::Requested:
+    case EvidenceKind::AgentLost: return false;
+  }
+  return false;
+}
+
+std::int32_t exit_code_of(const Evidence& evidence) {
+  if (evidence.signal > 0) return 128 + evidence.signal;
+  if (evidence.exit_code > 0) return evidence.exit_code;
+  return kExitTemporary;
+}
+
+std::string describe(const Evidence& evidence) {
+  if (!evidence.text.empty()) return evidence.text;
+  if (evidence.signal > 0) return fmt::format("killed by signal {}", evidence.signal);
+  if (evidence.exit_code >= 0) return fmt::format("exited with code {}", evidence.exit_code);
+  switch (evidence.kind) {
+    case EvidenceKind::Beacon: return "its death beacon fired";
+    case EvidenceKind::Reaped: return "it was reaped";
+    case EvidenceKind::ChannelClosed: return "its control channel closed";
+    case EvidenceKind::Silence: return "it fell silent";
+    case EvidenceKind::Requested: return "it was evicted on request";
+    case EvidenceKind::AgentLost: return "its host was lost";
+  }
+  return "?";
+}
+
+namespace {
+
+std::string who(const SeatLoss& loss) {
+  return fmt::format("rank {} (incarnation {}) was lost: {}", loss.rank.value(),
+                     loss.incarnation.value(), describe(loss.evidence));
+}
+
+SeatVerdict end(std::int32_t exit_code, std::string why) {
+  return {.action = SeatAction::EndJob, .exit_code = exit_code, .why = std::move(why)};
+}
+
+/// The seat cannot or shall not be filled again.
+SeatVerdict vacate(const JobConfig& config, const SeatLoss& loss, const std::string& because) {
+  const std::uint32_t least = std::max(config.ranks_min, 1U);
+  if (loss.seats_left >= least) {
+    return {.action = SeatAction::LeaveVacant,
+            .why = fmt::format("{}; {}: the seat stays vacant, {} of {} ranks go on (--min {})",
+                               who(loss), because, loss.seats_left, config.ranks, least)};
+  }
+  return end(kExitTemporary, fmt::format("{}; {}, and {} ranks are fewer than --min {}", who(loss),
+                                         because, loss.seats_left, least));
+}
+
+SeatVerdict refill(const JobConfig& config, const SeatLoss& loss) {
+  if (loss.losses_in_step >= kPoisonedAt) {
+    return end(exit_code_of(loss.evidence),
+               fmt::format("{}; that is the {}. loss of this rank in step {}: the step is poisoned",
+                           who(loss), loss.losses_in_step, loss.step));
+  }
+  if (loss.losses_recent > config.replacements_max) {
+    return vacate(
+        config, loss,
+        fmt::format(
+            "replaced {} times within an hour without a committed step (--max-replacements)",
+            config.replacements_max));
+  }
+  if (loss.spare_left) {
+    return {.action = SeatAction::TakeSpare,
+            .why = fmt::format("{}; a spare takes the seat", who(loss))};
+  }
+  if (loss.start_gave_up)
+    return vacate(config, loss, "it cannot be started again and no spare is left");
+  return {.action = SeatAction::RestartCold,
+          .why = fmt::format("{}; no spare is left, so the seat is started anew", who(loss))};
+}
+
+}  // namespace
+
+SeatVerdict decide_seat(const JobConfig& config, const SeatLoss& loss) {
+  if (!loss.attached && !loss.others_attached && !config.restart_unattached) {
+    return end(exit_code_of(loss.evidence),
+               fmt::format("{}; the program never attached and is not replaced without --restart",
+                           who(loss)));
+  }
+  switch (config.on_loss) {
+    case OnLoss::Abort:
+      return end(exit_code_of(loss.evidence), fmt::format("{}; --on-loss abort", who(loss)));
+    case OnLoss::Shrink: return vacate(config, loss, "--on-loss shrink");
+    case OnLoss::CarryOn:
+      return end(kExitInternal,
+                 fmt::format("{}; --on-loss carry_on is not offered yet", who(loss)));
+    case OnLoss::Replay:
+    case OnLoss::Replace: return refill(config, loss);
+  }
+  return end(kExitInternal, "unknown policy");
+}
+
+}  // namespace regroup::membership
