@@ -9,6 +9,10 @@ namespace regroup::launcher {
 
 using Arguments = std::vector<std::string>;
 
+/// `regroup run -n N ... -- program args`: launcher, agent and supervisor of one job on this host.
+int run_command(const Arguments& arguments);
+/// `regroup guardian --fd N --job J`: cleans up after a launcher that was killed (launcher/guardian.hpp).
+int guardian_command(const Arguments& arguments);
 /// `regroup coordinator --fd N --state FILE`: hosts the membership machine until its channel closes.
 int coordinator_command(const Arguments& arguments);
 /// `regroup status [JOB] [--json]`

@@ -1,0 +1,26 @@
+/// Finding processes that a job left behind.
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <regroup/types.hpp>
+
+namespace regroup::launcher {
+
+/// Direct children, zombies included.
+[[nodiscard]] std::vector<pid_t> children_of(pid_t pid);
+/// All descendants that are there now, `pid` itself not included; parents before their children.
+[[nodiscard]] std::vector<pid_t> descendants_of(pid_t pid);
+/// Whether the process's environment, as it was when its program began, holds exactly this
+/// variable. False when the process is gone, a zombie or not ours to read.
+[[nodiscard]] bool has_variable(pid_t pid, std::string_view key_value);
+/// All processes of this machine that we may examine and whose environment holds this variable.
+[[nodiscard]] std::vector<pid_t> processes_with(std::string_view key_value);
+/// Whether it still runs (a zombie does not).
+[[nodiscard]] bool runs(pid_t pid);
+
+}  // namespace regroup::launcher

@@ -1,0 +1,136 @@
+#include "launcher/epoch_arenas.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/check.hpp"
+#include "spi/arena_agent.hpp"
+
+namespace regroup::launcher {
+
+using membership::View;
+using membership::WedgeReport;
+
+Result<EpochArenas::Current> EpochArenas::make(std::uint32_t id, const std::vector<Rank>& seats,
+                                               const View& view) const {
+  Current made;
+  made.id = id;
+  for (const Rank seat : seats) {
+    const auto index = static_cast<std::size_t>(seat.value());
+    if (index < view.seats.size() && view.seats[index] != Incarnation{})
+      made.members.push_back(seat);
+  }
+  if (made.members.empty()) return made;
+  Result<shm::Arena> arena =
+      shm::make_arena(view.epoch, id, static_cast<std::uint32_t>(made.members.size()));
+  if (!arena) return arena.error();
+  made.arena = std::move(*arena);
+  // A member that has not begun the epoch's first step has, as far as a cut goes, prepared the one
+  // before.
+  for (int member = 0; member < made.arena.slots.members(); ++member) {
+    made.arena.slots.step_word(member).store(view.resume_step - 1, std::memory_order_release);
+  }
+  return made;
+}
+
+Status EpochArenas::install(const View& view) {
+  std::vector<Rank> world;
+  for (std::size_t seat = 0; seat < view.seats.size(); ++seat)
+    world.emplace_back(static_cast<std::int32_t>(seat));
+  if (known_.empty()) known_.push_back({kWorldName, world});
+  std::vector<Current> fresh;
+  for (std::size_t id = 0; id < known_.size(); ++id) {
+    Result<Current> made = make(static_cast<std::uint32_t>(id), known_[id].seats, view);
+    if (!made) return made.error();
+    if (!made->members.empty()) fresh.push_back(std::move(*made));
+  }
+  current_ = std::move(fresh);
+  view_ = view;
+  wedged_ = false;
+  return {};
+}
+
+Result<std::size_t> EpochArenas::attach(const std::string& name, const std::vector<Rank>& seats) {
+  REGROUP_ASSERT(!known_.empty() && !wedged_);
+  auto known =
+      std::find_if(known_.begin(), known_.end(), [&](const Known& k) { return k.name == name; });
+  if (known != known_.end() && known->seats != seats) {
+    return Status(
+        Code::InvalidArgument,
+        fmt::format(
+            "group '{}' was made with other ranks before; every rank must name the same ones in "
+            "the same order, and a name is never used twice",
+            name));
+  }
+  if (known == known_.end()) {
+    if (name.empty() || name.size() > kNameBytesMax || known_.size() >= kGroupsMax) {
+      return Status(Code::ResourceExhausted,
+                    fmt::format("group '{}': at most {} groups in a job, names of 1 to {} bytes",
+                                name.substr(0, kNameBytesMax), kGroupsMax, kNameBytesMax));
+    }
+    std::vector<Rank> sorted = seats;
+    std::sort(sorted.begin(), sorted.end());
+    const bool twice = std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end();
+    const bool outside = seats.empty() || sorted.front() < Rank{0} ||
+                         sorted.back().value() >= static_cast<std::int32_t>(view_.seats.size());
+    if (twice || outside) {
+      return Status(Code::InvalidArgument,
+                    fmt::format("group '{}': its ranks are not distinct ranks of the world", name));
+    }
+    known = known_.insert(known_.end(), {name, seats});
+  }
+  const auto id = static_cast<std::uint32_t>(known - known_.begin());
+  for (std::size_t index = 0; index < current_.size(); ++index) {
+    if (current_[index].id == id) return index;
+  }
+  Result<Current> made = make(id, seats, view_);
+  if (!made) return made.error();
+  current_.push_back(std::move(*made));
+  return current_.size() - 1;
+}
+
+WedgeReport EpochArenas::wedge() {
+  wedged_ = true;
+  for (const Current& group : current_) spi::wedge_all(group.arena.slots);
+  for (const Current& group : current_) spi::wake_all(group.arena.slots);
+  WedgeReport report;
+  report.epoch = view_.epoch;
+  for (const Current& group : current_) {
+    const spi::ArenaReport read = spi::read_report(group.arena.slots);
+    report.groups.push_back({group.id, read.completed});
+    if (group.id != 0) continue;
+    report.prepared = read.prepared;
+    report.told_step = read.told_step;
+  }
+  return report;
+}
+
+void EpochArenas::decide(const std::vector<WedgeReport::GroupCut>& cuts,
+                         std::uint64_t committed_step, const std::vector<Member>& lost) {
+  for (const Current& group : current_) {
+    const auto cut =
+        std::find_if(cuts.begin(), cuts.end(), [&](const auto& c) { return c.group == group.id; });
+    std::vector<int> survivors;
+    for (std::size_t i = 0; i < group.members.size(); ++i) {
+      const Rank seat = group.members[i];
+      const Member member{seat, view_.seats[static_cast<std::size_t>(seat.value())]};
+      if (std::find(lost.begin(), lost.end(), member) == lost.end())
+        survivors.push_back(static_cast<int>(i));
+    }
+    spi::decide_all(group.arena.slots, survivors, cut == cuts.end() ? 0 : cut->completed,
+                    committed_step);
+  }
+  for (const Current& group : current_) spi::wake_all(group.arena.slots);
+}
+
+control::ViewInstalled::Group EpochArenas::group(std::size_t index) const {
+  const Current& group = current_[index];
+  return {group.id, known_[group.id].name, group.members, group.arena.mapping.bytes()};
+}
+
+std::string EpochArenas::group_name(std::uint32_t id) const {
+  return id < known_.size() ? known_[id].name : fmt::format("{}", id);
+}
+
+}  // namespace regroup::launcher

@@ -1,0 +1,103 @@
+#include "launcher/preflight.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/futex.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <system_error>
+
+#include "base/fd.hpp"
+#include "launcher/exit_codes.hpp"
+#include "launcher/process.hpp"
+
+namespace regroup::launcher {
+namespace {
+
+Refusal none() { return {kExitDone, "", ""}; }
+
+Refusal lacks(std::string_view feature, std::string_view needed_for, std::string_view since) {
+  return {kExitUnavailable, "E-SYS-1",
+          fmt::format("this kernel does not offer {}, which is needed {}; run on {}", feature,
+                      needed_for, since)};
+}
+
+}  // namespace
+
+KernelFeatures probe_kernel() {
+  KernelFeatures out;
+  const base::Fd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0)));
+  out.pidfd = static_cast<bool>(pidfd) || errno == EMFILE || errno == ENFILE;
+  const base::Fd memory(::memfd_create("regroup-probe", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  out.memfd_seals = memory ? ::fcntl(memory.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) == 0
+                           : errno == EMFILE || errno == ENFILE;
+  robust_list_head* head = nullptr;
+  std::size_t bytes = 0;
+  out.robust_futex = ::syscall(SYS_get_robust_list, 0, &head, &bytes) == 0;
+  return out;
+}
+
+Refusal check_kernel(const KernelFeatures& features) {
+  if (!features.pidfd) {
+    return lacks("pidfd_open", "to signal exactly the process that is meant", "Linux 5.3 or newer");
+  }
+  if (!features.memfd_seals) {
+    return lacks("memfd_create with seals", "for shared memory that leaves nothing behind",
+                 "Linux 3.17 or newer with CONFIG_MEMFD_CREATE");
+  }
+  if (!features.robust_futex) {
+    return lacks("robust futexes", "to notice a rank's death at once",
+                 "a kernel with CONFIG_FUTEX");
+  }
+  return none();
+}
+
+std::uint64_t descriptors_needed(const RunOptions& options) {
+  // A process: pidfd, channel, two pipes, two files, beacon page, two kept memories, and a spare
+  // for its successor's start. Beside them: loop, signals, coordinator, console, event log, arenas
+  // of a handful of groups.
+  constexpr std::uint64_t kPerProcess = 10;
+  constexpr std::uint64_t kOthers = 64;
+  return kOthers + kPerProcess * static_cast<std::uint64_t>(options.ranks + options.spares + 1);
+}
+
+Refusal check_descriptors(const RunOptions& options, std::uint64_t hard_limit) {
+  const std::uint64_t needed = descriptors_needed(options);
+  if (needed <= hard_limit) return none();
+  return {
+      kExitUnavailable, "E-LIMIT-1",
+      fmt::format(
+          "{} ranks and {} spares need {} open descriptors, the limit here is {}; raise it with "
+          "'ulimit -Hn {}' (or LimitNOFILE=), or start fewer",
+          options.ranks, options.spares, needed, hard_limit, needed)};
+}
+
+Refusal check_log_dir(const std::filesystem::path& log_dir) {
+  const auto refuse = [&](int error) {
+    return Refusal{
+        kExitNotAllowed, "E-LOG-1",
+        fmt::format("cannot write into the log directory {}: {}; name another one with --log-dir",
+                    log_dir.string(), std::strerror(error))};
+  };
+  std::error_code error;
+  std::filesystem::create_directories(log_dir, error);
+  if (error) return refuse(error.value());
+  const std::string probe = (log_dir / fmt::format(".probe-{}", ::getpid())).string();
+  const base::Fd fd(::open(probe.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+  if (!fd) return refuse(errno);
+  ::unlink(probe.c_str());
+  return none();
+}
+
+Refusal check_program(const std::string& program, const std::string& search, std::string& path) {
+  Result<std::string> found = find_program(program, search);
+  if (!found) return {kExitNoProgram, "E-PROG-1", std::string(found.error().text())};
+  path = std::move(*found);
+  return none();
+}
+
+}  // namespace regroup::launcher

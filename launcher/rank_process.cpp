@@ -1,0 +1,115 @@
+#include "launcher/rank_process.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <thread>
+
+#include "launcher/environment.hpp"
+
+namespace regroup::launcher {
+namespace {
+
+struct Pipe {
+  base::Fd read;
+  base::Fd write;
+};
+
+/// The read end does not block: a silent process must not stop the loop.
+Result<Pipe> make_pipe() {
+  int fds[2];
+  if (::pipe2(fds, O_CLOEXEC) != 0) {
+    return Status(Code::ResourceExhausted, fmt::format("pipe: {}", std::strerror(errno)));
+  }
+  Pipe pipe{base::Fd(fds[0]), base::Fd(fds[1])};
+  ::fcntl(pipe.read.get(), F_SETFL, O_NONBLOCK);
+  return pipe;
+}
+
+ProcessIdentity identity_of(const RunOptions& options, const JobSetup& setup,
+                            const RankProcess& process, int control_fd) {
+  ProcessIdentity identity;
+  identity.job = setup.job;
+  identity.run_dir = options.log_dir.string();
+  identity.seat = process.seat;
+  identity.ranks = options.ranks;
+  identity.local_size = options.ranks;
+  identity.incarnation = process.incarnation;
+  identity.life = process.life;
+  identity.control_fd = control_fd;
+  identity.master_port = setup.master_port;
+  identity.replacements_max = options.replacements_max;
+  identity.cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  return identity;
+}
+
+}  // namespace
+
+std::string signal_name(int signal) {
+  const char* abbreviation = ::sigabbrev_np(signal);
+  return abbreviation != nullptr ? fmt::format("SIG{}", abbreviation)
+                                 : fmt::format("signal {}", signal);
+}
+
+std::string ExitStatus::text() const {
+  if (signal != 0)
+    return fmt::format("killed by {}{}", signal_name(signal), core ? " (core dumped)" : "");
+  return fmt::format("exited with code {}", exit_code);
+}
+
+std::string RankProcess::name() const {
+  return seat ? fmt::format("rank {}", seat->value())
+              : fmt::format("spare {}", incarnation.value());
+}
+
+std::string RankProcess::prefix() const {
+  return seat ? fmt::format("{}", seat->value()) : fmt::format("s{}", incarnation.value());
+}
+
+Result<std::unique_ptr<RankProcess>> start_process(const RunOptions& options, const JobSetup& setup,
+                                                   Incarnation incarnation,
+                                                   std::optional<Rank> seat, std::uint32_t life,
+                                                   int stdin_fd) {
+  auto process = std::make_unique<RankProcess>();
+  process->incarnation = incarnation;
+  process->seat = seat;
+  process->born_spare = !seat.has_value();
+  process->life = life;
+  Result<LogFiles> logs = open_logs(options.log_dir, seat, incarnation);
+  if (!logs) return logs.error();
+  Result<Pipe> out = make_pipe();
+  if (!out) return out.error();
+  Result<Pipe> err = make_pipe();
+  if (!err) return err.error();
+  Result<metrics::PageMapping> page = metrics::PageMapping::create(incarnation);
+  if (!page) return page.error();
+  process->page = std::make_shared<metrics::PageMapping>(std::move(*page));
+  Result<std::pair<control::Channel, control::Channel>> channels = control::Channel::pair();
+  if (!channels) return channels.error();
+  const base::Fd theirs = channels->second.release();
+  process->channel.emplace(std::move(channels->first));
+
+  SpawnRequest request;
+  request.path = setup.program_path;
+  request.arguments = options.program;
+  request.environment = make_environment(setup.outer_environment,
+                                         identity_of(options, setup, *process, theirs.get()));
+  request.in = stdin_fd;
+  request.out = out->write.get();
+  request.err = err->write.get();
+  request.kept = {theirs.get()};
+  request.descriptors_soft = setup.descriptors_soft;
+  process->started_at = Clock::now();
+  Result<Spawned> spawned = spawn(request);
+  if (!spawned) return spawned.error();
+  process->spawned = std::move(*spawned);
+  process->out.emplace(std::move(out->read), std::move(logs->out), false);
+  process->err.emplace(std::move(err->read), std::move(logs->err), true);
+  return process;
+}
+
+}  // namespace regroup::launcher

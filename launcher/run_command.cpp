@@ -1,0 +1,133 @@
+/// `regroup run`: reads the command line, checks the machine, and gives the job to the shell.
+#include <fmt/format.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+
+#include "launcher/commands.hpp"
+#include "launcher/exit_codes.hpp"
+#include "launcher/options.hpp"
+#include "launcher/preflight.hpp"
+#include "launcher/run_shell.hpp"
+
+namespace regroup::launcher {
+namespace {
+
+/// Durations and the policy as they were typed, until they are read.
+struct Typed {
+  std::string on_loss = "replay";
+  std::string grace = "15s";
+  std::string timeout = "0";
+  std::string detect_budget = "1500ms";
+  bool quiet = false;
+  bool verbose = false;
+};
+
+void describe_options(CLI::App& app, RunOptions& options, Typed& typed) {
+  app.add_option("-n,--ranks", options.ranks, "number of ranks")->required();
+  app.add_option("--min", options.ranks_min, "go on with as few as this many");
+  app.add_option("--spares", options.spares, "processes kept warm to take over a lost seat");
+  app.add_option("--on-loss", typed.on_loss, "replay (default), shrink or abort");
+  app.add_flag("--restart", options.restart, "replace programs too that never attach");
+  app.add_option("--max-replacements", options.replacements_max,
+                 "per seat and hour, losses without progress only (default 10)");
+  app.add_option("--log-dir", options.log_dir, "events, report and logs (default runs/JOB)");
+  app.add_flag("--json", options.json,
+               "events as JSON lines on stdout; program output goes to the logs only");
+  app.add_option("--grace", typed.grace,
+                 "from the first request to end until SIGKILL (default 15s)");
+  app.add_option("--timeout", typed.timeout, "end the job after this long, with exit code 124");
+  app.add_option("--detect-budget", typed.detect_budget,
+                 "silent ranks are out within this; a bare number is in ms (default 1500)");
+  app.add_flag("-q,--quiet", typed.quiet, "only errors and losses");
+  app.add_flag("-v,--verbose", typed.verbose, "decisions and their reasons too");
+}
+
+/// Turns what was typed into values. The refusal of the first that cannot be read.
+Refusal read_typed(const Typed& typed, RunOptions& options) {
+  struct Duration {
+    const char* flag;
+    const std::string& text;
+    std::chrono::milliseconds bare;
+    std::chrono::milliseconds& value;
+  };
+  using std::chrono::milliseconds;
+  const Duration durations[] = {
+      {"--grace", typed.grace, milliseconds(1000), options.grace},
+      {"--timeout", typed.timeout, milliseconds(1000), options.timeout},
+      {"--detect-budget", typed.detect_budget, milliseconds(1), options.detect_budget}};
+  for (const Duration& duration : durations) {
+    const Result<milliseconds> value = parse_duration(duration.text, duration.bare);
+    if (!value)
+      return {kExitBadUsage, "E-USE-8", fmt::format("{} {}", duration.flag, value.error().text())};
+    duration.value = *value;
+  }
+  const Result<OnLoss> policy = parse_on_loss(typed.on_loss);
+  if (!policy) return {kExitBadUsage, "E-USE-9", std::string(policy.error().text())};
+  options.on_loss = *policy;
+  options.verbosity = typed.verbose ? 2 : typed.quiet ? 0 : 1;
+  return check_options(options);
+}
+
+int refuse(const Refusal& refusal) {
+  fmt::print(stderr, "regroup: {} {}\n", refusal.code, refusal.text);
+  return refusal.exit_code;
+}
+
+/// Checks that touch the machine, in the order in which a person can mend them. Raises the
+/// descriptor limit.
+Refusal check_machine(RunOptions& options, JobSetup& setup) {
+  const char* search = std::getenv("PATH");
+  Refusal refusal = check_program(options.program[0], search != nullptr ? search : "/usr/bin:/bin",
+                                  setup.program_path);
+  if (!refusal.code.empty()) return refusal;
+  refusal = check_kernel(probe_kernel());
+  if (!refusal.code.empty()) return refusal;
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  refusal = check_descriptors(options, limit.rlim_max);
+  if (!refusal.code.empty()) return refusal;
+  setup.descriptors_soft = limit.rlim_cur;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+  if (options.log_dir.empty()) options.log_dir = std::filesystem::path("runs") / setup.job;
+  options.log_dir = std::filesystem::absolute(options.log_dir).lexically_normal();
+  return check_log_dir(options.log_dir);
+}
+
+}  // namespace
+
+int run_command(const Arguments& arguments) {
+  RunOptions options;
+  Typed typed;
+  CLI::App app(
+      "regroup run -n N [options] -- program arguments...\n"
+      "Runs a program as the ranks of a job on this host, and replaces the ranks that are lost.",
+      "regroup run");
+  describe_options(app, options, typed);
+  Split split = split_arguments(arguments, [&](const std::string& word) {
+    const CLI::Option* option = app.get_option_no_throw(word);
+    return option != nullptr && option->get_items_expected_max() > 0;
+  });
+  try {
+    app.parse(std::vector<std::string>(split.ours.rbegin(), split.ours.rend()));
+  } catch (const CLI::CallForHelp&) {
+    fmt::print("{}", app.help());
+    return kExitDone;
+  } catch (const CLI::ParseError& error) {
+    return refuse({kExitBadUsage, "E-USE-1",
+                   fmt::format("{}; regroup run --help lists the options", error.what())});
+  }
+  options.program = std::move(split.program);
+  if (const Refusal refusal = read_typed(typed, options); !refusal.code.empty())
+    return refuse(refusal);
+  JobSetup setup;
+  setup.job = make_job_id();
+  if (const Refusal refusal = check_machine(options, setup); !refusal.code.empty())
+    return refuse(refusal);
+  return run_job(std::move(options), std::move(setup));
+}
+
+}  // namespace regroup::launcher

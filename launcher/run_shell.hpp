@@ -1,0 +1,188 @@
+/// The thin shell of `regroup run`: launcher, agent and supervisor of one job on this host, in one
+/// thread.
+///
+/// It reads what happens (signals, exits, beacons, messages of ranks and coordinator), gives it to
+/// the two machines (SupervisorMachine: processes; HostAgent: membership), and performs their
+/// effects in order.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include <regroup/status.hpp>
+#include <regroup/types.hpp>
+
+#include "launcher/beacon_thread.hpp"
+#include "launcher/control_socket.hpp"
+#include "launcher/coordinator_link.hpp"
+#include "launcher/epoch_arenas.hpp"
+#include "launcher/event_loop.hpp"
+#include "launcher/guardian.hpp"
+#include "launcher/narrator.hpp"
+#include "launcher/options.hpp"
+#include "launcher/rank_process.hpp"
+#include "launcher/supervisor_machine.hpp"
+#include "membership/host_agent.hpp"
+
+namespace regroup::launcher {
+
+/// A new job's id: random, unique enough to find its processes by it.
+[[nodiscard]] std::string make_job_id();
+
+/// Runs the job to its end and returns the process's exit code. Threads: the main thread, once a
+/// process.
+int run_job(RunOptions options, JobSetup setup);
+
+/// Thread safety: one thread, the one that made it; it must be the main thread (parent death
+/// signals).
+class RunShell final : public JobControl {
+ public:
+  RunShell(RunOptions options, JobSetup setup, EventLoop loop, EventLog log,
+           std::unique_ptr<BeaconThread> beacons, TimePoint began);
+  ~RunShell() override;
+  RunShell(const RunShell&) = delete;
+  RunShell& operator=(const RunShell&) = delete;
+
+  /// Blocks until the job is over. Returns the exit code.
+  int run();
+
+  // JobControl: what people may ask for from outside.
+  [[nodiscard]] JobStatus status() override;
+  Status signal(Rank rank, int signal) override;
+  Status evict(Rank rank, const std::string& why) override;
+  Status kill_coordinator() override;
+  [[nodiscard]] std::optional<metrics::Doing> doing(Rank rank) override;
+
+ private:
+  using Pending = std::variant<supervisor::Event, membership::host::Event>;
+  using ProcessMap = std::map<Incarnation, std::unique_ptr<RankProcess>>;
+
+  // run_shell.cpp: the loop, the queue of events, the end.
+  Status begin();
+  void turn();
+  [[nodiscard]] TimePoint next_deadline() const;
+  void timers();
+  void post(supervisor::Event event) { pending_.emplace_back(std::move(event)); }
+  void post(membership::host::Event event) { pending_.emplace_back(std::move(event)); }
+  void drain();
+  void end_job(int exit_code, std::string origin, std::string reason, bool now);
+  int finish();
+  void sweep_all();
+  void remember_cause(const RankProcess& process, const membership::Evidence& evidence);
+
+  // run_shell_signals.cpp: signals and children.
+  Status open_signals();
+  void on_signals();
+  void on_signal(int signal);
+  void reap();
+  void reaped(pid_t pid, const ExitStatus& status);
+  void sweep(Incarnation incarnation);
+
+  // run_shell_ranks.cpp: the conversation with ranks, and their output.
+  void watch_process(RankProcess& process);
+  void watch_channel(RankProcess& process);
+  void watch_output(RankProcess& process, std::optional<OutputStream>& stream);
+  void on_channel(Incarnation incarnation, std::uint32_t events);
+  void pump_channel(RankProcess& process);
+  void close_channel(RankProcess& process);
+  void send(RankProcess& process, const control::AgentToRank& message,
+            const std::vector<int>& fds = {});
+  void on_beacons();
+  void on_message(RankProcess& process, control::RankMessage message, std::vector<base::Fd> fds);
+  void on(RankProcess& process, const control::Hello& message);
+  void on(RankProcess& process, const control::BeaconHeld& message);
+  void on(RankProcess& process, const control::AttachGroup& message);
+  void on(RankProcess& process, const control::Entered& message);
+  void on(RankProcess& process, const control::Detach& message);
+  void on(RankProcess& process, const control::Fault& message);
+  void on(RankProcess& process, const control::EndEpoch& message);
+  void keep(RankProcess& process, const control::KeepMemory& message, std::vector<base::Fd> fds);
+  void assign(RankProcess& process);
+
+  // run_shell_effects.cpp: what the machines decided.
+  void perform(const supervisor::Fork& effect);
+  void perform(const supervisor::Signal& effect);
+  void perform(const supervisor::Sweep& effect);
+  void perform(const supervisor::Lost& effect);
+  void perform(const supervisor::Finished& effect);
+  void perform(const supervisor::GaveUp& effect);
+  void perform(const supervisor::SetTimer& effect);
+  void perform(const supervisor::AllGone& effect);
+  void perform(const membership::host::WedgeWords& effect);
+  void perform(const membership::host::WriteDecision& effect);
+  void perform(const membership::host::MakeView& effect);
+  void perform(const membership::host::Spawn& effect);
+  void perform(const membership::host::Kill& effect);
+  void perform(const membership::host::TellRanks& effect);
+  void perform(const membership::host::SendCoordinator& effect);
+  void perform(const membership::host::EndAll& effect);
+  void perform(const membership::host::Log& effect);
+  void perform(const membership::host::SetTimer& effect);
+  void seat_newcomers(const membership::host::MakeView& effect,
+                      std::vector<Narrator::Newcomer>& newcomers);
+  void tell_view(RankProcess& process, const std::string& cause);
+  void read_beats();
+  [[nodiscard]] membership::Evidence evidence_of(const RankProcess& process,
+                                                 const supervisor::Lost& effect) const;
+
+  // run_shell_watch.cpp: never silent while blocked.
+  void tick();
+  void say_who_is_missing();
+  void say_who_stalls();
+
+  [[nodiscard]] RankProcess* find(Incarnation incarnation);
+  [[nodiscard]] RankProcess* holder(Rank rank);
+
+  RunOptions options_;
+  JobSetup setup_;
+  TimePoint began_;
+  EventLoop loop_;
+  EventLog log_;
+  Console console_;
+  Narrator narrator_;
+  std::unique_ptr<BeaconThread> beacons_;
+  std::optional<Guardian> guardian_;
+  std::unique_ptr<CoordinatorLink> coordinator_;
+  std::optional<ControlSocket> control_;
+  base::Fd signal_fd_;
+  base::Fd master_port_holder_;
+
+  SupervisorMachine supervisor_;
+  membership::HostAgent agent_;
+  std::deque<Pending> pending_;
+  bool draining_ = false;
+  std::optional<TimePoint> supervisor_timer_;
+  std::optional<TimePoint> agent_timer_;
+
+  ProcessMap processes_;
+  std::map<Rank, std::uint32_t> lives_;                   ///< lives begun in each seat
+  std::map<Rank, std::map<std::string, base::Fd>> kept_;  ///< memory that outlives a seat's process
+  std::map<Rank, Incarnation> last_in_seat_;              ///< of the views so far
+  EpochArenas arenas_;
+  std::uint64_t detached_beats_ = 0;
+  std::string cause_;  ///< the first loss that mattered
+  membership::Round round_;
+
+  struct Ending {
+    int exit_code = 0;
+    std::string origin;
+    std::string reason;
+    int requests = 1;  ///< signals of a person so far
+  };
+  std::optional<Ending> ending_;
+  bool all_gone_ = false;
+  std::uint32_t finished_ = 0;
+  TimePoint next_tick_;
+  std::optional<TimePoint> first_attach_;
+  TimePoint wait_told_;
+  TimePoint stall_told_;
+  TimePoint wedged_since_;
+};
+
+}  // namespace regroup::launcher

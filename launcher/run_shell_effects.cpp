@@ -1,0 +1,217 @@
+/// RunShell: performs what the machines decided.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <csignal>
+
+#include "launcher/exit_codes.hpp"
+#include "launcher/run_shell.hpp"
+
+namespace regroup::launcher {
+
+using membership::Evidence;
+using membership::EvidenceKind;
+namespace host = membership::host;
+namespace sv = supervisor;
+
+// ---- of the supervisor
+// --------------------------------------------------------------------------------------------
+
+void RunShell::perform(const sv::Fork& effect) {
+  std::uint32_t life = 0;
+  if (effect.seat) life = effect.attempt == 1 ? lives_[*effect.seat]++ : lives_[*effect.seat] - 1;
+  // Standard input has one reader: rank 0, whichever life.
+  const int stdin_fd = effect.seat == Rank{0} ? 0 : -1;
+  Result<std::unique_ptr<RankProcess>> started =
+      start_process(options_, setup_, effect.incarnation, effect.seat, life, stdin_fd);
+  if (!started) {
+    const Status why = started.error();
+    return post(sv::StartRefused{effect.incarnation, std::string(why.text()),
+                                 why.code() == Code::ResourceExhausted});
+  }
+  RankProcess& process = *(processes_[effect.incarnation] = std::move(*started));
+  narrator_.process_started(process);
+  watch_process(process);
+  post(sv::StartSucceeded{effect.incarnation});
+}
+
+void RunShell::perform(const sv::Signal& effect) {
+  RankProcess* process = find(effect.incarnation);
+  if (process == nullptr || process->gone) return;
+  signal_group(process->spawned, effect.signal);
+  // A stopped process hears only KILL; whoever is asked to end must be able to.
+  if (effect.signal == SIGTERM) signal_group(process->spawned, SIGCONT);
+  if (effect.signal == SIGKILL) signal_process(process->spawned, SIGKILL);
+}
+
+void RunShell::perform(const sv::Sweep& effect) { sweep(effect.incarnation); }
+
+Evidence RunShell::evidence_of(const RankProcess& process, const sv::Lost& effect) const {
+  Evidence evidence;
+  evidence.kind = effect.kind;
+  evidence.exit_code = effect.exit_code;
+  evidence.signal = effect.signal;
+  if (process.exit) {
+    evidence.text = process.exit->text();
+  } else {
+    evidence.text = effect.kind == EvidenceKind::Beacon ? "its death beacon fired"
+                                                        : "its control channel closed";
+  }
+  if (process.attached)
+    evidence.text += "; " + metrics::describe(metrics::read_doing(process.page->page()));
+  if (!process.fault.empty()) evidence.text += "; it said: " + process.fault;
+  return evidence;
+}
+
+void RunShell::perform(const sv::Lost& effect) {
+  RankProcess* process = find(effect.incarnation);
+  if (process == nullptr) return;
+  const TimePoint now = Clock::now();
+  const Evidence evidence = evidence_of(*process, effect);
+  // First the machine, whose words must be wedged at once; what people read can wait.
+  post(host::Lost{effect.incarnation, evidence});
+  if (process->reported_lost) return;
+  process->reported_lost = true;
+  std::optional<std::int64_t> detect_ns;
+  const std::uint64_t beat_at = process->page->page().beat.at_ns.load(std::memory_order_relaxed);
+  if (beat_at != 0) detect_ns = static_cast<std::int64_t>(metrics::monotonic_ns() - beat_at);
+  narrator_.lost(*process, evidence, agent_.installed().epoch, detect_ns, now);
+}
+
+void RunShell::perform(const sv::Finished& effect) {
+  RankProcess* process = find(effect.incarnation);
+  if (process == nullptr) return;
+  if (process->seat) finished_ += 1;
+  narrator_.finished(*process);
+  post(host::Finished{effect.incarnation, process->detached || !process->attached});
+}
+
+void RunShell::perform(const sv::GaveUp& effect) {
+  if (!ending_)
+    narrator_.warning("E-START-1", fmt::format("a process could not be started: {}", effect.why));
+  post(host::StartFailed{effect.incarnation, effect.why});
+}
+
+void RunShell::perform(const sv::SetTimer& effect) { supervisor_timer_ = effect.at; }
+
+void RunShell::perform(const sv::AllGone&) { all_gone_ = true; }
+
+// ---- of the host agent
+// --------------------------------------------------------------------------------------------
+
+void RunShell::perform(const host::WedgeWords& effect) {
+  const membership::WedgeReport report = arenas_.wedge();
+  wedged_since_ = Clock::now();
+  post(host::WordsWedged{report});
+  narrator_.wedged(effect.epoch, round_.value(), {}, wedged_since_);
+}
+
+void RunShell::perform(const host::WriteDecision& effect) {
+  arenas_.decide(effect.cuts, effect.committed_step, effect.lost);
+  post(host::DecisionWritten{effect.epoch});
+  narrator_.decided({effect.epoch, round_.value(), effect.committed_step, effect.cuts},
+                    Clock::now());
+}
+
+void RunShell::seat_newcomers(const host::MakeView& effect,
+                              std::vector<Narrator::Newcomer>& newcomers) {
+  for (const Member& member : effect.assigned) {
+    RankProcess* process = find(member.incarnation);
+    if (process == nullptr) continue;
+    const bool from_spare = process->born_spare;
+    if (process->seat != member.rank) {
+      process->seat = member.rank;
+      process->life = lives_[member.rank]++;
+      assign(*process);
+      // Its lines so far stand in the spare's folder; the seat's folder points there.
+      (void)adopt_logs(options_.log_dir, member.rank, member.incarnation).ok();
+    }
+    newcomers.push_back({member, last_in_seat_[member.rank], from_spare, process->spawned.pid});
+  }
+}
+
+void RunShell::tell_view(RankProcess& process, const std::string& cause) {
+  control::ViewInstalled message;
+  message.view = arenas_.view();
+  message.cause = cause;
+  std::vector<int> fds;
+  for (std::size_t i = 0; i < arenas_.groups(); ++i) {
+    message.groups.push_back(arenas_.group(i));
+    fds.push_back(arenas_.descriptor(i));
+  }
+  send(process, message, fds);
+}
+
+void RunShell::perform(const host::MakeView& effect) {
+  if (Status made = arenas_.install(effect.view); !made) {
+    narrator_.warning("E-MEM-1", fmt::format("no shared memory for epoch {}: {}",
+                                             effect.view.epoch.value(), made.text()));
+    end_job(kExitUnavailable, "launcher", "no shared memory for the next epoch", false);
+    return;
+  }
+  std::vector<Narrator::Newcomer> newcomers;
+  seat_newcomers(effect, newcomers);
+  for (const Member& member : effect.local) {
+    if (RankProcess* process = find(member.incarnation)) tell_view(*process, effect.cause);
+  }
+  post(host::ViewMade{effect.view.epoch});
+  narrator_.view_installed(effect.view, newcomers, effect.local.size() - newcomers.size(),
+                           Clock::now());
+  for (std::size_t seat = 0; seat < effect.view.seats.size(); ++seat) {
+    if (effect.view.seats[seat] != Incarnation{}) {
+      last_in_seat_[Rank{static_cast<std::int32_t>(seat)}] = effect.view.seats[seat];
+    }
+  }
+}
+
+void RunShell::perform(const host::Spawn& effect) {
+  post(sv::StartRequested{effect.process.incarnation, effect.process.seat});
+}
+
+void RunShell::perform(const host::Kill& effect) {
+  RankProcess* process = find(effect.incarnation);
+  if (process != nullptr && !process->reported_lost && !process->gone && !ending_) {
+    // Nothing of ours proved it: silence, or somebody's wish.
+    process->reported_lost = true;
+    const auto known = agent_.processes().find(effect.incarnation);
+    Evidence evidence = known != agent_.processes().end() ? known->second.evidence : Evidence{};
+    if (evidence.text.empty()) evidence.text = effect.why;
+    narrator_.lost(*process, evidence, agent_.installed().epoch, std::nullopt, Clock::now());
+  }
+  post(sv::KillRequested{effect.incarnation});
+}
+
+void RunShell::perform(const host::TellRanks& effect) {
+  const control::LossNotice notice{effect.epoch, effect.lost, effect.text};
+  for (auto& [incarnation, process] : processes_) {
+    if (process->attached && !process->gone && process->seat) send(*process, notice);
+  }
+}
+
+void RunShell::perform(const host::SendCoordinator& effect) { coordinator_->send(effect.message); }
+
+void RunShell::perform(const host::EndAll& effect) {
+  end_job(effect.end.exit_code, "app", effect.end.reason, false);
+}
+
+void RunShell::perform(const host::Log& effect) {
+  narrator_.note(effect.note, options_.verbosity > 1);
+}
+
+void RunShell::perform(const host::SetTimer& effect) { agent_timer_ = effect.at; }
+
+void RunShell::read_beats() {
+  host::BeatsRead read;
+  detached_beats_ += 1;
+  for (const auto& [incarnation, process] : processes_) {
+    if (!process->attached || process->gone) continue;
+    // A process that left the job in order has no engine any more; its exit status speaks for it.
+    read.beats.emplace_back(incarnation,
+                            process->detached
+                                ? (std::uint64_t{1} << 62) + detached_beats_
+                                : process->page->page().beat.count.load(std::memory_order_acquire));
+  }
+  post(host::Event(std::move(read)));
+}
+
+}  // namespace regroup::launcher

@@ -1,0 +1,159 @@
+/// RunShell: never silent while blocked; and what people may ask for from outside.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+
+#include "launcher/run_shell.hpp"
+
+namespace regroup::launcher {
+namespace {
+
+constexpr std::chrono::seconds kSilenceMax{10};
+
+std::int64_t whole_seconds(Clock::duration time) {
+  return std::chrono::duration_cast<std::chrono::seconds>(time).count();
+}
+
+}  // namespace
+
+void RunShell::tick() {
+  if (ending_) return;
+  say_who_is_missing();
+  say_who_stalls();
+}
+
+void RunShell::say_who_is_missing() {
+  const TimePoint now = Clock::now();
+  const bool forming = agent_.installed().epoch == Epoch{} && first_attach_.has_value();
+  const bool replacing = arenas_.is_wedged();
+  if (!forming && !replacing) return;
+  const TimePoint since = forming ? *first_attach_ : wedged_since_;
+  if (now - since < kSilenceMax || now - wait_told_ < kSilenceMax) return;
+  wait_told_ = now;
+  std::vector<std::string> missing;
+  for (const auto& [incarnation, process] : processes_) {
+    if (process->gone || process->attached) continue;
+    missing.push_back(fmt::format("{} (pid {}: started {} s ago, has not attached)",
+                                  process->name(), process->spawned.pid,
+                                  whole_seconds(now - process->started_at)));
+  }
+  narrator_.warning(
+      "E-WAIT-1",
+      fmt::format(
+          "waiting {} s {}: {}", whole_seconds(now - since),
+          forming ? "for ranks to attach"
+                  : fmt::format("for the epoch after {}", arenas_.view().epoch.value()),
+          missing.empty() ? agent_.explain() : fmt::format("{}", fmt::join(missing, ", "))));
+}
+
+void RunShell::say_who_stalls() {
+  const TimePoint now = Clock::now();
+  if (agent_.installed().epoch == Epoch{} || arenas_.is_wedged() || now - stall_told_ < kSilenceMax)
+    return;
+  const std::uint64_t now_ns = metrics::monotonic_ns();
+  const auto limit = static_cast<std::uint64_t>(std::chrono::nanoseconds(kSilenceMax).count());
+  for (std::size_t index = 0; index < arenas_.groups(); ++index) {
+    const control::ViewInstalled::Group group = arenas_.group(index);
+    std::optional<metrics::Doing> oldest;
+    std::vector<std::pair<Rank, metrics::Doing>> doing;
+    for (const Rank seat : group.seats) {
+      const RankProcess* process = holder(seat);
+      if (process == nullptr || process->gone) continue;
+      doing.emplace_back(seat, metrics::read_doing(process->page->page()));
+      const metrics::Doing& d = doing.back().second;
+      if (d.operation == metrics::Operation::None || d.group != group.id) continue;
+      if (!oldest || d.started_ns < oldest->started_ns) oldest = d;
+    }
+    if (!oldest || now_ns < oldest->started_ns + limit) continue;
+    std::vector<std::string> missing;
+    for (const auto& [seat, d] : doing) {
+      const bool inside = d.operation != metrics::Operation::None && d.group == group.id &&
+                          d.sequence >= oldest->sequence;
+      if (!inside)
+        missing.push_back(fmt::format("rank {} ({})", seat.value(), metrics::describe(d)));
+    }
+    if (missing.empty()) continue;
+    stall_told_ = now;
+    narrator_.warning(
+        "E-STALL-1",
+        fmt::format("{} #{} on group {}: {} of {} ranks entered, for {} s not: {}",
+                    metrics::name(oldest->operation), oldest->sequence, group.name,
+                    doing.size() - missing.size(), doing.size(),
+                    (now_ns - oldest->started_ns) / 1'000'000'000, fmt::join(missing, ", ")));
+    return;
+  }
+}
+
+JobStatus RunShell::status() {
+  JobStatus out;
+  out.job = setup_.job;
+  out.state = ending_                               ? "ending"
+              : arenas_.is_wedged()                 ? "recovering"
+              : agent_.installed().epoch == Epoch{} ? "forming"
+                                                    : "steady";
+  out.log_dir = options_.log_dir.string();
+  out.pid = ::getpid();
+  out.ranks = static_cast<std::uint32_t>(options_.ranks);
+  out.spares_wanted = static_cast<std::uint32_t>(options_.spares);
+  out.epoch = agent_.installed().epoch;
+  out.replaced = narrator_.replaced();
+  out.uptime_ns = std::chrono::nanoseconds(Clock::now() - began_).count();
+  out.now_ns = metrics::monotonic_ns();
+  out.coordinator_pid = coordinator_->pid();
+  out.coordinator_restarts = coordinator_->restarts();
+  std::vector<const RankProcess*> processes;
+  for (const auto& [incarnation, process] : processes_) {
+    if (!process->gone) processes.push_back(process.get());
+  }
+  std::stable_sort(processes.begin(), processes.end(),
+                   [](const RankProcess* a, const RankProcess* b) {
+                     return a->seat.value_or(Rank{kRanksMax}) < b->seat.value_or(Rank{kRanksMax});
+                   });
+  for (const RankProcess* process : processes) {
+    ProcessStatus line{process->seat, process->incarnation, process->spawned.pid};
+    line.state = process->detached             ? "finished"
+                 : process->entered != Epoch{} ? "healed"
+                 : process->attached           ? "joined"
+                                               : "starting";
+    line.host = "localhost";
+    line.doing = metrics::read_doing(process->page->page());
+    out.processes.push_back(std::move(line));
+  }
+  return out;
+}
+
+Status RunShell::signal(Rank rank, int signal) {
+  const RankProcess* process = holder(rank);
+  if (process == nullptr || process->gone) {
+    return {Code::FailedPrecondition, fmt::format("seat {} is vacant", rank.value())};
+  }
+  signal_process(process->spawned, signal);
+  return {};
+}
+
+Status RunShell::evict(Rank rank, const std::string& why) {
+  const RankProcess* process = holder(rank);
+  if (process == nullptr || process->gone) {
+    return {Code::FailedPrecondition, fmt::format("seat {} is vacant", rank.value())};
+  }
+  post(membership::host::Evict{rank, why});
+  return {};
+}
+
+Status RunShell::kill_coordinator() {
+  if (coordinator_->pid() == 0)
+    return {Code::FailedPrecondition, "the coordinator is being restarted right now"};
+  ::kill(coordinator_->pid(), SIGKILL);
+  return {};
+}
+
+std::optional<metrics::Doing> RunShell::doing(Rank rank) {
+  const RankProcess* process = holder(rank);
+  if (process == nullptr || process->gone) return std::nullopt;
+  return metrics::read_doing(process->page->page());
+}
+
+}  // namespace regroup::launcher

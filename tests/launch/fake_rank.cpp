@@ -1,0 +1,189 @@
+/// A rank without an engine: it speaks the launcher's protocol by hand, prints what it is told, and
+/// misbehaves on order.
+///
+///   fake_rank [ACTION...]     each action applies to the process it names:
+///     until=E     leave the job in order once epoch E is installed (default 1)
+///     kill=R      rank R kills itself with SIGKILL once it entered epoch 1, in its first life
+///     early=R     rank R kills itself after Hello, before it holds its beacon, in its first life
+///     exit=R:C    rank R ends with code C once it entered epoch 1, in its first life
+///     stop=R      rank R stops itself (SIGSTOP) once it entered epoch 1, in its first life
+///     group=NAME  every rank asks for a group of all seats in each epoch
+///     keep=TEXT   every first life of a seat hands the agent memory with this text; a later life
+///     prints what it got linger      stay after the work is done, until told to stop
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <optional>
+#include <string>
+
+#include <regroup/types.hpp>
+
+#include "base/fd.hpp"
+#include "control/channel.hpp"
+#include "metrics/beacon.hpp"
+#include "transports/shm/arena.hpp"
+
+namespace {
+
+using namespace regroup;
+
+[[noreturn]] void fail(std::string_view text) {
+  fmt::print(stderr, "fake_rank: {}\n", text);
+  std::_Exit(70);
+}
+
+class FakeRank {
+ public:
+  FakeRank(std::map<std::string, std::string> actions, int fd)
+      : actions_(std::move(actions)), channel_(base::Fd(fd)) {}
+
+  int run() {
+    send(control::Hello{.pid = ::getpid(), .build = "fake"});
+    while (!done_) turn();
+    send(control::Detach{});
+    holder_.reset();
+    fmt::print("done\n");
+    return 0;
+  }
+
+ private:
+  void send(const control::RankMessage& message, const std::vector<int>& fds = {}) {
+    if (const Status sent = channel_.send(message, fds); !sent) fail(sent.to_string());
+  }
+
+  void turn() {
+    pollfd ready{channel_.fd(), POLLIN, 0};
+    ::poll(&ready, 1, 20);
+    if (page_) metrics::beat(page_->page(), metrics::monotonic_ns());
+    while (!done_) {
+      auto received = channel_.try_recv_as<control::AgentToRank>();
+      if (!received) fail(received.error().to_string());
+      if (!received->has_value()) return;
+      control::Received<control::AgentToRank>& message = **received;
+      std::visit([&](const auto& m) { on(m, message.fds); }, message.message);
+    }
+  }
+
+  [[nodiscard]] bool ordered(const char* action) const {
+    const auto found = actions_.find(action);
+    return found != actions_.end() && seat_ && life_ == 0 &&
+           std::atoi(found->second.c_str()) == seat_->value();
+  }
+
+  void on(const control::Welcome& welcome, std::vector<base::Fd>& fds) {
+    seat_ = welcome.seat;
+    life_ = welcome.life;
+    if (ordered("early")) ::raise(SIGKILL);
+    auto page = metrics::PageMapping::map(fds.at(0).get());
+    if (!page) fail(page.error().to_string());
+    page_.emplace(std::move(*page));
+    auto holder = metrics::BeaconHolder::hold(page_->page());
+    if (!holder) fail(holder.error().to_string());
+    holder_.emplace(std::move(*holder));
+    send(control::BeaconHeld{});
+    fmt::print("welcome seat={} life={} ranks={}\n", seat_ ? seat_->value() : -1, life_,
+               welcome.ranks);
+  }
+
+  void on(const control::Assign& assign, std::vector<base::Fd>& fds) {
+    seat_ = assign.seat;
+    life_ = assign.life;
+    fmt::print("assigned seat={} life={}\n", seat_->value(), life_);
+    for (std::size_t i = 0; i < fds.size(); ++i) {
+      char text[64] = {};
+      if (::pread(fds[i].get(), text, sizeof text - 1, 0) < 0) fail("kept memory cannot be read");
+      fmt::print("kept {}={}\n", assign.kept.at(i), text);
+    }
+  }
+
+  void on(const control::ViewInstalled& installed, std::vector<base::Fd>& fds) {
+    std::vector<std::uint64_t> seats;
+    for (const Incarnation seat : installed.view.seats) seats.push_back(seat.value());
+    for (std::size_t i = 0; i < fds.size(); ++i) {
+      const auto arena =
+          shm::open_arena(fds[i].get(), installed.view.epoch, installed.groups.at(i).id);
+      if (!arena) fail(arena.error().to_string());
+      if (arena->slots.members() != static_cast<int>(installed.groups[i].seats.size()))
+        fail("wrong arena");
+    }
+    epoch_ = installed.view.epoch;
+    fmt::print("view epoch={} seats={} groups={} resume={} cause={}\n", epoch_.value(),
+               fmt::join(seats, ","), fds.size(), installed.view.resume_step, installed.cause);
+    std::fflush(stdout);
+    send(control::Entered{epoch_, {}, 0});
+    if (const auto keep = actions_.find("keep"); keep != actions_.end() && life_ == 0) {
+      const base::Fd memory(::memfd_create("fake-mirror", MFD_CLOEXEC));
+      if (::write(memory.get(), keep->second.data(), keep->second.size()) < 0) fail("memfd");
+      send(control::KeepMemory{"mirror", keep->second.size()}, {memory.get()});
+    }
+    if (const auto group = actions_.find("group"); group != actions_.end()) {
+      std::vector<Rank> all;
+      for (std::size_t i = 0; i < seats.size(); ++i) all.emplace_back(static_cast<int>(i));
+      send(control::AttachGroup{epoch_, group->second, all});
+      return;  // it goes on when the group is there
+    }
+    work();
+  }
+
+  void on(const control::GroupReady& ready, std::vector<base::Fd>& fds) {
+    const auto arena = shm::open_arena(fds.at(0).get(), ready.epoch, ready.group.id);
+    if (!arena) fail(arena.error().to_string());
+    fmt::print("group {} id={} epoch={}\n", ready.group.name, ready.group.id, ready.epoch.value());
+    work();
+  }
+
+  void work() {
+    std::fflush(stdout);
+    if (epoch_ == Epoch{1}) {
+      if (ordered("kill")) ::raise(SIGKILL);
+      if (ordered("stop")) ::raise(SIGSTOP);
+      const auto exits = actions_.find("exit");
+      if (exits != actions_.end() && ordered("exit"))
+        std::_Exit(std::atoi(exits->second.substr(exits->second.find(':') + 1).c_str()));
+    }
+    const auto until = actions_.find("until");
+    const std::uint64_t last =
+        until == actions_.end() ? 1 : std::strtoull(until->second.c_str(), nullptr, 10);
+    if (epoch_.value() >= last && !actions_.contains("linger")) done_ = true;
+  }
+
+  void on(const control::LossNotice& notice, std::vector<base::Fd>&) {
+    fmt::print("loss epoch={} text={}\n", notice.epoch.value(), notice.text);
+  }
+  void on(const control::Stop& stop, std::vector<base::Fd>&) {
+    fmt::print("stop code={}\n", stop.exit_code);
+    done_ = true;
+  }
+  void on(const control::Refused& refused, std::vector<base::Fd>&) { fail(refused.text); }
+
+  std::map<std::string, std::string> actions_;
+  control::Channel channel_;
+  std::optional<metrics::PageMapping> page_;
+  std::optional<metrics::BeaconHolder> holder_;
+  std::optional<Rank> seat_;
+  std::uint32_t life_ = 0;
+  Epoch epoch_;
+  bool done_ = false;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::map<std::string, std::string> actions;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    const std::size_t equals = word.find('=');
+    actions[word.substr(0, equals)] = equals == std::string::npos ? "" : word.substr(equals + 1);
+  }
+  const char* fd = std::getenv("REGROUP_CONTROL_FD");
+  if (fd == nullptr) fail("not started by regroup run");
+  return FakeRank(std::move(actions), std::atoi(fd)).run();
+}
