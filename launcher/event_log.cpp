@@ -15,6 +15,7 @@
 
 #include "base/check.hpp"
 #include "base/fd.hpp"
+#include "launcher/report.hpp"
 
 namespace regroup::launcher {
 namespace {
@@ -24,7 +25,8 @@ using nlohmann::ordered_json;
 
 constexpr std::int64_t kSecond = 1'000'000'000;
 constexpr int kKeptLogsMax = 1000;
-/// A line longer than this is a defect of whoever made its fields; its text is cut rather than its neighbours harmed.
+/// A line longer than this is a defect of whoever made its fields; its text is cut rather than its
+/// neighbours harmed.
 constexpr std::size_t kTextBytesMax = 16 * 1024;
 
 constexpr std::array<std::string_view, kEventKindCount> kNames = {"job_started",
@@ -187,7 +189,8 @@ std::string make_line(const Stamp& stamp, EventKind kind, const json& fields) {
       if (!line.contains(key)) line[key] = value;
     }
   }
-  // Texts may hold whatever a program printed: bytes that are not UTF-8 are replaced, never thrown about.
+  // Texts may hold whatever a program printed: bytes that are not UTF-8 are replaced, never thrown
+  // about.
   return line.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
 }
 
@@ -276,6 +279,7 @@ struct EventLog::Impl {
   bool torn = false;    ///< the file ends in a part of a line
   std::uint64_t dropped = 0;
   std::uint64_t dropped_told = 0;
+  Report report;
 
   [[nodiscard]] Stamp now() const {
     if (options.clock) return options.clock();
@@ -301,6 +305,8 @@ struct EventLog::Impl {
                path, std::strerror(error));
     return false;
   }
+
+  void fold(const Stamp& stamp, EventKind kind, const json& fields);
 
   /// After the first line that could be written again: says how many are missing before it.
   void tell_dropped(const Stamp& stamp) {
@@ -350,12 +356,21 @@ void EventLog::write(EventKind kind, const nlohmann::json& fields) {
     stamp = impl_->now();
     const std::string line = make_line(stamp, kind, fields);
     if (impl_->append(line)) impl_->tell_dropped(stamp);
+    if (impl_->options.report) impl_->fold(stamp, kind, fields);
     if (impl_->options.mirror_fd >= 0) {
       int ignored = 0;  // whoever reads the mirror may go away; the job goes on
       (void)write_all(impl_->options.mirror_fd, line, ignored);
     }
   }
   if (impl_->options.listener) impl_->options.listener(stamp, kind, fields);
+}
+
+void EventLog::Impl::fold(const Stamp& stamp, EventKind kind, const json& fields) {
+  report.observe(stamp, kind, fields);
+  if (kind != EventKind::JobEnded) return;
+  const Status written = report.write(std::filesystem::path(path).parent_path());
+  if (written) return;
+  fmt::print(stderr, "regroup: {}. \"regroup report\" makes it from the log.\n", written.text());
 }
 
 std::uint64_t EventLog::dropped() const {

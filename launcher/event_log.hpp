@@ -1,5 +1,6 @@
-/// The job's history: `<log-dir>/events.jsonl`, one JSON object a line. docs/schemas/events.md describes each kind;
-/// the report is a fold over these lines, so whoever has the file can make the report again.
+/// The job's history: `<log-dir>/events.jsonl`, one JSON object a line. docs/schemas/events.md
+/// describes each kind; the report is a fold over these lines, so whoever has the file can make the
+/// report again.
 #pragma once
 
 #include <cstdint>
@@ -113,7 +114,8 @@ struct Decided {
   std::uint64_t committed_step = 0;
   std::vector<membership::WedgeReport::GroupCut> cuts;
 };
-/// The decision stands in the words of all survivors of this host, and waiting calls were woken to finish.
+/// The decision stands in the words of all survivors of this host, and waiting calls were woken to
+/// finish.
 struct Flushed {
   Epoch epoch;
   std::uint64_t round = 0;
@@ -150,8 +152,8 @@ struct Finished {
   Incarnation incarnation;
   std::int32_t exit_code = 0;
 };
-/// Where the time of one process went, read from its beacon page when it ended; the report puts the lives of a seat
-/// and the gaps between them together.
+/// Where the time of one process went, read from its beacon page when it ended; the report puts the
+/// lives of a seat and the gaps between them together.
 struct Ledger {
   std::optional<Rank> rank;
   Incarnation incarnation;
@@ -200,10 +202,10 @@ struct Stamp {
 /// "2026-01-31T12:00:00.000000001Z"
 [[nodiscard]] std::string utc_text(std::int64_t utc_ns);
 
-/// Writes the lines. Each is one write(2) in append mode, so a line is whole even if this process is killed.
-/// A full or read-only disk costs one warning on stderr and the lines themselves, never the job; once writing works
-/// again a warning line says how many are missing.
-/// Thread safety: any thread. Blocks for the time of one write to the file system.
+/// Writes the lines. Each is one write(2) in append mode, so a line is whole even if this process
+/// is killed. A full or read-only disk costs one warning on stderr and the lines themselves, never
+/// the job; once writing works again a warning line says how many are missing. Thread safety: any
+/// thread. Blocks for the time of one write to the file system.
 class EventLog {
  public:
   /// Called with each event after it was written, on the writing thread and outside the log's lock.
@@ -211,11 +213,13 @@ class EventLog {
   struct Options {
     int mirror_fd = -1;              ///< lines go there too (`--json`: stdout); not owned
     std::function<Stamp()> clock{};  ///< tests; the system's clocks when empty
-    Listener listener{};             ///< the report, usually
+    Listener listener{};
+    bool report = true;  ///< fold the lines into report.json, written beside the log with job_ended
   };
 
-  /// Opens `<log_dir>/events.jsonl`, made if needed; that of an earlier job is kept as events.1.jsonl, .2, ... The
-  /// offset counts from here. Errors: FailedPrecondition with the path and the system's reason.
+  /// Opens `<log_dir>/events.jsonl`, made if needed; that of an earlier job is kept as
+  /// events.1.jsonl, .2, ... The offset counts from here. Errors: FailedPrecondition with the path
+  /// and the system's reason.
   static Result<EventLog> open(const std::filesystem::path& log_dir, Options options);
   static Result<EventLog> open(const std::filesystem::path& log_dir);
   EventLog(EventLog&&) noexcept;
@@ -223,8 +227,8 @@ class EventLog {
   ~EventLog();
 
   void write(const Event& event);
-  /// For kinds of fields that no struct describes. Fields named like the line's own (v, time, offset_ns, kind) are
-  /// dropped.
+  /// For kinds of fields that no struct describes. Fields named like the line's own (v, time,
+  /// offset_ns, kind) are dropped.
   void write(EventKind kind, const nlohmann::json& fields);
   /// How many lines could not be written.
   [[nodiscard]] std::uint64_t dropped() const;

@@ -100,6 +100,7 @@ void Report::observe(const Stamp& stamp, EventKind kind, const nlohmann::json& f
       return;
     case EventKind::JobEnded: ended_ = without_line_fields(fields); return;
     case EventKind::ProcessStarted:
+    case EventKind::Attached:
     case EventKind::Finished:
     case EventKind::Ledger: return on_process(stamp, kind, fields);
     case EventKind::ViewInstalled: return on_installed(stamp, fields);
@@ -113,7 +114,6 @@ void Report::observe(const Stamp& stamp, EventKind kind, const nlohmann::json& f
     case EventKind::CoordinatorLost: ++coordinator_losses_; return;
     case EventKind::Injected: ++injected_; return;
     case EventKind::Warning: ++warnings_[word(fields, "code")]; return;
-    case EventKind::Attached:
     case EventKind::CoordinatorRestarted:
     case EventKind::Note: return;
   }
@@ -136,6 +136,7 @@ void Report::hold_seat(Rank rank, Incarnation incarnation) {
 void Report::on_process(const Stamp& stamp, EventKind kind, const json& fields) {
   Life& one = life(fields);
   if (kind == EventKind::ProcessStarted) one.started_ns = stamp.offset_ns;
+  if (kind == EventKind::Attached) one.attached_ns = stamp.offset_ns;
   if (kind == EventKind::Finished) one.finished_ns = stamp.offset_ns;
   if (kind == EventKind::Ledger) one.time = snapshot_of(fields);
 }
@@ -195,8 +196,12 @@ void Report::on_replaced(const Stamp& stamp, const json& fields) {
                              {"how", word(fields, "how")}};
     }
   }
-  if (!recoveries_.empty() && !recoveries_.back().installed_ns)
-    recoveries_.back().replaced_ns = stamp.offset_ns;
+  if (recoveries_.empty() || one.recovery != 0) return;
+  // The seat waited until its newcomer had attached, whenever the log heard that it was to be the
+  // one.
+  Recovery& recovery = recoveries_.back();
+  const std::int64_t ready = one.attached_ns.value_or(stamp.offset_ns);
+  recovery.replaced_ns = std::max(recovery.replaced_ns.value_or(0), ready);
 }
 
 void Report::on_installed(const Stamp& stamp, const json& fields) {
@@ -266,7 +271,8 @@ std::int64_t Report::Recovery::phase_ns(RecoveryPhase phase) const {
   // is negative and they add up to the total.
   const std::int64_t wedged = std::max(wedged_ns.value_or(lost_ns), lost_ns);
   const std::int64_t decided = std::max(flushed_ns.value_or(decided_ns.value_or(wedged)), wedged);
-  const std::int64_t replaced = std::max(replaced_ns.value_or(decided), decided);
+  std::int64_t replaced = std::max(replaced_ns.value_or(decided), decided);
+  if (installed_ns) replaced = std::min(replaced, std::max(*installed_ns, decided));
   const std::int64_t installed = std::max(installed_ns.value_or(replaced), replaced);
   const std::int64_t entered = std::max(entered_ns.value_or(installed), installed);
   const std::int64_t healing = std::min(heal_ns, entered - installed);

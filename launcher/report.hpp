@@ -30,8 +30,8 @@ enum class RecoveryPhase : std::uint8_t {
   Detect,          ///< fault, or last proof of life -> evidence
   Wedge,           ///< evidence -> every word of the epoch is wedged
   Decide,          ///< -> the decision stands in the survivors' words
-  ReplaceWait,     ///< -> the lost are fenced and every seat has its newcomer
-  Install,         ///< -> the next view is current
+  ReplaceWait,     ///< -> every seat has its newcomer (at once, if spares were waiting)
+  Install,         ///< -> the lost are fenced, the next view is current
   Enter,           ///< -> all members are in it, without the transfer of state
   Heal,            ///< the transfer of state to newcomers
   FirstOperation,  ///< -> the first operation of the new epoch is complete
@@ -59,7 +59,7 @@ class Report {
  private:
   struct Life {
     Incarnation incarnation;
-    std::optional<std::int64_t> started_ns, lost_ns, finished_ns;
+    std::optional<std::int64_t> started_ns, attached_ns, lost_ns, finished_ns;
     std::int64_t detect_ns = 0;
     std::optional<metrics::Snapshot> time;
     std::size_t recovery = 0;  ///< 1 + index of the one that followed its loss

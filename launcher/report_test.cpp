@@ -59,6 +59,7 @@ Story one_loss() {
     if (i < 3) started.rank = Rank(static_cast<int>(i) - 1);
     story.at(10, started);
   }
+  story.at(50, events::Attached{std::nullopt, Incarnation(3), 100, 40 * kMs});
   story.at(100, events::ViewInstalled{Epoch(1), {Incarnation(1), Incarnation(2)}, 1});
   story.at(1000, lost(1, 2, 1, 4));
   story.at(1001, events::Wedged{Epoch(1), 1, {{Rank(1), Incarnation(2)}}});
@@ -90,13 +91,28 @@ TEST(Report, SplitsARecoveryIntoPhasesThatAddUp) {
   EXPECT_EQ(phases["detect_ns"], 4 * kMs);
   EXPECT_EQ(phases["wedge_ns"], 1 * kMs);
   EXPECT_EQ(phases["decide_ns"], 3 * kMs);
-  EXPECT_EQ(phases["replace_wait_ns"], 5 * kMs);
-  EXPECT_EQ(phases["install_ns"], 6 * kMs);
+  EXPECT_EQ(phases["replace_wait_ns"], 0);
+  EXPECT_EQ(phases["install_ns"], 11 * kMs);
   EXPECT_EQ(phases["enter_ns"], 10 * kMs);
   EXPECT_EQ(phases["heal_ns"], 20 * kMs);
   EXPECT_EQ(phases["first_operation_ns"], 5 * kMs);
   EXPECT_EQ(phases["total_ns"], 54 * kMs);
   EXPECT_EQ(recovery["bytes_from"][0], json({{"donor", 0}, {"bytes", 4096}, {"rank", 1}}));
+}
+
+TEST(Report, AColdNewcomerIsWaitedForUntilItAttached) {
+  Story story;
+  story.at(0, events::JobStarted{.job = "j", .ranks = 1});
+  story.at(10, events::ViewInstalled{Epoch(1), {Incarnation(1)}, 1});
+  story.at(100, lost(0, 1, 1, 1));
+  story.at(102, events::Flushed{Epoch(1), 1});
+  story.at(103, events::ProcessStarted{Rank(0), Incarnation(2), 7});
+  story.at(190, events::Attached{Rank(0), Incarnation(2), 7, 87 * kMs});
+  story.at(200, events::ViewInstalled{Epoch(2), {Incarnation(2)}, 1});
+  story.at(200, events::Replaced{Rank(0), Incarnation(2), Incarnation(1), false});
+  const json phases = story.report()["recoveries"][0]["phases"];
+  EXPECT_EQ(phases["replace_wait_ns"], 88 * kMs);
+  EXPECT_EQ(phases["install_ns"], 10 * kMs);
 }
 
 TEST(Report, LinksALossToItsReplacement) {
@@ -268,6 +284,16 @@ TEST_F(ReportFiles, TheLogAloneGivesTheSameReport) {
   ASSERT_TRUE(live.write(dir_));
   EXPECT_EQ(json::parse(std::ifstream(dir_ / kReportFile)), live.to_json());
   EXPECT_FALSE(std::filesystem::exists(dir_ / "report.json.new"));
+}
+
+TEST_F(ReportFiles, TheLogWritesItWhenTheJobEnds) {
+  auto log = EventLog::open(dir_).value();
+  log.write(events::JobStarted{.job = "j", .ranks = 1});
+  EXPECT_FALSE(std::filesystem::exists(dir_ / kReportFile));
+  log.write(events::JobEnded{3, "app", "rank 0 ended with code 3", 0, 0});
+  const json report = json::parse(std::ifstream(dir_ / kReportFile));
+  EXPECT_EQ(report["exit"]["code"], 3);
+  EXPECT_EQ(report["job"], "j");
 }
 
 TEST_F(ReportFiles, SaysWhichLineOfTheLogIsWrong) {
