@@ -2,9 +2,11 @@
 // judges.
 //   regroup_latency [ranks] [milliseconds per size]
 #include <fmt/format.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <string>
 #include <vector>
@@ -52,6 +54,7 @@ int main_of(int argc, char** argv) {
   for (int rank = 0; rank < ranks; ++rank) {
     const pid_t child = ::fork();
     if (child == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
       run_rank(made.fd.get(), rank, budget_ms);
       std::fflush(stdout);
       ::_exit(0);
