@@ -1,0 +1,288 @@
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+
+#include <poll.h>
+#include <sys/inotify.h>
+
+#include <fmt/format.h>
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "base/fd.hpp"
+#include "launcher/commands.hpp"
+#include "launcher/control_socket.hpp"
+#include "launcher/event_log.hpp"
+#include "launcher/exit_codes.hpp"
+#include "launcher/observe_text.hpp"
+#include "launcher/report.hpp"
+
+namespace regroup::launcher {
+namespace {
+
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+/// A launcher answers within a turn of its loop; more means that it is stopped.
+constexpr std::chrono::seconds kAnswerTime{5};
+/// Without news, `events -f` looks this often whether the launcher still lives.
+constexpr int kAliveEveryMs = 500;
+
+int usage_error(std::string_view command, const CLI::ParseError& error) {
+  fmt::print(stderr, "E-USE-1 regroup {}: {}. \"regroup {} --help\" tells more.\n", command,
+             error.what(), command);
+  return kExitBadUsage;
+}
+
+/// None: parsed. Otherwise the exit code of a command that ends here (help asked for, or wrong
+/// words).
+std::optional<int> parse(CLI::App& app, std::string_view command, const Arguments& arguments) {
+  try {
+    app.parse(Arguments(arguments.rbegin(), arguments.rend()));
+  } catch (const CLI::CallForHelp&) {
+    fmt::print("{}", app.help());
+    return kExitDone;
+  } catch (const CLI::ParseError& error) {
+    return usage_error(command, error);
+  }
+  return std::nullopt;
+}
+
+int fail(const Status& status) {
+  fmt::print(stderr, "regroup: {}\n", status.text());
+  return status.code() == Code::Unauthenticated ? kExitNotAllowed : kExitUnavailable;
+}
+
+/// What a person means by DIR: a log directory, a file in it, or nothing: the newest job below
+/// runs/.
+Result<fs::path> find_log_dir(const std::string& named) {
+  std::error_code error;
+  if (!named.empty()) {
+    const fs::path path(named);
+    if (fs::is_directory(path, error)) return path;
+    if (fs::exists(path, error)) return path.has_parent_path() ? path.parent_path() : fs::path(".");
+    // "7f3a" says enough when runs/7f3a is there.
+    if (fs::is_directory("runs" / path, error)) return "runs" / path;
+    return Status(Code::FailedPrecondition, fmt::format("E-REP-1 there is no directory {}", named));
+  }
+  std::optional<std::pair<fs::file_time_type, fs::path>> newest;
+  for (const auto& entry : fs::directory_iterator("runs", error)) {
+    if (entry.is_symlink(error)) continue;
+    const auto written = fs::last_write_time(entry.path() / kEventFile, error);
+    if (!error && (!newest || written > newest->first)) newest.emplace(written, entry.path());
+  }
+  if (newest) return newest->second;
+  return Status(Code::FailedPrecondition,
+                "E-REP-1 no job has written below runs/ here: name its log directory, as in "
+                "\"regroup report DIR\"");
+}
+
+/// Prints the lines of an event log as they come.
+class EventReader {
+ public:
+  EventReader(fs::path path, bool raw) : path_(std::move(path)), raw_(raw), in_(path_) {}
+
+  [[nodiscard]] bool opened() const { return in_.is_open(); }
+  [[nodiscard]] bool ended() const { return ended_; }
+  [[nodiscard]] std::int32_t launcher_pid() const { return pid_; }
+
+  /// Prints all whole lines that are there. Errors: a line that cannot be read.
+  Status print_new() {
+    for (std::string part; std::getline(in_, part);) {
+      line_ += part;
+      if (in_.eof()) break;  // no newline yet: the rest will come
+      if (Status status = print(line_); !status) return status;
+      line_.clear();
+    }
+    in_.clear();
+    std::fflush(stdout);
+    return {};
+  }
+
+ private:
+  Status print(const std::string& line) {
+    if (line.empty()) return {};
+    Result<ParsedEvent> event = parse_event(line);
+    if (!event && line.back() != '}') return {};  // torn by a full disk or a kill
+    if (!event)
+      return {event.error().code(),
+              fmt::format("E-REP-2 {}: {}", path_.string(), event.error().text())};
+    if (event->kind == name(EventKind::JobEnded)) ended_ = true;
+    if (event->kind == name(EventKind::JobStarted) && (*event->fields)["pid"].is_number_integer()) {
+      pid_ = (*event->fields)["pid"].get<std::int32_t>();
+    }
+    fmt::print("{}\n", raw_ ? line : event_text(event->stamp, event->kind, *event->fields));
+    return {};
+  }
+
+  fs::path path_;
+  bool raw_;
+  std::ifstream in_;
+  std::string line_;
+  bool ended_ = false;
+  std::int32_t pid_ = 0;
+};
+
+/// Waits until the file grew, or a while without news.
+void await_growth(const base::Fd& watch) {
+  pollfd ready{watch.get(), POLLIN, 0};
+  if (::poll(&ready, watch ? 1 : 0, kAliveEveryMs) <= 0) return;
+  alignas(inotify_event) std::array<char, 4096> news{};
+  (void)!::read(watch.get(), news.data(), news.size());
+}
+
+int follow(EventReader& reader, const fs::path& path) {
+  const base::Fd watch(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
+  if (watch) (void)::inotify_add_watch(watch.get(), path.c_str(), IN_MODIFY);
+  while (!reader.ended()) {
+    await_growth(watch);
+    const bool gone =
+        reader.launcher_pid() > 0 && ::kill(reader.launcher_pid(), 0) != 0 && errno == ESRCH;
+    if (Status status = reader.print_new(); !status) return fail(status);
+    if (gone && !reader.ended()) {
+      fmt::print(stderr, "regroup: the launcher (pid {}) is gone and the log has no end\n",
+                 reader.launcher_pid());
+      return kExitUnavailable;
+    }
+  }
+  return kExitDone;
+}
+
+Result<json> read_report(const fs::path& dir) {
+  const fs::path path = dir / kReportFile;
+  std::error_code error;
+  const auto written = fs::last_write_time(path, error);
+  const bool there = !error;
+  const auto logged = fs::last_write_time(dir / kEventFile, error);
+  // A directory that was used again: an older job's report says nothing of the newer log.
+  const bool current = there && (error || written >= logged);
+  if (current) {
+    std::ifstream in(path);
+    json report = json::parse(in, nullptr, false);
+    if (!report.is_object() || !report.contains("v")) {
+      return Status(Code::InvalidArgument,
+                    fmt::format("E-REP-2 {} is not a report", path.string()));
+    }
+    if (report["v"] != kReportSchema) {
+      return Status(Code::Unsupported,
+                    fmt::format("E-REP-2 {} has schema {}, this version reads {}", path.string(),
+                                report["v"].dump(), kReportSchema));
+    }
+    return report;
+  }
+  Result<Report> folded = Report::from_events(dir / kEventFile);
+  if (!folded) return folded.error();
+  return folded->to_json();
+}
+
+}  // namespace
+
+int status_command(const Arguments& arguments) {
+  CLI::App app("Shows the jobs of yours that run on this machine, rank by rank.", "regroup status");
+  std::string wanted;
+  bool as_json = false;
+  app.add_option("JOB", wanted, "only this job (its name, or the beginning of it)");
+  app.add_flag("--json", as_json, "one JSON object a line (docs/schemas/status.md)");
+  if (const std::optional<int> done = parse(app, "status", arguments)) return *done;
+  std::vector<RunningJob> jobs = running_jobs();
+  std::erase_if(jobs, [&](const RunningJob& job) { return !job.job.starts_with(wanted); });
+  if (jobs.empty()) {
+    fmt::print(stderr, "regroup: E-CTL-2 no job {}of yours runs on this machine\n",
+               wanted.empty() ? "" : fmt::format("named {} ", wanted));
+    return kExitUnavailable;
+  }
+  int exit_code = kExitDone;
+  for (const RunningJob& job : jobs) {
+    const Result<json> status =
+        ask(job, {{"v", kStatusSchema}, {"do", "status"}}, Clock::now() + kAnswerTime);
+    if (!status) {
+      exit_code = fail(status.error());
+      continue;
+    }
+    fmt::print("{}{}", as_json ? status->dump() : status_text(*status), as_json ? "\n" : "");
+  }
+  return exit_code;
+}
+
+int events_command(const Arguments& arguments) {
+  CLI::App app("Prints what happened in a job, one line an event.", "regroup events");
+  std::string named;
+  bool following = false;
+  bool as_json = false;
+  app.add_option("DIR", named, "the job's log directory; the newest below runs/ when not given");
+  app.add_flag("-f,--follow", following, "wait for more until the job ends");
+  app.add_flag("--json", as_json, "the lines as they stand in the log (docs/schemas/events.md)");
+  if (const std::optional<int> done = parse(app, "events", arguments)) return *done;
+  const Result<fs::path> dir = find_log_dir(named);
+  if (!dir) return fail(dir.error());
+  const fs::path path = *dir / kEventFile;
+  EventReader reader(path, as_json);
+  if (!reader.opened()) {
+    return fail(
+        Status(Code::FailedPrecondition, fmt::format("E-REP-1 cannot read {}", path.string())));
+  }
+  if (Status status = reader.print_new(); !status) return fail(status);
+  return following ? follow(reader, path) : kExitDone;
+}
+
+int report_command(const Arguments& arguments) {
+  CLI::App app(
+      "Shows what became of a job: losses and their causes, recovery by phase, where the time "
+      "went.",
+      "regroup report");
+  std::string named;
+  bool as_json = false;
+  app.add_option("DIR", named, "the job's log directory; the newest below runs/ when not given");
+  app.add_flag("--json", as_json, "the report as JSON (docs/schemas/report.md)");
+  if (const std::optional<int> done = parse(app, "report", arguments)) return *done;
+  const Result<fs::path> dir = find_log_dir(named);
+  if (!dir) return fail(dir.error());
+  const Result<json> report = read_report(*dir);
+  if (!report) return fail(report.error());
+  fmt::print("{}", as_json ? report->dump(1) + "\n" : report_text(*report));
+  return kExitDone;
+}
+
+int inject_command(const Arguments& arguments) {
+  CLI::App app("Rehearses a fault in a running job.", "regroup inject");
+  std::string action;
+  std::string wanted;
+  std::string at;
+  std::int64_t rank = -1;
+  app.add_option("ACTION", action, "kill, stop, cont, evict or coordinator-kill")
+      ->required()
+      ->check(CLI::IsMember({"kill", "stop", "cont", "evict", "coordinator-kill"}));
+  app.add_option("--rank", rank, "the seat that is meant")->check(CLI::NonNegativeNumber);
+  app.add_option("--at", at,
+                 "when: step=K, seq=K, phase=P, several with commas; at once when not given");
+  app.add_option("--job", wanted, "which job, when several of yours run");
+  if (const std::optional<int> done = parse(app, "inject", arguments)) return *done;
+  if (const Result<Trigger> trigger = Trigger::parse(at); !trigger) {
+    fmt::print(stderr, "regroup: {}\n", trigger.error().text());
+    return kExitBadUsage;
+  }
+  std::vector<RunningJob> jobs = running_jobs();
+  std::erase_if(jobs, [&](const RunningJob& job) { return !job.job.starts_with(wanted); });
+  if (jobs.size() != 1) {
+    std::vector<std::string> names;
+    for (const RunningJob& job : jobs) names.push_back(job.job);
+    fmt::print(stderr, "regroup: {}\n",
+               jobs.empty()
+                   ? std::string("E-CTL-2 no such job of yours runs on this machine")
+                   : fmt::format("E-CTL-6 name one with --job: {}", fmt::join(names, ", ")));
+    return jobs.empty() ? kExitUnavailable : kExitBadUsage;
+  }
+  json request = {{"v", kStatusSchema}, {"do", "inject"}, {"action", action}, {"at", at}};
+  if (rank >= 0) request["rank"] = rank;
+  const Result<json> answer = ask(jobs[0], request, Clock::now() + kAnswerTime);
+  if (!answer) return fail(answer.error());
+  const bool done = answer->contains("done") && (*answer)["done"] == true;
+  fmt::print("{}\n", done ? "done" : fmt::format("armed: {} when {}", action, at));
+  return kExitDone;
+}
+
+}  // namespace regroup::launcher
