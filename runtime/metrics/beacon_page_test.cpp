@@ -6,7 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <atomic>
+#include <stop_token>
 #include <thread>
 
 namespace regroup::metrics {
@@ -120,9 +120,8 @@ TEST(FlightRecord, KeepsTheNewestThousandInOrder) {
 
 TEST(FlightRecord, ReaderNeverSeesHalfARecord) {
   const PageMapping mapping = PageMapping::create(Incarnation(1)).value();
-  std::atomic<bool> stop{false};
-  std::thread writer([&] {
-    for (std::uint64_t i = 1; !stop.load(); ++i) {
+  const std::jthread writer([&](const std::stop_token& stop) {
+    for (std::uint64_t i = 1; !stop.stop_requested(); ++i) {
       begin_operation(mapping.page(), all_reduce(i));
       end_operation(mapping.page(), Outcome::Done, i * 100 + 50, i);
     }
@@ -141,8 +140,6 @@ TEST(FlightRecord, ReaderNeverSeesHalfARecord) {
       ASSERT_EQ(doing.bytes, doing.sequence * 8);
     }
   }
-  stop = true;
-  writer.join();
 }
 
 TEST(Names, EveryEnumeratorHasOne) {

@@ -196,6 +196,24 @@ TEST(Beacon, IsHeldOncePerPage) {
   }).join();
 }
 
+// A forked child carries a copy of the holder; what it does with it must not look like a release.
+TEST(Beacon, CopyInAForkedChildReleasesNothing) {
+  BeaconWatch watch;
+  const auto page = new_page(1);
+  watch.add(1, page);
+  std::optional<BeaconHolder> holder;
+  holder.emplace(BeaconHolder::hold(page->page()).value());
+  const pid_t child = ::fork();
+  if (child == 0) {
+    holder.reset();
+    ::_exit(0);
+  }
+  ASSERT_EQ(::waitpid(child, nullptr, 0), child);
+  EXPECT_EQ(watch.wait(0ns), Reports());
+  holder.reset();
+  EXPECT_EQ(watch.wait(10s), (Reports{{1, BeaconEvent::Released}}));
+}
+
 // The point of the beacon: news of a large process's death comes before its memory is gone. The
 // scheduler may let the child finish first once in a while, so one of several tries has to show it;
 // each must be quick.
