@@ -20,6 +20,10 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"run", "run a program as the ranks of a job on this host", regroup::launcher::run_command},
+    {"status", "show the running jobs, rank by rank", regroup::launcher::status_command},
+    {"events", "print what happened in a job; -f follows", regroup::launcher::events_command},
+    {"report", "losses and causes, recovery by phase, time", regroup::launcher::report_command},
+    {"inject", "rehearse a fault in a running job", regroup::launcher::inject_command},
     {"coordinator", "", regroup::launcher::coordinator_command},
     {"guardian", "", regroup::launcher::guardian_command},
 };
