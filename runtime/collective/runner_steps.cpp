@@ -99,7 +99,8 @@ bool SlotRunner::Impl::has_published(int member, std::uint64_t turn) const {
 
 // A buffer may be stored into again once each reader of its last use has gone on (schedule.hpp,
 // I1): it published a later turn, said so, or completed that operation in a word that is not
-// wedged. A wedged word says nothing: its member may still have to finish from this buffer.
+// wedged. A wedged word says nothing: its number may be the verdict already, and its member may
+// still have to finish from this buffer.
 SlotRunner::Impl::Progress SlotRunner::Impl::reclaim(std::uint64_t turn, Deadline until) {
   Use& use = uses_[turn & 1];
   const OpDescriptor& d = current_.descriptor;
