@@ -102,6 +102,7 @@ int train(const Options& options) {
 
   Batches batches(data.training, options.seed);
   const std::uint64_t total = options.epochs * batches.steps_per_epoch();
+  const std::uint64_t steps_per_line = (options.epochs + 9) / 10 * batches.steps_per_epoch();
   std::vector<float> sums(network.parameters().size() + digits::kStatistics);
   auto steps = job.steps(total);
   while (steps.next()) {
@@ -114,7 +115,7 @@ int train(const Options& options) {
     const float scale = static_cast<float>(world.size()) / static_cast<float>(kBatch);
     const float left = 1.0F - static_cast<float>(step) / static_cast<float>(total);
     apply(sums, scale, kLearningRate * left, network.parameters(), moments);
-    if (job.rank() == 0 && (step + 1) % (10 * batches.steps_per_epoch()) == 0) {
+    if (job.rank() == 0 && (step + 1) % steps_per_line == 0) {
       std::printf("epoch %llu  loss %.4f\n",
                   static_cast<unsigned long long>((step + 1) / batches.steps_per_epoch()),
                   static_cast<double>(sums[network.parameters().size()] * scale));

@@ -5,6 +5,7 @@ The last line is `demo: ... ok`, or `demo: FAILED why` with an exit code that is
 """
 
 import argparse
+import calendar
 import json
 import os
 import queue
@@ -26,7 +27,18 @@ STEPS_PER_EPOCH = 5
 ACCURACY_MIN = 0.95
 KILLS_MIN = 6
 POLL_S = 0.01
-COLOURS = {"kill": "31;1", "lost": "31", "back": "33", "whole": "32", "view": "36", "info": "2"}
+CALIBRATION_EPOCHS = 20
+EPOCHS_MIN = 60
+UNDISTURBED_S = 12  # aimed at; the disturbed run takes about as long
+COLOURS = {
+    "kill": "31;1",
+    "lost": "31",
+    "back": "33",
+    "whole": "32",
+    "view": "36",
+    "info": "2",
+    "train": "2",
+}
 
 
 class Failed(Exception):
@@ -56,6 +68,12 @@ def parent_and_start(pid):
     except (FileNotFoundError, ProcessLookupError):
         return None
     return int(fields[1]), int(fields[19])
+
+
+def utc_seconds(text):
+    """Seconds since 1970 of "2026-01-31T12:00:00.000000001Z"."""
+    whole, fraction = text.rstrip("Z").split(".")
+    return calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S")) + float("0." + fraction)
 
 
 class Job:
@@ -90,7 +108,13 @@ class Job:
         self._lines.put(None)
 
     def seconds(self):
+        """Job time: what the events' offsets count."""
         return time.monotonic() - self.began
+
+    def take_zero(self, event):
+        """Moves the start of job time to where the event says it is."""
+        age_s = time.time() - utc_seconds(event["time"])
+        self.began = time.monotonic() - age_s - event["offset_ns"] / 1e9
 
     def poll(self, wait_s):
         """Waits at most that long for output. Returns (new lines, new events, ended)."""
@@ -178,10 +202,10 @@ class Demo:
         self.executed = 0  # kills from outside that hit
         self.starts = {}  # incarnation -> (pid, start time), as the kernel says
 
-    def start(self, name, arguments, faults=""):
+    def start(self, name, epochs, arguments, faults=""):
         program = [
             self.options.bin_dir / "example_04_digits",
-            *("--epochs", self.options.epochs),
+            *("--epochs", epochs),
             *("--hidden", self.options.hidden),
             *("--seed", self.options.seed),
         ]
@@ -201,6 +225,8 @@ class Demo:
         while not ended:
             lines, events, ended = job.poll(POLL_S)
             for event in events:
+                if event["kind"] == "job_started":
+                    job.take_zero(event)
                 was_open = len(job.story.recovered())
                 told = job.story.feed(event)
                 for kind, text in told if show else []:
@@ -208,8 +234,8 @@ class Demo:
                 if len(job.story.recovered()) > was_open:
                     self.check_survivors(job)
             for line in lines if show else []:
-                if "loss" in line:
-                    self.screen.event(job.seconds(), "info", line)
+                if found := re.search(r"\bepoch \d+  loss .*", line):
+                    self.screen.event(job.seconds(), "train", found.group(0))
             self.check_deadline(job)
             if on_turn and not ended:
                 on_turn()
@@ -230,29 +256,39 @@ class Demo:
             if known != (pid, found[1]):
                 raise Failed(f"rank {rank} survived but is another process now")
 
-    def undisturbed(self):
-        self.screen.line(f"1/2: {RANKS} ranks, undisturbed")
-        job = self.start("undisturbed", [])
+    def calibrate(self):
+        """How many epochs take about UNDISTURBED_S on this machine as it is now."""
+        if self.options.epochs:
+            return self.options.epochs
+        seconds = self.train_in_peace("calibration", CALIBRATION_EPOCHS)[1]
+        return max(EPOCHS_MIN, int(CALIBRATION_EPOCHS * UNDISTURBED_S / seconds))
+
+    def train_in_peace(self, name, epochs):
+        """Returns (result, seconds)."""
+        job = self.start(name, epochs, [])
         try:
             self.follow(job, show=False)
         finally:
             job.close()
-        result = read_result(job.output)
-        self.screen.line(
-            f"  {job.seconds():.1f} s, accuracy {result['accuracy']}, digest {result['digest']}\n"
-        )
-        return result, job.seconds()
+        return read_result(job.output), job.seconds()
 
-    def disturbed(self, duration):
-        steps = self.options.epochs * STEPS_PER_EPOCH
-        plan = plans.draw(self.options.kill_seed, RANKS, steps)
+    def undisturbed(self, epochs):
+        self.screen.line(f"1/2: {RANKS} ranks, {epochs} epochs, undisturbed")
+        result, seconds = self.train_in_peace("undisturbed", epochs)
+        self.screen.line(
+            f"  {seconds:.1f} s, accuracy {result['accuracy']}, digest {result['digest']}\n"
+        )
+        return result, seconds
+
+    def disturbed(self, epochs, duration):
+        plan = plans.draw(self.options.kill_seed, RANKS, epochs * STEPS_PER_EPOCH)
         self.screen.line(
             f"2/2: {RANKS} ranks and a spare; {plan.kills} kills of ranks (--kill-seed "
             f"{self.options.kill_seed}):"
         )
         for line in plan.describe():
             self.screen.line(line)
-        job = self.start("disturbed", ["--spares", 1], plan.script())
+        job = self.start("disturbed", epochs, ["--spares", 1], plan.script())
         pending = list(plan.external)
         try:
             self.follow(job, True, lambda: self.kill_when_due(job, pending, duration))
@@ -337,7 +373,7 @@ def summary(screen, job, report):
 
 def shares(report):
     """(category, share of all rank-seconds), largest first, without those below 0.01 %."""
-    categories = report["time"]["category_ns"]
+    categories = report["ledger"]["total_ns"]
     total = sum(categories.values())
     pairs = [(name, value / total) for name, value in categories.items()]
     return sorted((pair for pair in pairs if pair[1] >= 1e-4), key=lambda pair: -pair[1])
@@ -345,8 +381,9 @@ def shares(report):
 
 def perform(options, root):
     demo = Demo(options, root, time.monotonic() + options.limit)
-    undisturbed, duration = demo.undisturbed()
-    job, plan = demo.disturbed(duration)
+    epochs = demo.calibrate()
+    undisturbed, duration = demo.undisturbed(epochs)
+    job, plan = demo.disturbed(epochs, duration)
     result = read_result(job.output)
     check(job, plan, result, undisturbed)
     report = json.loads((job.log_dir / "report.json").read_text())
@@ -355,7 +392,7 @@ def perform(options, root):
     print(
         f"demo: kills={len(job.story.losses)} recovered={len(totals)} "
         f"p50_ms={percentile(totals, 50):.1f} p99_ms={percentile(totals, 99):.1f} "
-        f"accuracy={result['accuracy']} ett={report['ett']:.4f} "
+        f"accuracy={result['accuracy']} ett={report['ledger']['ett_progress']:.4f} "
         f"digest={result['digest']} undisturbed={undisturbed['digest']} ok"
     )
 
@@ -363,7 +400,7 @@ def perform(options, root):
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bin-dir", type=Path, required=True, help="where regroup was built")
-    parser.add_argument("--epochs", type=int, default=800)
+    parser.add_argument("--epochs", type=int, help="default: what takes a dozen seconds here")
     parser.add_argument("--hidden", type=int, default=1024, help="hidden units of the classifier")
     parser.add_argument("--seed", type=int, default=1, help="of weights and order of images")
     parser.add_argument("--kill-seed", type=int, default=1, help="of who is killed when")

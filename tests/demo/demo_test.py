@@ -19,7 +19,8 @@ MS = 1_000_000
 
 
 def event(kind, at_ms, **fields):
-    return {"v": 1, "kind": kind, "offset_ns": int(at_ms * MS), **fields}
+    time = f"2026-01-31T12:00:00.{int(at_ms * MS):09}Z"
+    return {"v": 1, "time": time, "kind": kind, "offset_ns": int(at_ms * MS), **fields}
 
 
 def two_ranks(*more):
@@ -169,7 +170,7 @@ class LiarTest(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.bin = Path(folder.name, "bin")
-        for name in ("undisturbed", "disturbed"):
+        for name in ("calibration", "undisturbed", "disturbed"):
             (self.bin / name).mkdir(parents=True)
             self.tell(name, out=f"0: digest={'a' * 64}\n0: accuracy=0.97", code=0, events="")
         (self.bin / "regroup").write_text(FAKE_REGROUP)
