@@ -125,11 +125,9 @@ int train(const Options& options) {
   if (!steps.status()) return fail(steps.status());
 
   const std::string digest = sha256(network.parameters());
-  if (job.rank() != 0) {
-    std::printf("rank %d, pid %d, holds %s\n", job.rank(), static_cast<int>(getpid()),
-                digest.c_str());
-    return 0;
-  }
+  std::printf("rank %d, pid %d, holds %s\n", job.rank(), static_cast<int>(getpid()),
+              digest.c_str());
+  if (job.rank() != 0) return 0;
   std::printf("digest=%s\naccuracy=%.4f\n", digest.c_str(), network.accuracy(data.held_out));
   return 0;
 }

@@ -12,7 +12,6 @@ IN_ALL_REDUCE = (
     "after_complete",
 )
 IN_COMMIT = ("before_prepare", "after_prepare")
-IN_HEAL = ("take", "verify")
 
 
 @dataclass
@@ -98,7 +97,7 @@ def draw(seed, ranks, steps):
     scripted = [
         Scripted(first, 0, "all_reduce", chance.choice(IN_ALL_REDUCE), step(0.05, 0.15)),
         # The newcomer dies while it heals: its seat's next life finishes what it began.
-        Scripted(first, 1, "heal", chance.choice(IN_HEAL)),
+        Scripted(first, 1, "heal", "take"),
         Scripted(second, 0, "commit", chance.choice(IN_COMMIT), step(0.3, 0.4)),
         Scripted(first, 2, "all_reduce", chance.choice(IN_ALL_REDUCE), step(0.75, 0.85)),
     ]
