@@ -118,6 +118,7 @@ void Membership::start(const Event& event) {
   durable_ = *started.durable;
   ++durable_.term;
   next_incarnation_ = durable_.next_incarnation;
+  index_view();
   // A fresh job waits for its hosts as long as they need to start; a running one knows them.
   for (auto& [id, agent] : agents_) agent.silent_since = now_;
   persist();
@@ -235,6 +236,8 @@ void Membership::evict(const Event& event) {
 }
 
 void Membership::stop(const Event& event) {
+  // An earlier coordinator has decided the end already: it is told once every agent is here.
+  if (durable_.ended) return;
   const auto& request = message<StopRequest>(event);
   end_job(request.exit_code, request.why);
   state_ = State::Ended;

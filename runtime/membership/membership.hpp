@@ -15,6 +15,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <unordered_set>
 #include <variant>
 #include <vector>
 
@@ -195,6 +196,8 @@ class Membership {
   void mark_gone(Incarnation incarnation, const Evidence& evidence, bool confirmed);
   void mark_finished(Incarnation incarnation);
   void mark_silent_agents();
+  void set_seat(Incarnation incarnation, Rank rank);
+  void index_view();
   [[nodiscard]] bool is_member(Incarnation incarnation) const;
   [[nodiscard]] static bool is_alive(const Process& process);
   [[nodiscard]] static bool ended_clean(const Process& process);
@@ -264,7 +267,13 @@ class Membership {
   Incarnation next_incarnation_{1};  ///< durable_.next_incarnation runs ahead of it
   std::map<AgentId, Agent> agents_;
   std::map<Incarnation, Process> processes_;
-  std::set<Rank> vacant_;  ///< seats that stay empty
+  // Indexes over processes_ and the view, so that a large job costs no more per seat than a small
+  // one.
+  std::map<Rank, std::vector<Incarnation>>
+      in_seat_;                              ///< all that ever had it, in the order of getting it
+  std::unordered_set<Incarnation> members_;  ///< of the view
+  std::set<AgentId> member_hosts_;           ///< agents of the members that are known
+  std::set<Rank> vacant_;                    ///< seats that stay empty
   std::map<Rank, SeatHistory> history_;
   SeatHistory spare_history_;
   bool spares_given_up_ = false;

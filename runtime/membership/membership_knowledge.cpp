@@ -70,7 +70,9 @@ void Membership::absorb(AgentId id, const AgentHello& hello) {
 
 void Membership::absorb_process(AgentId id, const ProcessInfo& info) {
   if (find(info.incarnation) == nullptr) {
-    processes_[info.incarnation] = {.agent = id, .seat = info.seat};
+    processes_[info.incarnation] = {.agent = id};
+    if (info.seat) set_seat(info.incarnation, *info.seat);
+    if (is_member(info.incarnation)) member_hosts_.insert(id);
     // Its agent was given up before this coordinator ever heard of it; a round without a decision
     // may still count it.
     const bool too_late =
@@ -197,10 +199,26 @@ void Membership::mark_silent_agents() {
 // ---- asking
 // ---------------------------------------------------------------------------------------
 
-bool Membership::is_member(Incarnation incarnation) const {
-  const auto& seats = durable_.view.seats;
-  return std::find(seats.begin(), seats.end(), incarnation) != seats.end();
+void Membership::set_seat(Incarnation incarnation, Rank rank) {
+  std::vector<Incarnation>& holders = in_seat_[rank];
+  find(incarnation)->seat = rank;
+  if (std::find(holders.begin(), holders.end(), incarnation) == holders.end()) {
+    holders.push_back(incarnation);
+  }
 }
+
+/// After every change of the view.
+void Membership::index_view() {
+  members_.clear();
+  member_hosts_.clear();
+  for (const Incarnation incarnation : durable_.view.seats) {
+    if (incarnation == Incarnation{}) continue;
+    members_.insert(incarnation);
+    if (const Process* process = find(incarnation)) member_hosts_.insert(process->agent);
+  }
+}
+
+bool Membership::is_member(Incarnation incarnation) const { return members_.contains(incarnation); }
 
 std::vector<Member> Membership::lost_members() const {
   std::vector<Member> lost;
@@ -235,11 +253,7 @@ std::vector<Member> Membership::with_revoked(std::vector<Member> members) const 
   return members;
 }
 
-bool Membership::hosts_member(AgentId id) const {
-  return std::any_of(processes_.begin(), processes_.end(), [this, id](const auto& entry) {
-    return entry.second.agent == id && is_member(entry.first);
-  });
-}
+bool Membership::hosts_member(AgentId id) const { return member_hosts_.contains(id); }
 
 /// Whether the present state waits for an answer of this agent.
 bool Membership::is_awaited(AgentId id) const {
@@ -305,8 +319,11 @@ bool Membership::all_agents_known() const {
 /// The living process of a seat: its member before any newcomer.
 std::optional<Incarnation> Membership::live_holder(Rank rank) const {
   std::optional<Incarnation> holder;
-  for (const auto& [incarnation, process] : processes_) {
-    if (process.seat != rank || !is_alive(process)) continue;
+  const auto holders = in_seat_.find(rank);
+  if (holders == in_seat_.end()) return holder;
+  for (const Incarnation incarnation : holders->second) {
+    const Process& process = *find(incarnation);
+    if (!is_alive(process)) continue;
     if (is_member(incarnation)) return incarnation;
     if (!holder || (process.joined && !find(*holder)->joined)) holder = incarnation;
   }
@@ -314,11 +331,9 @@ std::optional<Incarnation> Membership::live_holder(Rank rank) const {
 }
 
 std::optional<Incarnation> Membership::last_of(Rank rank) const {
-  std::optional<Incarnation> last;
-  for (const auto& [incarnation, process] : processes_) {
-    if (process.seat == rank) last = incarnation;
-  }
-  return last;
+  const auto holders = in_seat_.find(rank);
+  if (holders == in_seat_.end() || holders->second.empty()) return std::nullopt;
+  return holders->second.back();
 }
 
 /// A joined spare, on the preferred host if there is one: what the lost process left in memory lies

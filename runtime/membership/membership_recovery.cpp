@@ -112,13 +112,13 @@ void Membership::resume() {
     Process* member = find(durable_.view.seats[seat]);
     if (durable_.view.seats[seat] == Incarnation{}) vacant_.insert(rank);
     if (member == nullptr) continue;
-    member->seat = rank;
+    set_seat(durable_.view.seats[seat], rank);
     member->joined = true;
     // The first members start from the program's own beginning.
     if (durable_.view.epoch == Epoch{1}) member->holds_state = true;
-    for (const auto& [incarnation, process] : processes_) {
-      const bool rival = process.seat == rank && is_alive(process) && !is_member(incarnation);
-      if (rival && is_alive(*member)) revoke(incarnation, "its seat was filled by another process");
+    for (const Incarnation other : in_seat_[rank]) {
+      if (!is_member(other) && is_alive(*member))
+        revoke(other, "its seat was filled by another process");
     }
   }
   bool behind = false;
@@ -256,6 +256,7 @@ void Membership::install() {
   removed_ = with_revoked(round_lost_);
   round_lost_.clear();
   durable_.view = std::move(next);
+  index_view();
 #ifndef REGROUP_MUTANT_SKIP_PERSIST
   persist();
 #endif

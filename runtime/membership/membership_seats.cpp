@@ -25,7 +25,8 @@ void Membership::start_process(std::optional<Rank> seat) {
   const Incarnation incarnation = next_incarnation_;
   next_incarnation_ = Incarnation{incarnation.value() + 1};
   const AgentId id = place(seat);
-  processes_[incarnation] = {.agent = id, .seat = seat};
+  processes_[incarnation] = {.agent = id};
+  if (seat) set_seat(incarnation, *seat);
   send(id, StartProcess{incarnation, seat});
 }
 
@@ -193,7 +194,7 @@ bool Membership::vacate_finished(Rank rank) {
 }
 
 void Membership::give_seat(Incarnation spare, Rank rank) {
-  find(spare)->seat = rank;
+  set_seat(spare, rank);
   note("seat", fmt::format("spare (incarnation {}) becomes rank {}", spare.value(), rank.value()));
 }
 
