@@ -124,6 +124,16 @@ void EpochArenas::decide(const std::vector<WedgeReport::GroupCut>& cuts,
   for (const Current& group : current_) spi::wake_all(group.arena.slots);
 }
 
+std::optional<Rank> EpochArenas::first_completed() const {
+  for (const Current& group : current_) {
+    for (std::size_t i = 0; i < group.members.size(); ++i) {
+      const spi::WordState word = spi::read(group.arena.slots.group_word(static_cast<int>(i)));
+      if (word.number > 0) return group.members[i];
+    }
+  }
+  return std::nullopt;
+}
+
 control::ViewInstalled::Group EpochArenas::group(std::size_t index) const {
   const Current& group = current_[index];
   return {group.id, known_[group.id].name, group.members, group.arena.mapping.bytes()};

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,9 @@ class EpochArenas {
   /// Stores the verdicts into the words of all members that are not lost, and wakes them.
   void decide(const std::vector<membership::WedgeReport::GroupCut>& cuts,
               std::uint64_t committed_step, const std::vector<Member>& lost);
+
+  /// A member that has completed an operation of this epoch; none: nobody yet.
+  [[nodiscard]] std::optional<Rank> first_completed() const;
 
   [[nodiscard]] const membership::View& view() const { return view_; }
   [[nodiscard]] bool is_wedged() const { return wedged_; }

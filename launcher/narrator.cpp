@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "metrics/ledger.hpp"
+
 namespace regroup::launcher {
 
 using std::chrono::duration;
@@ -136,6 +138,7 @@ void Narrator::view_installed(const membership::View& view, const std::vector<Ne
                                         newcomer.member.rank.value(), newcomer.pid));
   }
   if (!recovering_) return;
+  recovery_.to = view.epoch;
   const auto vacant = std::count(view.seats.begin(), view.seats.end(), Incarnation{});
   if (vacant > 0)
     changes.push_back(fmt::format("{} of {} seats vacant", vacant, view.seats.size()));
@@ -147,10 +150,11 @@ void Narrator::view_installed(const membership::View& view, const std::vector<Ne
 
 void Narrator::entered(const events::Entered& entered, bool all_entered, TimePoint now) {
   log_.write(entered);
+  if (!recovering_ || entered.epoch != recovery_.to) return;
   recovery_.heal_ns =
       std::max<std::uint64_t>(recovery_.heal_ns, static_cast<std::uint64_t>(entered.heal_ns));
   for (const auto& [donor, bytes] : entered.bytes_from) recovery_.bytes_from[donor] += bytes;
-  if (!all_entered || !recovering_) return;
+  if (!all_entered) return;
   std::string text = fmt::format("{} epoch {} ready: ", stamp(now), entered.epoch.value());
   if (recovery_.detect_ns)
     text += fmt::format("detect {:.1f} ms, ", ms(nanoseconds(*recovery_.detect_ns)));
@@ -175,6 +179,15 @@ void Narrator::entered(const events::Entered& entered, bool all_entered, TimePoi
 
 void Narrator::finished(const RankProcess& process) {
   log_.write(events::Finished{process.seat, process.incarnation, 0});
+}
+
+void Narrator::ledger(const RankProcess& process, std::uint64_t end_ns) {
+  log_.write(events::Ledger{process.seat, process.incarnation,
+                            metrics::read_ledger(process.page->page(), end_ns)});
+}
+
+void Narrator::first_operation(Epoch epoch, Rank rank) {
+  log_.write(events::FirstOperation{epoch, rank});
 }
 
 void Narrator::coordinator_lost(pid_t pid, const std::string& why) {

@@ -44,6 +44,9 @@ class Narrator {
   /// `all_entered`: every member has entered this epoch now.
   void entered(const events::Entered& entered, bool all_entered, TimePoint now);
   void finished(const RankProcess& process);
+  /// Where the process's time went, up to its end; once for each process.
+  void ledger(const RankProcess& process, std::uint64_t end_ns);
+  void first_operation(Epoch epoch, Rank rank);
   void coordinator_lost(pid_t pid, const std::string& why);
   void coordinator_restarted(pid_t pid, std::uint32_t restarts);
   void note(const membership::Note& note, bool verbose);
@@ -70,6 +73,7 @@ class Narrator {
     bool important = false;  ///< told with --quiet too
   };
   struct Recovery {
+    Epoch to;  ///< none until the view that ends it is installed
     TimePoint wedged;
     TimePoint decided;
     TimePoint installed;

@@ -190,6 +190,7 @@ TimePoint RunShell::next_deadline() const {
   };
   sooner(supervisor_timer_);
   sooner(agent_timer_);
+  sooner(first_operation_due_);
   sooner(coordinator_->due());
   sooner(narrator_.due());
   if (options_.timeout.count() > 0 && !ending_) sooner(began_ + options_.timeout);
@@ -213,6 +214,7 @@ void RunShell::timers() {
                                   options_.timeout.count()));
     end_job(kExitTimedOut, "launcher", "timeout", false);
   }
+  if (first_operation_due_ && *first_operation_due_ <= now) look_for_first_operation();
   if (now >= next_tick_) {
     next_tick_ = now + seconds(1);
     tick();

@@ -133,6 +133,7 @@ class RunShell final : public JobControl {
 
   // run_shell_watch.cpp: never silent while blocked.
   void tick();
+  void look_for_first_operation();
   void say_who_is_missing();
   void say_who_stalls();
 
@@ -179,6 +180,9 @@ class RunShell final : public JobControl {
   bool all_gone_ = false;
   std::uint32_t finished_ = 0;
   TimePoint next_tick_;
+  /// After a recovery: when to look again whether an operation of the new epoch is complete.
+  std::optional<TimePoint> first_operation_due_;
+  nanoseconds first_operation_wait_{};
   std::optional<TimePoint> first_attach_;
   TimePoint wait_told_;
   TimePoint stall_told_;

@@ -76,6 +76,7 @@ void RunShell::perform(const sv::Lost& effect) {
   const std::uint64_t beat_at = process->page->page().beat.at_ns.load(std::memory_order_relaxed);
   if (beat_at != 0) detect_ns = static_cast<std::int64_t>(metrics::monotonic_ns() - beat_at);
   narrator_.lost(*process, evidence, agent_.installed().epoch, detect_ns, now);
+  if (process->attached) narrator_.ledger(*process, beat_at);
 }
 
 void RunShell::perform(const sv::Finished& effect) {

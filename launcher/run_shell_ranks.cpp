@@ -176,7 +176,11 @@ void RunShell::on(RankProcess& process, const control::Entered& message) {
     const RankProcess* other = find(seat);
     if (other != nullptr && !other->detached && other->entered != message.epoch) all = false;
   }
-  narrator_.entered(event, all, Clock::now());
+  const TimePoint now = Clock::now();
+  narrator_.entered(event, all, now);
+  if (!all || message.epoch <= Epoch{1}) return;
+  first_operation_wait_ = std::chrono::milliseconds(1);
+  first_operation_due_ = now + first_operation_wait_;
 }
 
 void RunShell::on(RankProcess& process, const control::Detach&) {

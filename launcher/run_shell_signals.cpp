@@ -126,6 +126,9 @@ void RunShell::reaped(pid_t pid, const ExitStatus& status) {
     beacons_->remove(incarnation);
     close_channel(*process);
     narrator_.exit_known(*process);
+    if (process->attached && !process->reported_lost && status.good()) {
+      narrator_.ledger(*process, metrics::monotonic_ns());
+    }
     post(supervisor::Exited{incarnation, status.exit_code, status.signal});
     return;
   }

@@ -25,6 +25,18 @@ void RunShell::tick() {
   say_who_stalls();
 }
 
+void RunShell::look_for_first_operation() {
+  first_operation_due_.reset();
+  if (arenas_.is_wedged() || ending_) return;
+  if (const std::optional<Rank> rank = arenas_.first_completed()) {
+    return narrator_.first_operation(arenas_.view().epoch, *rank);
+  }
+  // Looking costs a few loads, but waking up for it costs a rank its core: ever more rarely.
+  first_operation_wait_ =
+      std::min<nanoseconds>(first_operation_wait_ * 2, std::chrono::milliseconds(200));
+  first_operation_due_ = Clock::now() + first_operation_wait_;
+}
+
 void RunShell::say_who_is_missing() {
   const TimePoint now = Clock::now();
   const bool forming = agent_.installed().epoch == Epoch{} && first_attach_.has_value();

@@ -1,0 +1,87 @@
+/// One `regroup run` under test: started, read line by line, signalled, and never left running.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include <regroup/types.hpp>
+
+#include "base/fd.hpp"
+
+namespace regroup::test {
+
+/// A directory that is removed with this object.
+class TempDir {
+ public:
+  TempDir();
+  TempDir(const TempDir&) = delete;
+  TempDir& operator=(const TempDir&) = delete;
+  ~TempDir();
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+struct JobOptions {
+  std::vector<std::string> environment;  ///< KEY=VALUE on top of this process's
+  std::string input;                     ///< its standard input
+  unsigned long descriptors_hard = 0;    ///< 0: as here
+  std::string directory;                 ///< its working directory; empty: as here
+};
+
+/// Thread safety: one thread. Every wait has a deadline; a job that passes it is killed and the
+/// test fails with all that it printed.
+class Job {
+ public:
+  static constexpr std::chrono::seconds kPatience{40};
+
+  /// `words` follow the program's name.
+  explicit Job(const std::vector<std::string>& words, JobOptions options = {});
+  Job(const Job&) = delete;
+  Job& operator=(const Job&) = delete;
+  ~Job();
+
+  [[nodiscard]] pid_t pid() const { return pid_; }
+  void signal(int signal) const;
+  /// Blocks until standard output and error together hold this text. False when the job ended or
+  /// patience ran out without it.
+  bool wait_for(const std::string& text);
+  /// Blocks until it has ended. Returns its exit code, or 128 + signal.
+  int wait();
+  /// Waits, and then for everything that carries this job's id to be gone. Returns what is left.
+  std::vector<pid_t> left_behind();
+
+  [[nodiscard]] const std::string& out() const { return out_; }
+  [[nodiscard]] const std::string& err() const { return err_; }
+  /// The job's id, from its first line.
+  [[nodiscard]] std::string id() const;
+  /// Stops reading its standard output: its pipe breaks.
+  void close_output() { out_pipe_.reset(); }
+
+ private:
+  bool pump(TimePoint until);
+  void reap(bool block);
+
+  pid_t pid_ = -1;
+  int status_ = -1;
+  bool ended_ = false;
+  base::Fd out_pipe_;
+  base::Fd err_pipe_;
+  std::string out_;
+  std::string err_;
+};
+
+/// What one command printed and how it ended.
+struct Ended {
+  int exit_code = -1;
+  std::string out;
+  std::string err;
+};
+Ended run(const std::vector<std::string>& words, JobOptions options = {});
+
+}  // namespace regroup::test

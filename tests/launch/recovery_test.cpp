@@ -1,0 +1,145 @@
+/// Loss and replacement through the real launcher and coordinator, with a rank that speaks the
+/// protocol by hand: what each rank is told, in which order, and how the job ends.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <csignal>
+#include <fstream>
+#include <sstream>
+
+#include "job.hpp"
+#include "launcher/descendants.hpp"
+
+namespace regroup::test {
+namespace {
+
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::Not;
+using Words = std::vector<std::string>;
+
+class Recovery : public testing::Test {
+ protected:
+  [[nodiscard]] Words line(const Words& flags, const Words& actions) const {
+    Words words = {"run", "--log-dir", logs().string()};
+    words.insert(words.end(), flags.begin(), flags.end());
+    words.insert(words.end(), {"--", FAKE_RANK});
+    words.insert(words.end(), actions.begin(), actions.end());
+    return words;
+  }
+  [[nodiscard]] std::filesystem::path logs() const { return temp_.path() / "logs"; }
+  [[nodiscard]] std::string events() const {
+    std::ifstream file(logs() / "events.jsonl");
+    std::stringstream text;
+    text << file.rdbuf();
+    return text.str();
+  }
+  TempDir temp_;
+};
+
+pid_t coordinator_of(const Job& job) {
+  for (const pid_t pid : launcher::children_of(job.pid())) {
+    std::ifstream file("/proc/" + std::to_string(pid) + "/cmdline");
+    std::stringstream text;
+    text << file.rdbuf();
+    if (text.str().find("coordinator") != std::string::npos) return pid;
+  }
+  return -1;
+}
+
+TEST_F(Recovery, AllRanksGetOneViewAndItsArena) {
+  const Ended ended = run(line({"-n", "3"}, {}));
+  EXPECT_EQ(ended.exit_code, 0) << ended.err;
+  for (const char* rank : {"0", "1", "2"}) {
+    EXPECT_THAT(ended.out,
+                HasSubstr(std::string(rank) + ": view epoch=1 seats=1,2,3 groups=1 resume=1"));
+  }
+}
+
+TEST_F(Recovery, ANamedGroupGetsOneArenaAndLivesOnInTheNextEpoch) {
+  const Ended ended = run(line({"-n", "2", "--spares", "1"}, {"group=dp", "until=2", "kill=1"}));
+  EXPECT_EQ(ended.exit_code, 0) << ended.out << ended.err;
+  EXPECT_THAT(ended.out, HasSubstr("0: group dp id=1 epoch=1"));
+  EXPECT_THAT(ended.out, HasSubstr("0: view epoch=2 seats=1,3 groups=2"));
+  EXPECT_THAT(ended.out, HasSubstr("1: group dp id=1 epoch=2"));
+}
+
+TEST_F(Recovery, ASpareTakesTheSeatOfAKilledRankWithItsMemory) {
+  const Ended ended =
+      run(line({"-n", "3", "--spares", "1"}, {"until=2", "kill=1", "keep=precious"}));
+  EXPECT_EQ(ended.exit_code, 0) << ended.out << ended.err;
+  EXPECT_THAT(ended.out, HasSubstr("0: loss epoch=1"));
+  EXPECT_THAT(ended.out, HasSubstr("1: assigned seat=1 life=1"));
+  EXPECT_THAT(ended.out, HasSubstr("1: kept mirror=precious"));
+  EXPECT_THAT(ended.out, HasSubstr("2: view epoch=2 seats=1,4,3"));
+  EXPECT_THAT(ended.err, HasSubstr("rank 1"));
+  EXPECT_THAT(ended.err, HasSubstr("SIGKILL"));
+  EXPECT_THAT(ended.err, HasSubstr("becomes rank 1; 2 kept"));
+  EXPECT_THAT(ended.err, HasSubstr("epoch 2 ready"));
+  EXPECT_THAT(ended.err, HasSubstr("3/3 ranks finished, 1 replaced"));
+  EXPECT_TRUE(std::filesystem::exists(logs() / "rank-1" / "inc-4.out"));
+}
+
+TEST_F(Recovery, WithoutASpareTheSeatIsStartedCold) {
+  const Ended ended = run(line({"-n", "2"}, {"until=2", "kill=0", "keep=precious"}));
+  EXPECT_EQ(ended.exit_code, 0) << ended.out << ended.err;
+  EXPECT_THAT(ended.out, HasSubstr("0: welcome seat=0 life=1"));
+  EXPECT_THAT(ended.out, HasSubstr("0: kept mirror=precious"));
+  EXPECT_THAT(ended.err, HasSubstr("started anew"));
+}
+
+TEST_F(Recovery, ARankThatDiesBeforeItAttachedIsStartedAgain) {
+  const Ended ended = run(line({"-n", "2", "--restart"}, {"early=1"}));
+  EXPECT_EQ(ended.exit_code, 0) << ended.out << ended.err;
+  EXPECT_THAT(ended.out, HasSubstr("1: welcome seat=1 life=1"));
+  EXPECT_THAT(ended.out, HasSubstr("0: view epoch=1 seats=1,3"));
+}
+
+TEST_F(Recovery, ShrinkLeavesTheSeatVacant) {
+  const Ended ended = run(line({"-n", "3", "--on-loss", "shrink"}, {"until=2", "kill=1"}));
+  EXPECT_EQ(ended.exit_code, 0) << ended.out << ended.err;
+  EXPECT_THAT(ended.out, HasSubstr("0: view epoch=2 seats=1,0,3"));
+}
+
+TEST_F(Recovery, AbortEndsWithTheFirstCausesCode) {
+  const Ended exits = run(line({"-n", "2", "--on-loss", "abort"}, {"until=2", "exit=1:5"}));
+  EXPECT_EQ(exits.exit_code, 5) << exits.err;
+  const Ended killed = run(line({"-n", "2", "--on-loss", "abort"}, {"until=2", "kill=1"}));
+  EXPECT_EQ(killed.exit_code, 137) << killed.err;
+}
+
+TEST_F(Recovery, AStoppedRankIsOutAfterTheBudgetAndReplaced) {
+  const Ended ended =
+      run(line({"-n", "2", "--spares", "1", "--detect-budget", "1500ms"}, {"until=2", "stop=1"}));
+  EXPECT_EQ(ended.exit_code, 0) << ended.out << ended.err;
+  EXPECT_THAT(ended.out, HasSubstr("1: assigned seat=1"));
+}
+
+TEST_F(Recovery, ACoordinatorThatIsKilledDisturbsNobodyAndRecoversTheNextLoss) {
+  Job job(line({"-n", "2", "--spares", "1"}, {"until=2", "linger"}));
+  ASSERT_TRUE(job.wait_for("0: view epoch=1") && job.wait_for("1: view epoch=1"));
+  const pid_t first = coordinator_of(job);
+  ASSERT_GT(first, 0);
+  ::kill(first, SIGKILL);
+  ASSERT_TRUE(job.wait_for("the coordinator (pid"));
+  for (const pid_t pid : launcher::children_of(job.pid())) {
+    if (launcher::has_variable(pid, "REGROUP_RANK=1")) ::kill(pid, SIGKILL);
+  }
+  ASSERT_TRUE(job.wait_for("0: view epoch=2 seats=1,3")) << job.out() << job.err();
+  EXPECT_THAT(job.out(), Not(HasSubstr("epoch=3")));
+  job.signal(SIGTERM);
+  EXPECT_EQ(job.wait(), 143);
+  EXPECT_THAT(job.left_behind(), IsEmpty());
+  EXPECT_THAT(events(), HasSubstr("coordinator_restarted"));
+}
+
+TEST_F(Recovery, KillingTheLauncherLeavesNoRankSpareOrCoordinator) {
+  Job job(line({"-n", "2", "--spares", "1"}, {"linger"}));
+  ASSERT_TRUE(job.wait_for("0: view epoch=1") && job.wait_for("1: view epoch=1"));
+  job.signal(SIGKILL);
+  EXPECT_EQ(job.wait(), 137);
+  EXPECT_THAT(job.left_behind(), IsEmpty());
+}
+
+}  // namespace
+}  // namespace regroup::test
