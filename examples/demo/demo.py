@@ -29,7 +29,8 @@ KILLS_MIN = 6
 POLL_S = 0.01
 CALIBRATION_EPOCHS = 20
 EPOCHS_MIN = 60
-UNDISTURBED_S = 12  # aimed at; the disturbed run takes about as long
+EPOCHS_MAX = 600
+UNDISTURBED_S = 10  # aimed at; the disturbed run takes about as long
 COLOURS = {
     "kill": "31;1",
     "lost": "31",
@@ -152,14 +153,24 @@ class Job:
         finally:
             os.close(handle)
 
+    def ask(self, *words):
+        """What `regroup WORDS --json` answers."""
+        command = [self.bin_dir / "regroup", *words, "--json"]
+        answer = subprocess.run(
+            [str(word) for word in command], capture_output=True, timeout=5, check=True
+        )
+        return json.loads(answer.stdout)
+
     def status(self):
-        """What `regroup status --json` says; empty when it cannot be had."""
-        command = [str(self.bin_dir / "regroup"), "status", str(self.story.job), "--json"]
+        """What the job says of itself; empty when it does not answer."""
         try:
-            answer = subprocess.run(command, capture_output=True, timeout=5, check=True)
-            return json.loads(answer.stdout)
+            return self.ask("status", self.story.job)
         except (OSError, subprocess.SubprocessError, ValueError):
             return {}
+
+    def report(self):
+        """The object of report.json, made from the log by `regroup report`."""
+        return self.ask("report", self.log_dir)
 
     def waits(self):
         """Who waits for whom, in one line."""
@@ -261,7 +272,8 @@ class Demo:
         if self.options.epochs:
             return self.options.epochs
         seconds = self.train_in_peace("calibration", CALIBRATION_EPOCHS)[1]
-        return max(EPOCHS_MIN, int(CALIBRATION_EPOCHS * UNDISTURBED_S / seconds))
+        epochs = int(CALIBRATION_EPOCHS * UNDISTURBED_S / seconds)
+        return min(max(epochs, EPOCHS_MIN), EPOCHS_MAX)
 
     def train_in_peace(self, name, epochs):
         """Returns (result, seconds)."""
@@ -313,6 +325,7 @@ class Demo:
         for number, (rank, pid) in enumerate(targets):
             if number:
                 threading.Event().wait(kill.gap_s)
+            job.story.note_kill(rank, int(job.seconds() * 1e9))
             if not job.kill(pid):
                 if number == 0:
                     return  # just died by itself: again when the seat is taken
@@ -386,7 +399,7 @@ def perform(options, root):
     job, plan = demo.disturbed(epochs, duration)
     result = read_result(job.output)
     check(job, plan, result, undisturbed)
-    report = json.loads((job.log_dir / "report.json").read_text())
+    report = job.report()
     summary(demo.screen, job, report)
     totals = [loss.total_ns / 1e6 for loss in job.story.recovered()]
     print(
@@ -400,7 +413,7 @@ def perform(options, root):
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bin-dir", type=Path, required=True, help="where regroup was built")
-    parser.add_argument("--epochs", type=int, help="default: what takes a dozen seconds here")
+    parser.add_argument("--epochs", type=int, help="default: what takes some ten seconds here")
     parser.add_argument("--hidden", type=int, default=1024, help="hidden units of the classifier")
     parser.add_argument("--seed", type=int, default=1, help="of weights and order of images")
     parser.add_argument("--kill-seed", type=int, default=1, help="of who is killed when")

@@ -1,7 +1,6 @@
 """The history of a job, read from its events.jsonl while it is written."""
 
 import json
-import statistics
 from dataclasses import dataclass, field
 
 
@@ -91,6 +90,7 @@ class Story:
         self.pids = {}  # by incarnation
         self.entered = {}  # epoch -> {rank: incarnation}
         self.losses = []
+        self.killed_ns = {}  # job time of kills from outside, by incarnation
         self.coordinator_losses = 0
         self.coordinator_restarts = 0
         self.ended = None
@@ -100,6 +100,10 @@ class Story:
         if rank >= len(self.view):
             return None
         return self.pids.get(self.view[rank])
+
+    def note_kill(self, rank, job_ns):
+        """To be told before the signal is sent."""
+        self.killed_ns[self.view[rank]] = job_ns
 
     def is_whole(self):
         """Every seat taken, and its member in the newest epoch."""
@@ -149,13 +153,17 @@ class Story:
         if rank is None:
             return [("lost", f"a spare was lost: {event.get('text', '')}")]
         where = where_of(event)
+        # The log counts from the last proof of life; whoever killed knows better.
+        detect_ns = event.get("detect_ns") or 0
+        if event["incarnation"] in self.killed_ns:
+            detect_ns = max(0, event["offset_ns"] - self.killed_ns[event["incarnation"]])
         self.losses.append(
             Loss(
                 rank=rank,
                 incarnation=event["incarnation"],
                 epoch=event.get("epoch", self.epoch),
                 lost_ns=event["offset_ns"],
-                detect_ns=event.get("detect_ns") or 0,
+                detect_ns=detect_ns,
                 where=where,
                 seat_view=list(self.view),
             )
@@ -226,5 +234,5 @@ def phase_table(losses):
         for name, duration in [*loss.phases(), ("kill to result", loss.total_ns)]:
             by_phase.setdefault(name, []).append(duration / 1e6)
     for name, values in by_phase.items():
-        rows.append(f"  {name:<16} {statistics.median(values):8.2f} {percentile(values, 99):8.2f}")
+        rows.append(f"  {name:<16} {percentile(values, 50):8.2f} {percentile(values, 99):8.2f}")
     return rows

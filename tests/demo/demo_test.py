@@ -68,6 +68,13 @@ class StoryTest(unittest.TestCase):
         self.assertTrue(story.is_whole())
         self.assertIn("11.00", phase_table([loss])[-1])
 
+    def test_a_kill_from_outside_is_counted_from_its_own_instant(self):
+        story = told(two_ranks())
+        story.note_kill(1, 97 * MS)
+        for one in [LOSS, *RECOVERY]:
+            story.feed(one)
+        self.assertEqual(story.losses[0].total_ns, 13 * MS)
+
     def test_a_loss_without_an_operation_of_the_full_world_is_open(self):
         story = told(two_ranks(LOSS, *RECOVERY[:-1]))
         self.assertEqual(story.recovered(), [])
