@@ -45,6 +45,17 @@ std::string as_pairs(const json& fields) {
   return out;
 }
 
+/// The categories that got any time.
+std::string shares(const json& fields) {
+  std::string out;
+  if (!has(fields, "category_ns")) return out;
+  for (const auto& [category, ns] : fields["category_ns"].items()) {
+    if (ns.is_number_integer() && ns != 0)
+      out += fmt::format(" {} {}", category, duration_text(ns));
+  }
+  return out.empty() ? " kept none" : out;
+}
+
 std::string sentence(EventKind kind, const json& fields) {
   switch (kind) {
     case EventKind::Lost: {
@@ -75,6 +86,7 @@ std::string sentence(EventKind kind, const json& fields) {
                          integer(fields, "replaced"));
     case EventKind::Finished:
       return fmt::format("{}, code {}", who(fields), integer(fields, "exit_code"));
+    case EventKind::Ledger: return fmt::format("{}:{}", who(fields), shares(fields));
     case EventKind::JobStarted:
     case EventKind::ProcessStarted:
     case EventKind::Attached:
@@ -85,7 +97,6 @@ std::string sentence(EventKind kind, const json& fields) {
     case EventKind::FirstOperation:
     case EventKind::CoordinatorLost:
     case EventKind::CoordinatorRestarted:
-    case EventKind::Ledger:
     case EventKind::Injected: break;
   }
   std::string pairs = as_pairs(fields);

@@ -38,6 +38,13 @@ TEST(EventText, HidesNothing) {
             "[12.400s] replaced rank 2: incarnation 9 takes over from 3, a spare");
 }
 
+TEST(EventText, NamesTheCategoriesThatGotTime) {
+  events::Ledger ledger{Rank(1), Incarnation(4), {}};
+  EXPECT_EQ(text(ledger), "[12.400s] ledger rank 1 (incarnation 4): kept none");
+  ledger.time[metrics::Category::Compute] = 2'000'000;
+  EXPECT_EQ(text(ledger), "[12.400s] ledger rank 1 (incarnation 4): compute 2.00 ms");
+}
+
 TEST(StatusText, ShowsSeatsSparesAndWhatIsArmed) {
   JobStatus status{.job = "7f3a", .state = "steady", .log_dir = "runs/7f3a", .pid = 5, .ranks = 2};
   status.spares_wanted = 1;

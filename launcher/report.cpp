@@ -138,7 +138,10 @@ void Report::on_process(const Stamp& stamp, EventKind kind, const json& fields) 
   if (kind == EventKind::ProcessStarted) one.started_ns = stamp.offset_ns;
   if (kind == EventKind::Attached) one.attached_ns = stamp.offset_ns;
   if (kind == EventKind::Finished) one.finished_ns = stamp.offset_ns;
-  if (kind == EventKind::Ledger) one.time = snapshot_of(fields);
+  if (kind != EventKind::Ledger) return;
+  // A process that never mapped its page kept no ledger: its page says zero of everything.
+  const metrics::Snapshot time = snapshot_of(fields);
+  if (time.wall_ns > 0) one.time = time;
 }
 
 void Report::on_lost(const Stamp& stamp, const json& fields) {
