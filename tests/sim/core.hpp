@@ -1,0 +1,55 @@
+/// Virtual time, chance, the trace and the checkers: what every part of the simulated world shares.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "tests/sim/checkers.hpp"
+#include "tests/sim/random.hpp"
+#include "tests/sim/swarm.hpp"
+#include "tests/sim/trace.hpp"
+
+namespace regroup::sim {
+
+/// One thread runs everything: events in order of virtual time, equal times in the order they were asked for.
+class Core {
+ public:
+  Core(std::uint64_t seed, bool keeps_text)
+      : random(seed), swarm(draw_swarm(random)), trace(keeps_text), checks(swarm) {}
+
+  void after(Nanos delay, std::function<void()> act);
+  /// Runs the next event; false when there is none before `until` (then time stands at `until`).
+  bool turn(Nanos until);
+  void record(Record record);
+  /// Whether a fault of this rate happens now; never in liveness mode.
+  bool fault(double rate) { return rate > 0 && !calm && random.chance(rate); }
+
+  [[nodiscard]] Nanos now() const { return now_; }
+  [[nodiscard]] TimePoint time() const { return TimePoint(std::chrono::nanoseconds(now_)); }
+  /// Events, without the checks of heartbeats in which nothing happens.
+  [[nodiscard]] std::uint64_t events() const { return events_; }
+  void tick() { --events_; }
+
+  Random random;
+  Swarm swarm;
+  Trace trace;
+  Checks checks;
+  bool calm = false;   ///< liveness mode: no new faults
+
+ private:
+  struct Entry {
+    Nanos at;
+    std::uint64_t order;
+    std::function<void()> act;
+    bool operator<(const Entry& other) const {
+      return at != other.at ? at > other.at : order > other.order;
+    }
+  };
+  Nanos now_ = kSecond;   // not 0: a time point of 0 means "never" in places
+  std::uint64_t order_ = 0;
+  std::uint64_t events_ = 0;
+  std::vector<Entry> queue_;
+};
+
+}  // namespace regroup::sim

@@ -1,0 +1,292 @@
+/// S1, S2, S3, S11, S13, S14, S16, S18: views, fencing, state, authority, blame.
+#include <fmt/format.h>
+
+#include <map>
+#include <set>
+#include <utility>
+
+#include "membership/failure_detector.hpp"
+#include "tests/sim/checkers.hpp"
+
+namespace regroup::sim {
+namespace {
+
+using Wrong = std::optional<std::string>;
+
+bool shows_view(const Record& r) { return r.what == What::Choose || r.what == What::MakeView; }
+
+/// S1: no view has an incarnation twice; none that was removed ever comes back; the lives of a seat grow.
+class OneIncarnation final : public Checker {
+ public:
+  const char* property() const override { return "S1 one incarnation"; }
+  Wrong on(const Record& r) override {
+    if (!shows_view(r) || r.epoch <= newest_) return std::nullopt;
+    newest_ = r.epoch;
+    std::map<Incarnation, std::size_t> now;
+    for (std::size_t seat = 0; seat < r.view->seats.size(); ++seat) {
+      const Incarnation who = r.view->seats[seat];
+      if (who.value() == 0) continue;
+      if (!now.emplace(who, seat).second) {
+        return fmt::format("epoch {} has incarnation {} in two seats", r.epoch.value(), who.value());
+      }
+      if (gone_.count(who) != 0) {
+        return fmt::format("epoch {} readmits removed incarnation {}", r.epoch.value(), who.value());
+      }
+      if (const auto before = members_.find(who); before != members_.end() && before->second != seat) {
+        return fmt::format("incarnation {} moved from seat {} to {}", who.value(), before->second, seat);
+      }
+    }
+    for (const auto& [who, seat] : members_) {
+      if (now.count(who) == 0) gone_.insert(who);
+    }
+    members_ = std::move(now);
+    return std::nullopt;
+  }
+
+ private:
+  Epoch newest_;
+  std::map<Incarnation, std::size_t> members_;
+  std::set<Incarnation> gone_;
+};
+
+/// S2: one digest per epoch everywhere; each view names its parent; nobody goes back.
+class OneHistory final : public Checker {
+ public:
+  const char* property() const override { return "S2 one history"; }
+  Wrong on(const Record& r) override {
+    if (r.what == What::Enter) {
+      Epoch& last = entered_[r.incarnation];
+      if (r.epoch <= last) {
+        return fmt::format("incarnation {} enters epoch {} after {}", r.incarnation.value(),
+                           r.epoch.value(), last.value());
+      }
+      last = r.epoch;
+    }
+    if (r.what == What::MakeView) {
+      Epoch& last = made_[r.host];
+      if (r.epoch <= last) {
+        return fmt::format("agent {} makes epoch {} after {}", r.host - 1, r.epoch.value(), last.value());
+      }
+      last = r.epoch;
+    }
+    if (!r.view || r.epoch.value() == 0) return std::nullopt;
+    const auto [known, is_new] = digests_.emplace(r.epoch, digest(*r.view));
+    if (!is_new) {
+      if (known->second == digest(*r.view)) return std::nullopt;
+      return fmt::format("epoch {} has two histories", r.epoch.value());
+    }
+    const auto parent = digests_.find(Epoch{r.epoch.value() - 1});
+    if (parent != digests_.end() && parent->second != r.view->parent) {
+      return fmt::format("epoch {} does not descend from epoch {}", r.epoch.value(), r.epoch.value() - 1);
+    }
+    return std::nullopt;
+  }
+
+ private:
+  std::map<Epoch, std::uint64_t> digests_;
+  std::map<Incarnation, Epoch> entered_;
+  std::map<std::uint32_t, Epoch> made_;
+};
+
+/// S3: a next view needs half of the members that are not really dead; only members complete anything.
+class NoSplitBrain final : public Checker {
+ public:
+  const char* property() const override { return "S3 no split brain"; }
+  Wrong on(const Record& r) override {
+    if (r.what == What::Crash || r.what == What::Finish || r.what == What::Kill) {
+      dead_.insert(r.incarnation);   // a kill under way counts: whoever ordered it waits for nothing more
+    }
+    if (r.what != What::Choose || r.epoch <= newest_) return std::nullopt;
+    newest_ = r.epoch;
+    std::size_t not_dead = 0;
+    std::size_t kept = 0;
+    std::set<Incarnation> now;
+    for (const Incarnation who : r.view->seats) {
+      if (who.value() != 0) now.insert(who);
+    }
+    for (const Incarnation who : members_) {
+      if (dead_.count(who) != 0) continue;
+      ++not_dead;
+      if (now.count(who) != 0) ++kept;
+    }
+    members_ = std::move(now);
+    if (kept * 2 >= not_dead) return std::nullopt;
+    return fmt::format("epoch {} keeps {} of {} members that are not dead", r.epoch.value(), kept,
+                       not_dead);
+  }
+
+ private:
+  Epoch newest_;
+  std::set<Incarnation> members_;
+  std::set<Incarnation> dead_;
+};
+
+/// S11: whoever is not in an epoch's view neither writes, completes nor commits anything in it.
+class Fencing final : public Checker {
+ public:
+  const char* property() const override { return "S11 fencing"; }
+  Wrong on(const Record& r) override {
+    if (r.view) views_.emplace(r.epoch, r.view->seats);
+    if (!acts(r.what)) return std::nullopt;
+    const auto view = views_.find(r.epoch);
+    const auto seat = static_cast<std::size_t>(r.rank.value());
+    if (view != views_.end() && seat < view->second.size() && view->second[seat] == r.incarnation) {
+      return std::nullopt;
+    }
+    return fmt::format("rank {} incarnation {}: {} in epoch {}, where it is no member", r.rank.value(),
+                       r.incarnation.value(), name(r.what), r.epoch.value());
+  }
+
+ private:
+  static bool acts(What what) {
+    return what == What::Publish || what == What::HandedOver || what == What::Done ||
+           what == What::Prepare || what == What::Committed || what == What::Enter;
+  }
+  std::map<Epoch, std::vector<Incarnation>> views_;
+};
+
+/// S13: a newcomer's state is what was committed; it contributes nothing before it holds it.
+class StateTransfer final : public Checker {
+ public:
+  const char* property() const override { return "S13 state transfer"; }
+  Wrong on(const Record& r) override {
+    if (r.what == What::Committed) committed_.emplace(r.number, r.digest);
+    if (r.what == What::Enter && r.other != 0) holders_.insert(r.incarnation);
+    if (r.what == What::HealBegin && r.other == 0 && r.number != 1) {
+      return fmt::format("step {} begins in epoch {} and nobody holds the state", r.number,
+                         r.epoch.value());
+    }
+    if (r.what == What::HealEnd || r.what == What::HealChunk) {
+      const auto right = committed_.find(r.number);
+      const std::uint64_t expected = right == committed_.end() ? 0 : right->second;
+      if (r.digest != expected) {
+        return fmt::format("incarnation {} got a state after step {} that nobody committed",
+                           r.incarnation.value(), r.number);
+      }
+      if (r.what == What::HealEnd) holders_.insert(r.incarnation);
+    }
+    if (r.what == What::Publish && holders_.count(r.incarnation) == 0) {
+      return fmt::format("incarnation {} contributes before it holds the state", r.incarnation.value());
+    }
+    return std::nullopt;
+  }
+
+ private:
+  std::map<std::uint64_t, std::uint64_t> committed_;
+  std::set<Incarnation> holders_;
+};
+
+/// S14: all members of a view go on at the same step, right after what they applied.
+class SameRestart final : public Checker {
+ public:
+  const char* property() const override { return "S14 same restart point"; }
+  Wrong on(const Record& r) override {
+    if (r.what != What::Enter) return std::nullopt;
+    if (r.number != r.view->resume_step) return "a member enters at another step than the view says";
+    if (r.other == 0 || r.other == r.number) return std::nullopt;
+    return fmt::format("rank {} has applied step {}, epoch {} resumes at step {}", r.rank.value(),
+                       r.other - 1, r.epoch.value(), r.number);
+  }
+};
+
+/// S16: no incarnation is issued twice and no epoch chosen twice, whatever happens to the coordinator.
+class AuthorityRestart final : public Checker {
+ public:
+  const char* property() const override { return "S16 authority restart"; }
+  Wrong on(const Record& r) override {
+    if (r.what == What::Spawn && !spawned_.insert(r.incarnation).second) {
+      return fmt::format("incarnation {} is started twice", r.incarnation.value());
+    }
+    if (r.what == What::Order) {
+      const std::uint64_t where = combine(r.host, static_cast<std::uint64_t>(r.rank.value() + 1));
+      const auto [known, is_new] = ordered_.emplace(r.incarnation, where);
+      if (!is_new && known->second != where) {
+        return fmt::format("incarnation {} is issued for two processes", r.incarnation.value());
+      }
+    }
+    if (r.what == What::Choose) {
+      const auto [known, is_new] = chosen_.emplace(r.epoch, digest(*r.view));
+      if (!is_new && known->second != digest(*r.view)) {
+        return fmt::format("epoch {} is chosen twice", r.epoch.value());
+      }
+    }
+    return std::nullopt;
+  }
+
+ private:
+  std::set<Incarnation> spawned_;
+  std::map<Incarnation, std::uint64_t> ordered_;
+  std::map<Epoch, std::uint64_t> chosen_;
+};
+
+/// S18 and L3: whoever is removed had died, was silent longer than is tolerated, lost its host, or was asked to go.
+class TruthfulBlame final : public Checker {
+ public:
+  const char* property() const override { return "S18 truthful blame (L3 accuracy)"; }
+  Wrong on(const Record& r) override {
+    switch (r.what) {
+      case What::Crash: case What::Finish: guilty_.insert(r.incarnation); break;
+      // The wish names a seat, and may wait for a channel: whoever holds the seat when it arrives is meant.
+      case What::EvictAsked: ++wishes_[r.rank]; break;
+      case What::Pause:
+        // Shorter than tolerated, with a margin for pauses that come close after each other.
+        silent_[r.incarnation] += static_cast<Nanos>(r.other);
+        if (silent_[r.incarnation] > membership::kPauseTolerated.count()) guilty_.insert(r.incarnation);
+        break;
+      case What::Spawn: host_of_[r.incarnation] = r.host; break;
+      case What::ChannelDown: case What::HostLost: cut_off_.insert(r.host); break;
+      case What::Choose:
+        for (const Incarnation who : r.view->seats) members_.insert(who);
+        break;
+      case What::Removed:
+        // Who never was a member may be superseded by a spare that was faster: that is no blame.
+        if (members_.count(r.incarnation) == 0) break;
+        if (guilty_.count(r.incarnation) == 0 && cut_off_.count(host_of_[r.incarnation]) == 0) {
+          if (auto wish = wishes_.find(r.rank); wish != wishes_.end() && wish->second > 0) {
+            --wish->second;
+            guilty_.insert(r.incarnation);
+            break;
+          }
+          return fmt::format("rank {} incarnation {} is removed and did nothing", r.rank.value(),
+                             r.incarnation.value());
+        }
+        break;
+      case What::Attach: case What::Enter: case What::HealBegin: case What::HealChunk:
+      case What::HealEnd: case What::Submit: case What::Publish: case What::Reduce: case What::Done:
+      case What::Lost: case What::HandedOver: case What::Prepare: case What::Committed:
+      case What::StepAborted: case What::Resume: case What::Kill: case What::Stopped:
+      case What::Evidence: case What::WedgeWords: case What::WordsWedged: case What::Decide:
+      case What::MakeView: case What::LeaveHost: case What::ChannelUp: case What::MessageLost:
+      case What::MessageTwice: case What::Message: case What::CoordinatorStart:
+      case What::CoordinatorCrash: case What::Persist: case What::Order:
+      case What::EndJob: case What::Liveness: case What::Quiet:
+        break;
+    }
+    return std::nullopt;
+  }
+
+ private:
+  std::set<Incarnation> members_;
+  std::set<Incarnation> guilty_;
+  std::map<Incarnation, Nanos> silent_;
+  std::map<Rank, std::uint64_t> wishes_;
+  std::map<Incarnation, std::uint32_t> host_of_;
+  std::set<std::uint32_t> cut_off_;
+};
+
+}  // namespace
+
+std::vector<std::unique_ptr<Checker>> make_safety_checkers(const Swarm&) {
+  std::vector<std::unique_ptr<Checker>> all;
+  all.push_back(std::make_unique<OneIncarnation>());
+  all.push_back(std::make_unique<OneHistory>());
+  all.push_back(std::make_unique<NoSplitBrain>());
+  all.push_back(std::make_unique<Fencing>());
+  all.push_back(std::make_unique<StateTransfer>());
+  all.push_back(std::make_unique<SameRestart>());
+  all.push_back(std::make_unique<AuthorityRestart>());
+  all.push_back(std::make_unique<TruthfulBlame>());
+  return all;
+}
+
+}  // namespace regroup::sim
