@@ -189,7 +189,7 @@ class Membership {
   [[nodiscard]] Process* find(Incarnation incarnation);
   [[nodiscard]] const Process* find(Incarnation incarnation) const;
   void absorb(AgentId id, const AgentHello& hello);
-  void absorb_process(AgentId id, const ProcessInfo& info);
+  void absorb_process(AgentId id, const ProcessInfo& info, bool was_member);
   void revive(AgentId id, const AgentHello& hello);
   void mark_joined(Incarnation incarnation);
   void mark_healed(Incarnation incarnation);

@@ -50,7 +50,11 @@ void Membership::absorb(AgentId id, const AgentHello& hello) {
   Agent& agent = agents_.at(id);
   agent.installed = std::max(agent.installed, hello.installed.epoch);
   if (hello.wedged) agent.wedged = std::max(agent.wedged, hello.wedged->epoch);
-  for (const ProcessInfo& info : hello.processes) absorb_process(id, info);
+  for (const ProcessInfo& info : hello.processes) {
+    const auto& seats = hello.installed.seats;
+    const bool was_member = std::find(seats.begin(), seats.end(), info.incarnation) != seats.end();
+    absorb_process(id, info, was_member);
+  }
   for (auto& [incarnation, process] : processes_) {
     if (process.agent != id) continue;
     const bool listed = std::any_of(
@@ -68,7 +72,7 @@ void Membership::absorb(AgentId id, const AgentHello& hello) {
   }
 }
 
-void Membership::absorb_process(AgentId id, const ProcessInfo& info) {
+void Membership::absorb_process(AgentId id, const ProcessInfo& info, bool was_member) {
   if (find(info.incarnation) == nullptr) {
     processes_[info.incarnation] = {.agent = id};
     if (info.seat) set_seat(info.incarnation, *info.seat);
@@ -78,6 +82,11 @@ void Membership::absorb_process(AgentId id, const ProcessInfo& info) {
     const bool too_late =
         state_ != State::Gathering && (state_ != State::Wedged || !is_member(info.incarnation));
     if (too_late) revoke(info.incarnation, "its host was given up");
+    // A later view went on without it, and the coordinator that decided so is no more: it never comes back.
+    const bool runs = info.state != ProcessState::Gone && info.state != ProcessState::Finished;
+    if (runs && was_member && !is_member(info.incarnation)) {
+      revoke(info.incarnation, "a later view went on without it");
+    }
   }
   Process& process = *find(info.incarnation);
   if (process.agent != id) return;
@@ -302,9 +311,11 @@ bool Membership::anybody_joined() const {
                      [](const auto& entry) { return entry.second.joined; });
 }
 
+/// Whether the last process of some seat has ended with 0: others may be about to.
 bool Membership::any_seat_over() const {
-  return std::any_of(processes_.begin(), processes_.end(), [](const auto& entry) {
-    return entry.second.seat && ended_clean(entry.second);
+  return std::any_of(in_seat_.begin(), in_seat_.end(), [this](const auto& entry) {
+    const auto& holders = entry.second;
+    return !holders.empty() && ended_clean(*find(holders.back()));
   });
 }
 

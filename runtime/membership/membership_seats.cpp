@@ -217,7 +217,8 @@ SeatLoss Membership::loss_of(Rank rank, Incarnation last, bool spare_left) {
           .losses_in_step = history.in_step(step),
           .losses_recent = history.recent(now_),
           .seats_left = seats_left_without(rank),
-          .spare_left = spare_left};
+          // Of a program that never attaches no spare ever joins.
+          .spare_left = spare_left && anybody_joined()};
 }
 
 /// Not a loss: the process is not wanted any more. Its agent kills it with the next order that

@@ -80,6 +80,11 @@ SeatVerdict end(std::int32_t exit_code, std::string why) {
 
 /// The seat cannot or shall not be filled again.
 SeatVerdict vacate(const JobConfig& config, const SeatLoss& loss, const std::string& because) {
+  if (!loss.attached && !loss.others_attached) {
+    // Ranks that know nothing of each other cannot go on as a smaller world: the failure is the
+    // job's.
+    return end(exit_code_of(loss.evidence), fmt::format("{}; {}", who(loss), because));
+  }
   const std::uint32_t least = std::max(config.ranks_min, 1U);
   if (loss.seats_left >= least) {
     return {.action = SeatAction::LeaveVacant,
@@ -91,7 +96,9 @@ SeatVerdict vacate(const JobConfig& config, const SeatLoss& loss, const std::str
 }
 
 SeatVerdict refill(const JobConfig& config, const SeatLoss& loss) {
-  if (loss.losses_in_step >= kPoisonedAt) {
+  // A program that never attaches has no steps that could be poisoned.
+  const bool in_a_step = loss.attached || loss.others_attached;
+  if (in_a_step && loss.losses_in_step >= kPoisonedAt) {
     return end(exit_code_of(loss.evidence),
                fmt::format("{}; that is the {}. loss of this rank in step {}: the step is poisoned",
                            who(loss), loss.losses_in_step, loss.step));

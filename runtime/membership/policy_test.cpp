@@ -75,6 +75,21 @@ TEST(Policy, AProgramThatNeverAttachedIsNotReplacedUnlessAsked) {
   EXPECT_EQ(decide_seat(config, alone).action, SeatAction::TakeSpare);
 }
 
+TEST(Policy, AProgramThatNeverAttachedIsNeitherPoisonedNorShrunk) {
+  JobConfig config = job();
+  config.restart_unattached = true;
+  SeatLoss failing = loss();
+  failing.attached = false;
+  failing.others_attached = false;
+  failing.evidence = {.kind = EvidenceKind::Reaped, .exit_code = 3};
+  failing.losses_in_step = kPoisonedAt;
+  failing.losses_recent = config.replacements_max;
+  EXPECT_EQ(decide_seat(config, failing).action, SeatAction::TakeSpare);
+  failing.losses_recent = config.replacements_max + 1;
+  EXPECT_EQ(decide_seat(config, failing).action, SeatAction::EndJob);
+  EXPECT_EQ(decide_seat(config, failing).exit_code, 3);
+}
+
 TEST(Policy, EveryVerdictSaysWhoAndWhy) {
   const SeatVerdict verdict = decide_seat(job(), loss());
   EXPECT_NE(verdict.why.find("rank 2 (incarnation 3)"), std::string::npos) << verdict.why;
