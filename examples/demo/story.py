@@ -87,6 +87,7 @@ class Story:
         self.launcher_pid = None
         self.epoch = 0
         self.view = []  # incarnation by seat, 0: vacant
+        self.members = set()  # every incarnation that ever stood in a view
         self.pids = {}  # by incarnation
         self.entered = {}  # epoch -> {rank: incarnation}
         self.losses = []
@@ -139,6 +140,7 @@ class Story:
     def _on_view_installed(self, event):
         self.epoch = event["epoch"]
         self.view = event["seats"]
+        self.members.update(self.view)
         for loss in self._open_losses(self.epoch):
             # A recovery that started over is counted to its last view.
             loss.installed_ns = event["offset_ns"]
@@ -150,8 +152,8 @@ class Story:
 
     def _on_lost(self, event):
         rank = event.get("rank")
-        if rank is None:
-            return [("lost", f"a spare was lost: {event.get('text', '')}")]
+        if rank is None or event["incarnation"] not in self.members:
+            return [("info", f"a process without a seat is gone: {event.get('text', '')}")]
         where = where_of(event)
         # The log counts from the last proof of life; whoever killed knows better.
         detect_ns = event.get("detect_ns") or 0

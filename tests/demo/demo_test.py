@@ -109,6 +109,10 @@ class StoryTest(unittest.TestCase):
     def test_a_lost_spare_is_no_kill(self):
         self.assertEqual(told(two_ranks(event("lost", 50, incarnation=3, text="x"))).losses, [])
 
+    def test_a_newcomer_that_another_one_forestalled_is_no_kill(self):
+        spared = event("lost", 104, rank=1, incarnation=9, epoch=1, text="removed from the job")
+        self.assertEqual(len(told(two_ranks(LOSS, spared, *RECOVERY)).losses), 1)
+
     def test_words_for_a_rank_outside_operations(self):
         self.assertEqual(where_of({"operation": "none"}), "in the program's own code")
 
