@@ -96,6 +96,9 @@ void RunShell::reap() {
     // somebody else.
     if (::waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) != 0 || info.si_pid == 0) return;
     const ExitStatus status = status_of(info);
+    // What others said before this one ended counts before its end does: a newcomer that entered
+    // must be known as healed when the last rank it healed from is gone.
+    for (auto& [incarnation, process] : processes_) pump_channel(*process);
     if (!status.good()) {
       for (auto& [incarnation, process] : processes_) {
         if (process->spawned.pid == info.si_pid && !process->gone)
@@ -118,8 +121,6 @@ void RunShell::reaped(pid_t pid, const ExitStatus& status) {
   }
   for (auto& [incarnation, process] : processes_) {
     if (process->spawned.pid != pid || process->gone) continue;
-    // What it said last may still be unread: whether it left in order, or why it could not go on.
-    pump_channel(*process);
     process->gone = true;
     process->exit = status;
     process->spawned.pidfd.reset();

@@ -2,7 +2,7 @@
 /// misbehaves on order.
 ///
 ///   fake_rank [ACTION...]     each action applies to the process it names:
-///     until=E     leave the job in order once epoch E is installed (default 1)
+///     until=E     leave the job in order once all have entered epoch E (default 1)
 ///     kill=R      rank R kills itself with SIGKILL once it entered epoch 1, in its first life
 ///     early=R     rank R kills itself after Hello, before it holds its beacon, in its first life
 ///     exit=R:C    rank R ends with code C once it entered epoch 1, in its first life
@@ -47,7 +47,10 @@ class FakeRank {
 
   int run() {
     send(control::Hello{.pid = ::getpid(), .build = "fake"});
-    while (!done_) turn();
+    while (!done_) {
+      turn();
+      if (leaving_ && all_there()) done_ = true;
+    }
     send(control::Detach{});
     holder_.reset();
     fmt::print("done\n");
@@ -108,11 +111,11 @@ class FakeRank {
     std::vector<std::uint64_t> seats;
     for (const Incarnation seat : installed.view.seats) seats.push_back(seat.value());
     for (std::size_t i = 0; i < fds.size(); ++i) {
-      const auto arena =
-          shm::open_arena(fds[i].get(), installed.view.epoch, installed.groups.at(i).id);
+      auto arena = shm::open_arena(fds[i].get(), installed.view.epoch, installed.groups.at(i).id);
       if (!arena) fail(arena.error().to_string());
       if (arena->slots.members() != static_cast<int>(installed.groups[i].seats.size()))
         fail("wrong arena");
+      if (i == 0) enter(std::move(*arena), installed.groups[0].seats);
     }
     epoch_ = installed.view.epoch;
     fmt::print("view epoch={} seats={} groups={} resume={} cause={}\n", epoch_.value(),
@@ -140,6 +143,23 @@ class FakeRank {
     work();
   }
 
+  void enter(shm::Arena arena, const std::vector<Rank>& seats) {
+    leaving_ = false;
+    world_.emplace(std::move(arena));
+    for (std::size_t i = 0; i < seats.size(); ++i) {
+      if (seats[i] == *seat_) me_ = static_cast<int>(i);
+    }
+  }
+
+  /// Every member has done its work in this epoch: nobody leaves while another needs it.
+  [[nodiscard]] bool all_there() const {
+    for (int member = 0; member < world_->slots.members(); ++member) {
+      const spi::WordState word = spi::read(world_->slots.group_word(member));
+      if (word.wedged || word.number == 0) return false;
+    }
+    return true;
+  }
+
   void work() {
     std::fflush(stdout);
     if (epoch_ == Epoch{1}) {
@@ -152,7 +172,8 @@ class FakeRank {
     const auto until = actions_.find("until");
     const std::uint64_t last =
         until == actions_.end() ? 1 : std::strtoull(until->second.c_str(), nullptr, 10);
-    if (epoch_.value() >= last && !actions_.contains("linger")) done_ = true;
+    if (epoch_.value() < last || actions_.contains("linger")) return;
+    leaving_ = spi::try_advance(world_->slots.group_word(me_), 1);
   }
 
   void on(const control::LossNotice& notice, std::vector<base::Fd>&) {
@@ -171,6 +192,9 @@ class FakeRank {
   std::optional<Rank> seat_;
   std::uint32_t life_ = 0;
   Epoch epoch_;
+  std::optional<shm::Arena> world_;
+  int me_ = 0;
+  bool leaving_ = false;
   bool done_ = false;
 };
 

@@ -59,7 +59,7 @@ TEST_F(Recovery, AllRanksGetOneViewAndItsArena) {
 TEST_F(Recovery, ANamedGroupGetsOneArenaAndLivesOnInTheNextEpoch) {
   const Ended ended = run(line({"-n", "2", "--spares", "1"}, {"group=dp", "until=2", "kill=1"}));
   EXPECT_EQ(ended.exit_code, 0) << ended.out << ended.err;
-  EXPECT_THAT(ended.out, HasSubstr("0: group dp id=1 epoch=1"));
+  EXPECT_THAT(ended.out, HasSubstr("1: group dp id=1 epoch=1"));
   EXPECT_THAT(ended.out, HasSubstr("0: view epoch=2 seats=1,3 groups=2"));
   EXPECT_THAT(ended.out, HasSubstr("1: group dp id=1 epoch=2"));
 }
