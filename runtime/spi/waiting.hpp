@@ -16,7 +16,9 @@ namespace regroup::spi {
 inline constexpr std::chrono::milliseconds kSleepMax{50};
 inline constexpr std::chrono::milliseconds kPumpInterval{5};
 inline constexpr int kPausesMax = 2000;
-inline constexpr int kYieldsMax = 20;
+inline constexpr int kPausesMin = 32;
+inline constexpr int kYieldsFew = 20;    // more members than cores
+inline constexpr int kYieldsMany = 100;  // a yield on a core of one's own costs what a pause does
 
 /// Called while a rank waits, at least every kPumpInterval. May be empty.
 struct PumpHook {
@@ -50,7 +52,11 @@ void yield_cpu();
 class Waiter {
  public:
   Waiter(SharedSlots slots, int me, int cores, PumpHook pump)
-      : slots_(slots), me_(me), pauses_(slots.members() <= cores ? kPausesMax : 0), pump_(pump) {}
+      : slots_(slots),
+        me_(me),
+        spins_(slots.members() <= cores),
+        pauses_(spins_ ? kPausesMax : 0),
+        pump_(pump) {}
 
   /// Returns when ready() holds (Ready), `guard` is wedged (Wedged; null: never), `until` has
   /// passed (Expired), or stop() holds (Interrupted; asked only once the wait has become long).
@@ -61,21 +67,39 @@ class Waiter {
     if (ready()) return WaitEnd::Ready;
     for (int i = 0; i < pauses_; ++i) {
       cpu_pause();
-      if (ready()) return WaitEnd::Ready;
+      if (ready()) {
+        expect_longer();
+        return WaitEnd::Ready;
+      }
       if (is_wedged(guard)) return WaitEnd::Wedged;
     }
+    expect_shorter();
     return wait_long(member, guard, until, ready, stop);
   }
 
  private:
+  // Two members may share a core although there are enough: a pause then only delays the other one,
+  // and the first yield lets it run. So pausing that does not help is given up, step by step, and
+  // taken up again when it helps, or when a yield does not.
+  static constexpr int kYieldsTelling = 3;
+  void expect_longer() {
+    if (spins_) pauses_ = std::min(kPausesMax, pauses_ + pauses_ / 4 + 1);
+  }
+  void expect_shorter() {
+    if (spins_) pauses_ = std::max(kPausesMin, pauses_ / 2);
+  }
+
   static bool is_wedged(const Word* guard) { return guard != nullptr && read(*guard).wedged; }
 
   template <class ReadyFn, class StopFn>
   [[gnu::noinline]] WaitEnd wait_long(int member, const Word* guard, Deadline until, ReadyFn& ready,
                                       StopFn& stop) {
-    for (int i = 0; i < kYieldsMax; ++i) {
+    for (int i = 0; i < (spins_ ? kYieldsMany : kYieldsFew); ++i) {
       yield_cpu();
-      if (ready()) return WaitEnd::Ready;
+      if (ready()) {
+        if (i >= kYieldsTelling) expect_longer();
+        return WaitEnd::Ready;
+      }
       if (is_wedged(guard)) return WaitEnd::Wedged;
       pump_if_due();
     }
@@ -112,6 +136,7 @@ class Waiter {
 
   SharedSlots slots_;
   int me_;
+  bool spins_;  ///< enough cores for all members
   int pauses_;
   PumpHook pump_;
   TimePoint pumped_at_{};

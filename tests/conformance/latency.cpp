@@ -1,6 +1,6 @@
 // Prints what one all_reduce costs over shared memory with ranks as processes. Prints, never
 // judges.
-//   regroup_latency [ranks] [milliseconds per size]
+//   regroup_latency [ranks] [milliseconds per size] [bytes per slot]
 #include <fmt/format.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -49,7 +49,10 @@ void run_rank(int fd, int rank, int budget_ms) {
 int main_of(int argc, char** argv) {
   const int ranks = argc > 1 ? std::stoi(argv[1]) : 2;
   const int budget_ms = argc > 2 ? std::stoi(argv[2]) : 100;
-  const auto made = shm::make_arena(Epoch(1), 0, static_cast<std::uint32_t>(ranks)).value();
+  const std::size_t slot_bytes = argc > 3 ? std::stoul(argv[3]) : 0;
+  const auto made =
+      shm::make_arena(Epoch(1), 0, static_cast<std::uint32_t>(ranks), {.slot_bytes = slot_bytes})
+          .value();
   std::vector<pid_t> children;
   for (int rank = 0; rank < ranks; ++rank) {
     const pid_t child = ::fork();
