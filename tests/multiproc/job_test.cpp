@@ -98,7 +98,9 @@ TEST(Job, AbortEndsWithTheFirstCause) {
 }
 
 TEST(Job, NobodyToHealFromEndsTheJobAndSaysSo) {
-  const std::string faults = "op=all_reduce,inc=0,step=2,phase=after_publish:kill";
+  // The only donor dies while it gives.
+  const std::string faults =
+      "rank=1,inc=0,op=all_reduce,step=2,phase=after_publish:kill;rank=0,inc=0,op=heal,phase=give:kill";
   const auto job = run_job({"-n", "2", "--spares", "2"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}});
   EXPECT_FALSE(job.timed_out) << story(job);
   EXPECT_NE(job.exit_code, 0) << story(job);

@@ -54,17 +54,18 @@ Status exchange(Model& model, ProcessGroup& world, ProcessGroup& half, std::vect
   for (std::size_t i = 0; i < wide.size(); ++i) wide[i] = model.large[i] + static_cast<float>(i % 7);
   float scale = world.rank() == 0 ? static_cast<float>(model.params[0]) : 0.0F;
   std::vector<double> of_half(8);
-  if (auto s = world.all_reduce(grads, ReduceOp::Avg); !s) return s;
-  if (auto s = world.all_reduce(wide, ReduceOp::Avg); !s) return s;
-  if (auto s = world.broadcast(&scale, 1, regroup::DType::F32, 0); !s) return s;
   if (auto s = half.all_reduce(std::span<const double>(grads.data(), 8), std::span<double>(of_half), ReduceOp::Sum); !s) {
     return s;
   }
+  for (std::size_t i = 0; i < grads.size(); ++i) grads[i] += of_half[i % 8] * 1e-3;
+  if (auto s = world.all_reduce(grads, ReduceOp::Avg); !s) return s;
+  if (auto s = world.all_reduce(wide, ReduceOp::Avg); !s) return s;
+  if (auto s = world.broadcast(&scale, 1, regroup::DType::F32, 0); !s) return s;
   auto pending = world.all_reduce_async(wide.data(), wide.data(), wide.size(), regroup::DType::F32, ReduceOp::Max);
   if (auto s = pending.wait(); !s) return s;
   std::vector<double> sum(grads.size());
   if (auto s = world.reduce(grads.data(), sum.data(), grads.size(), regroup::DType::F64, ReduceOp::Sum, 0); !s) return s;
-  for (std::size_t i = 0; i < grads.size(); ++i) grads[i] += scale + of_half[i % 8] * 1e-3;
+  for (std::size_t i = 0; i < grads.size(); ++i) grads[i] += scale;
   return {};
 }
 

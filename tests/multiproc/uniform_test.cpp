@@ -99,7 +99,11 @@ class RankProcess {
         runner_(arena_.slots, me, {.cores = 2, .fault = {&RankProcess::on_phase, this}}) {}
 
   void live() {
-    for (int number = 1; number <= kOperations; ++number) run(number, number == kTested ? cell_.tested : filler(number));
+    for (int number = 1; number <= kOperations; ++number) {
+      run(number, number == kTested ? cell_.tested : filler(number));
+      // A phase that this operation does not have on this rank: it is lost right behind the operation instead.
+      if (number == kTested && me_ == cell_.victim && !cell_.in_commit) ::_exit(kMissedItsPhase);
+    }
     const auto outcome = runner_.commit(1, Clock::now() + std::chrono::seconds(kSecondsMax));
     board_.reports[static_cast<std::size_t>(me_)][kOperations + 1] = {true, outcome.kind, true, true};
   }
