@@ -82,7 +82,8 @@ void Membership::absorb_process(AgentId id, const ProcessInfo& info, bool was_me
     const bool too_late =
         state_ != State::Gathering && (state_ != State::Wedged || !is_member(info.incarnation));
     if (too_late) revoke(info.incarnation, "its host was given up");
-    // A later view went on without it, and the coordinator that decided so is no more: it never comes back.
+    // A later view went on without it, and the coordinator that decided so is no more: it never
+    // comes back.
     const bool runs = info.state != ProcessState::Gone && info.state != ProcessState::Finished;
     if (runs && was_member && !is_member(info.incarnation)) {
       revoke(info.incarnation, "a later view went on without it");
