@@ -22,6 +22,7 @@ from pathlib import Path
 import plan as plans
 from story import EventTail, Story, percentile, phase_table
 
+PROGRAM = "example_04_digits"
 RANKS = 4
 STEPS_PER_EPOCH = 5
 ACCURACY_MIN = 0.95
@@ -215,7 +216,7 @@ class Demo:
 
     def start(self, name, epochs, arguments, faults=""):
         program = [
-            self.options.bin_dir / "example_04_digits",
+            self.options.bin_dir / PROGRAM,
             *("--epochs", epochs),
             *("--hidden", self.options.hidden),
             *("--seed", self.options.seed),
@@ -350,6 +351,18 @@ def read_result(output):
     return result
 
 
+def still_there(pids):
+    """Those of these processes that still run the program."""
+    found = []
+    for pid in pids:
+        try:
+            if PROGRAM.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+    return found
+
+
 def check(job, plan, result, undisturbed):
     """Everything that the demo promises."""
     story = job.story
@@ -361,6 +374,8 @@ def check(job, plan, result, undisturbed):
         raise Failed(f"{recovered} of {lost} losses were recovered from")
     if story.coordinator_losses != 1 or story.coordinator_restarts != 1:
         raise Failed("the coordinator did not come back exactly once")
+    if left := still_there(story.pids.values()):
+        raise Failed(f"processes are left behind: {left}")
     for rank in range(RANKS):
         pid, digest = result["holds"].get(rank, (None, None))
         if pid != story.pid(rank):
