@@ -29,7 +29,6 @@ PointToPoint::PointToPoint(spi::SharedSlots slots, int me, int cores, spi::PumpH
       read_(index(slots.members())) {}
 
 // ---- bytes
-// ---------------------------------------------------------------------------------------------------------
 
 std::optional<std::size_t> PointToPoint::readable(int source) {
   const std::uint64_t written = slots_.ring(source, me_).written.load(std::memory_order_acquire);
@@ -73,7 +72,6 @@ void PointToPoint::write_bytes(int destination, const std::byte* data, std::size
 }
 
 // ---- messages
-// ------------------------------------------------------------------------------------------------------
 
 PointToPoint::Poll PointToPoint::start_message(int source, const Wanted* wanted) {
   const auto available = readable(source);
@@ -153,7 +151,6 @@ PointToPoint::Queue::iterator PointToPoint::find(int source, std::uint32_t tag) 
 }
 
 // ---- calls
-// ---------------------------------------------------------------------------------------------------------
 
 spi::WaitEnd PointToPoint::write_all(int destination, const std::byte* data, std::size_t bytes,
                                      spi::Deadline until) {

@@ -1,8 +1,10 @@
-/// The words by which survivors agree on the outcome of each operation, and the only functions that touch them.
+/// The words by which survivors agree on the outcome of each operation, and the only functions that
+/// touch them.
 ///
-/// One group word per (rank, group) and one step word per (rank, domain) lie in the epoch's shared memory. Both have
-/// the same form. docs/spec/uniform.pml is the checked model of these rules; docs/spec/README.md says which function
-/// carries which rule. Change one only together with the other.
+/// One group word per (rank, group) and one step word per (rank, domain) lie in the epoch's shared
+/// memory. Both have the same form. docs/spec/uniform.pml is the checked model of these rules;
+/// docs/spec/README.md says which function carries which rule. Change one only together with the
+/// other.
 #pragma once
 
 #include <atomic>
@@ -11,10 +13,12 @@
 
 namespace regroup::spi {
 
-/// Bit 63: wedged, nothing completes any more. Bit 62: decided, the number is the verdict. Below: the number of the
-/// last completed operation (group word) or of the last prepared step (step word).
+/// Bit 63: wedged, nothing completes any more. Bit 62: decided, the number is the verdict. Below:
+/// the number of the last completed operation (group word) or of the last prepared step (step
+/// word).
 using Word = std::atomic<std::uint64_t>;
-static_assert(Word::is_always_lock_free && sizeof(Word) == 8, "the words are shared between processes");
+static_assert(Word::is_always_lock_free && sizeof(Word) == 8,
+              "the words are shared between processes");
 
 inline constexpr std::uint64_t kWedgedBit = std::uint64_t{1} << 63;
 inline constexpr std::uint64_t kDecidedBit = std::uint64_t{1} << 62;
@@ -30,11 +34,14 @@ struct WordState {
 [[nodiscard]] constexpr WordState unpack(std::uint64_t raw) {
   return {(raw & kWedgedBit) != 0, (raw & kDecidedBit) != 0, raw & kNumberMask};
 }
-[[nodiscard]] inline WordState read(const Word& word) { return unpack(word.load(std::memory_order_acquire)); }
+[[nodiscard]] inline WordState read(const Word& word) {
+  return unpack(word.load(std::memory_order_acquire));
+}
 
-/// Owner only. Moves the number forward to `to` (completes an operation, or prepares a step) unless the word is
-/// wedged. Everything the owner wrote before is visible to whoever reads the new number. Returns false once wedged:
-/// then nothing may be returned to the caller before verdict() has an answer.
+/// Owner only. Moves the number forward to `to` (completes an operation, or prepares a step) unless
+/// the word is wedged. Everything the owner wrote before is visible to whoever reads the new
+/// number. Returns false once wedged: then nothing may be returned to the caller before verdict()
+/// has an answer.
 [[nodiscard]] inline bool try_advance(Word& word, std::uint64_t to) {
   std::uint64_t seen = word.load(std::memory_order_relaxed);
 #ifdef REGROUP_MUTANT_COMPLETE_WHEN_WEDGED
@@ -42,26 +49,30 @@ struct WordState {
   return true;
 #else
   while ((seen & kWedgedBit) == 0) {
-    if (word.compare_exchange_weak(seen, to, std::memory_order_seq_cst, std::memory_order_relaxed)) return true;
+    if (word.compare_exchange_weak(seen, to, std::memory_order_seq_cst, std::memory_order_relaxed))
+      return true;
   }
   return false;
 #endif
 }
 
-/// Agent (any time) or the owner (when it noticed a loss, and then it tells its agent at once). Returns what the word
-/// said at the instant of the wedge: from then on its number moves only by decide().
-inline WordState wedge(Word& word) { return unpack(word.fetch_or(kWedgedBit, std::memory_order_seq_cst)); }
+/// Agent (any time) or the owner (when it noticed a loss, and then it tells its agent at once).
+/// Returns what the word said at the instant of the wedge: from then on its number moves only by
+/// decide().
+inline WordState wedge(Word& word) {
+  return unpack(word.fetch_or(kWedgedBit, std::memory_order_seq_cst));
+}
 
-/// Agent only, on a wedged word of a survivor: stores the verdict (the cut, or the committed step). A word that was
-/// already decided keeps its verdict: what a survivor was told holds.
+/// Agent only, on a wedged word of a survivor: stores the verdict (the cut, or the committed step).
+/// A word that was already decided keeps its verdict: what a survivor was told holds.
 inline void decide(Word& word, std::uint64_t number) {
   const WordState now = unpack(word.load(std::memory_order_acquire));
   if (now.decided) return;
   word.store(kWedgedBit | kDecidedBit | (number & kNumberMask), std::memory_order_seq_cst);
 }
 
-/// What a decided word says of operation (or step) `number`; empty while the decision is awaited. true: it is done,
-/// finish it from retained data. false: it is revoked.
+/// What a decided word says of operation (or step) `number`; empty while the decision is awaited.
+/// true: it is done, finish it from retained data. false: it is revoked.
 [[nodiscard]] inline std::optional<bool> verdict(const Word& word, std::uint64_t number) {
   const WordState now = read(word);
   if (!now.decided) return std::nullopt;
