@@ -113,6 +113,8 @@ void Membership::revive(AgentId id, const AgentHello& hello) {
     if (process == nullptr || process->agent != id || process->state != ProcessState::Gone)
       continue;
     if (process->evidence.kind != EvidenceKind::AgentLost) continue;
+    // Only this epoch is undecided: who was removed by an earlier view stays removed.
+    if (process->seat && !is_member(info.incarnation)) continue;
     if (info.state == ProcessState::Gone || info.state == ProcessState::Finished) continue;
     process->state = ProcessState::Starting;
     process->revoked = false;

@@ -105,9 +105,10 @@ class NoSplitBrain final : public Checker {
       if (who.value() != 0) now.insert(who);
     }
     for (const Incarnation who : members_) {
-      if (dead_.count(who) != 0) continue;
-      ++not_dead;
+      // Who goes on counts even if it died a moment ago: that is the next round's business.
       if (now.count(who) != 0) ++kept;
+      else if (dead_.count(who) != 0) continue;
+      ++not_dead;
     }
     members_ = std::move(now);
     if (kept * 2 >= not_dead) return std::nullopt;
