@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import plan as plans
-from story import EventTail, Story, percentile, phase_table
+from story import EventTail, Progress, Story, percentile, phase_table
 
 PROGRAM = "example_04_digits"
 RANKS = 4
@@ -231,8 +231,8 @@ class Demo:
         if time.monotonic() > self.deadline:
             raise Failed(f"not done in {self.options.limit} s; {job.waits()}")
 
-    def follow(self, job, show, on_turn=None):
-        """Until the job ends; every line of the story goes to the screen when `show` is set."""
+    def follow(self, job, progress=None, on_turn=None):
+        """Until the job ends; with a `progress` every line of the story goes to the screen."""
         ended = False
         while not ended:
             lines, events, ended = job.poll(POLL_S)
@@ -241,12 +241,13 @@ class Demo:
                     job.take_zero(event)
                 was_open = len(job.story.recovered())
                 told = job.story.feed(event)
-                for kind, text in told if show else []:
+                for kind, text in told if progress else []:
                     self.screen.event(event["offset_ns"] / 1e9, kind, text)
                 if len(job.story.recovered()) > was_open:
                     self.check_survivors(job)
-            for line in lines if show else []:
-                if found := re.search(r"\bepoch \d+  loss .*", line):
+            for line in lines if progress else []:
+                if found := re.search(r"\bepoch (\d+)  loss .*", line):
+                    progress.line(int(found.group(1)), job.seconds())
                     self.screen.event(job.seconds(), "train", found.group(0))
             self.check_deadline(job)
             if on_turn and not ended:
@@ -280,7 +281,7 @@ class Demo:
         """Returns (result, seconds)."""
         job = self.start(name, epochs, [])
         try:
-            self.follow(job, show=False)
+            self.follow(job)
         finally:
             job.close()
         return read_result(job.output), job.seconds()
@@ -303,17 +304,20 @@ class Demo:
             self.screen.line(line)
         job = self.start("disturbed", epochs, ["--spares", 1], plan.script())
         pending = list(plan.external)
+        progress = Progress(epochs, duration)
         try:
-            self.follow(job, True, lambda: self.kill_when_due(job, pending, duration))
+            self.follow(job, progress, lambda: self.kill_when_due(job, pending, progress))
         finally:
             job.close()
         if pending:
             raise Failed(f"the job ended before {len(pending)} of the kills were due")
         return job, plan
 
-    def kill_when_due(self, job, pending, duration):
+    def kill_when_due(self, job, pending, progress):
         """Performs the next kill once its time has come and all seats are taken."""
-        if not pending or job.seconds() < pending[0].at * duration or not job.story.is_whole():
+        if not pending or progress.share(job.seconds()) < pending[0].at:
+            return
+        if not job.story.is_whole():
             return
         kill = pending[0]
         if kill.is_coordinator:

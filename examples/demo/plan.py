@@ -35,7 +35,7 @@ class Scripted:
 
 @dataclass
 class External:
-    """SIGKILL from outside at a share of the undisturbed run's time; `who`: ranks, or coordinator.
+    """SIGKILL from outside after about this share of the training; no ranks: to the coordinator.
 
     Several ranks die one after the other, `gap_s` apart: the later ones while the recovery from
     the first is under way.
@@ -72,7 +72,7 @@ class Plan:
                 who = f"rank {' and rank '.join(str(rank) for rank in kill.ranks)}"
             if kill.gap_s:
                 who += f", {kill.gap_s * 1e3:.1f} ms apart"
-            lines.append(f"  SIGKILL from outside at {kill.at:.0%} of the run: {who}")
+            lines.append(f"  SIGKILL from outside at {kill.at:.0%} of the training: {who}")
         return lines
 
 

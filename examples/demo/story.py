@@ -26,6 +26,29 @@ class EventTail:
         return [json.loads(line) for line in lines if line.strip()]
 
 
+class Progress:
+    """How much of the training is done: from its own lines, and between them from its pace."""
+
+    STEP_MAX = 0.1  # never further ahead of the last line
+
+    def __init__(self, epochs, expected_s):
+        self._epochs = epochs
+        self._pace = 1 / expected_s
+        self._share = 0.0
+        self._at_s = 0.0
+
+    def line(self, epoch, now_s):
+        """The training said that this epoch is done."""
+        share = epoch / self._epochs
+        if share <= self._share:
+            return
+        self._pace = (share - self._share) / max(now_s - self._at_s, 1e-3)
+        self._share, self._at_s = share, now_s
+
+    def share(self, now_s):
+        return self._share + min((now_s - self._at_s) * self._pace, self.STEP_MAX)
+
+
 @dataclass
 class Loss:
     """One lost life of a seat and how the job got over it. Offsets are nanoseconds of job time."""

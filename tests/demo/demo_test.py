@@ -13,7 +13,7 @@ DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo"
 sys.path.insert(0, str(DEMO))
 
 import plan  # noqa: E402
-from story import EventTail, Story, percentile, phase_table, where_of  # noqa: E402
+from story import EventTail, Progress, Story, percentile, phase_table, where_of  # noqa: E402
 
 MS = 1_000_000
 
@@ -136,6 +136,19 @@ class StoryTest(unittest.TestCase):
         self.assertEqual(percentile([3, 1, 2, 4], 50), 2)
         self.assertEqual(percentile([3, 1, 2, 4], 99), 4)
         self.assertEqual(percentile([5], 50), 5)
+
+
+class ProgressTest(unittest.TestCase):
+    def test_lines_count_and_pace_fills_the_gaps(self):
+        progress = Progress(epochs=100, expected_s=10)
+        self.assertAlmostEqual(progress.share(0.5), 0.05)
+        self.assertAlmostEqual(progress.share(5), 0.1, msg="never far ahead of what was said")
+        progress.line(10, 5)
+        self.assertAlmostEqual(progress.share(6), 0.12, msg="slower than expected")
+        progress.line(10, 6)  # a replacement of rank 0 says it again
+        self.assertAlmostEqual(progress.share(6), 0.12)
+        progress.line(30, 7)
+        self.assertAlmostEqual(progress.share(7.5), 0.35)
 
 
 class PlanTest(unittest.TestCase):
