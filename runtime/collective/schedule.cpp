@@ -9,8 +9,9 @@ namespace {
 
 constexpr std::size_t kCacheLine = 64;
 // Above it, all_reduce's second synchronisation costs less than everybody reading everything.
-constexpr std::size_t kOneShotBytesFew = std::size_t{64} << 10;  // up to 3 members
-constexpr std::size_t kOneShotBytesMany = std::size_t{32} << 10;
+constexpr std::size_t kOneShotBytesFew = std::size_t{64} << 10;   // up to 3 members
+constexpr std::size_t kOneShotBytesSome = std::size_t{32} << 10;  // up to 8
+constexpr std::size_t kOneShotBytesMany = std::size_t{8} << 10;   // everybody reads p times as much
 
 constexpr std::size_t round_up(std::size_t value, std::size_t unit) {
   return (value + unit - 1) / unit * unit;
@@ -36,7 +37,9 @@ Algorithm choose(const OpDescriptor& d, const PlanShape& shape, std::size_t byte
   if (shape.forced == Algorithm::OneShot) return Algorithm::OneShot;
   if (shape.forced == Algorithm::TwoShot && may_two_shot) return Algorithm::TwoShot;
   if (fits_line) return Algorithm::Inline;
-  const std::size_t limit = shape.members <= 3 ? kOneShotBytesFew : kOneShotBytesMany;
+  const std::size_t limit = shape.members <= 3   ? kOneShotBytesFew
+                            : shape.members <= 8 ? kOneShotBytesSome
+                                                 : kOneShotBytesMany;
   if (may_two_shot && bytes > std::min(limit, shape.slot_bytes)) return Algorithm::TwoShot;
   return Algorithm::OneShot;
 }
