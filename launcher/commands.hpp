@@ -1,4 +1,4 @@
-/// The commands that look at jobs or act on them. Each takes the words after its own name, prints to stdout (errors
+/// The commands of the program. Each takes the words after its own name, prints to stdout (errors
 /// to stderr, with a code of docs/errors.md) and returns the process's exit code.
 #pragma once
 
@@ -9,11 +9,12 @@ namespace regroup::launcher {
 
 using Arguments = std::vector<std::string>;
 
-/// `regroup run -n N ... -- program args`: launcher, agent and supervisor of one job on this host.
+/// `regroup run -n N ... -- program`: launcher, agent and supervisor of one job on this host.
 int run_command(const Arguments& arguments);
-/// `regroup guardian --fd N --job J`: cleans up after a launcher that was killed (launcher/guardian.hpp).
+/// `regroup guardian --fd N --job J`: cleans up after a launcher that was killed (guardian.hpp).
 int guardian_command(const Arguments& arguments);
-/// `regroup coordinator --fd N --state FILE`: hosts the membership machine until its channel closes.
+/// `regroup coordinator --fd N --state FILE`: hosts the membership machine until its channel
+/// closes.
 int coordinator_command(const Arguments& arguments);
 /// `regroup status [JOB] [--json]`
 int status_command(const Arguments& arguments);
@@ -21,7 +22,8 @@ int status_command(const Arguments& arguments);
 int events_command(const Arguments& arguments);
 /// `regroup report [DIR] [--json]`
 int report_command(const Arguments& arguments);
-/// `regroup inject kill|stop|cont|evict|coordinator-kill [--rank R] [--at step=K|seq=K|phase=P] [--job JOB]`
+/// `regroup inject kill|stop|cont|evict|coordinator-kill [--rank R] [--at WHEN] [--job JOB]`,
+/// WHEN = step=K, seq=K or phase=P
 int inject_command(const Arguments& arguments);
 
 }  // namespace regroup::launcher

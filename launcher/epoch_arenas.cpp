@@ -12,8 +12,24 @@ namespace regroup::launcher {
 using membership::View;
 using membership::WedgeReport;
 
+namespace {
+
+/// Out of the reserve when it has the size, else made now.
+Result<shm::Arena> arena_from(ArenaReserve& reserve, Epoch epoch, std::uint32_t group,
+                              std::uint32_t members) {
+  const std::size_t bytes = spi::arena_bytes(members);
+  std::optional<shm::Memory> memory = reserve.take(bytes);
+  if (!memory) return shm::make_arena(epoch, group, members);
+  Result<spi::SharedSlots> slots =
+      spi::format_arena(memory->mapping.data(), bytes, epoch, group, members);
+  if (!slots) return slots.error();
+  return shm::Arena{std::move(memory->fd), std::move(memory->mapping), *slots};
+}
+
+}  // namespace
+
 Result<EpochArenas::Current> EpochArenas::make(std::uint32_t id, const std::vector<Rank>& seats,
-                                               const View& view) const {
+                                               const View& view) {
   Current made;
   made.id = id;
   for (const Rank seat : seats) {
@@ -22,8 +38,8 @@ Result<EpochArenas::Current> EpochArenas::make(std::uint32_t id, const std::vect
       made.members.push_back(seat);
   }
   if (made.members.empty()) return made;
-  Result<shm::Arena> arena =
-      shm::make_arena(view.epoch, id, static_cast<std::uint32_t>(made.members.size()));
+  const auto members = static_cast<std::uint32_t>(made.members.size());
+  Result<shm::Arena> arena = arena_from(reserve_, view.epoch, id, members);
   if (!arena) return arena.error();
   made.arena = std::move(*arena);
   // A member that has not begun the epoch's first step has, as far as a cut goes, prepared the one
@@ -45,10 +61,21 @@ Status EpochArenas::install(const View& view) {
     if (!made) return made.error();
     if (!made->members.empty()) fresh.push_back(std::move(*made));
   }
+  previous_ = std::move(current_);
   current_ = std::move(fresh);
   view_ = view;
   wedged_ = false;
   return {};
+}
+
+void EpochArenas::prepare_next(bool losing) {
+  previous_.clear();
+  std::vector<std::size_t> sizes;
+  for (const Current& group : current_) {
+    const std::size_t members = group.members.size() - (losing && group.members.size() > 1 ? 1 : 0);
+    sizes.push_back(spi::arena_bytes(static_cast<std::uint32_t>(members)));
+  }
+  reserve_.want(std::move(sizes));
 }
 
 Result<std::size_t> EpochArenas::attach(const std::string& name, const std::vector<Rank>& seats) {

@@ -11,6 +11,7 @@
 #include <regroup/types.hpp>
 
 #include "control/messages.hpp"
+#include "launcher/arena_reserve.hpp"
 #include "membership/types.hpp"
 #include "transports/shm/arena.hpp"
 
@@ -31,6 +32,9 @@ class EpochArenas {
   /// so far. Errors: those of shm::make_arena(); the arenas of the epoch before are then still
   /// there.
   Status install(const membership::View& view);
+  /// After install(), once the members were told: gives the arenas of the epoch before back, and
+  /// has memory for the next one made ahead. `losing`: a lost member's seat will stay vacant.
+  void prepare_next(bool losing);
 
   /// The arena of a named group in this epoch, made at the first request; the group is remembered
   /// for later epochs. Errors: InvalidArgument (seats that are not in the world, or others than at
@@ -65,11 +69,13 @@ class EpochArenas {
     shm::Arena arena;
   };
   [[nodiscard]] Result<Current> make(std::uint32_t id, const std::vector<Rank>& seats,
-                                     const membership::View& view) const;
+                                     const membership::View& view);
 
   membership::View view_;
   bool wedged_ = false;
-  std::vector<Known> known_;      ///< by id; 0 is the world
+  std::vector<Known> known_;  ///< by id; 0 is the world
+  std::vector<Current> previous_;
+  ArenaReserve reserve_;
   std::vector<Current> current_;  ///< of view_; groups without any member are left out
 };
 

@@ -11,11 +11,12 @@
 #include <regroup/status.hpp>
 #include <regroup/types.hpp>
 
+#include "spi/shared_slots.hpp"
+
 namespace regroup::launcher {
 
-/// More ranks than this on one host are a slip of the finger: one arena holds at most that many
-/// members.
-inline constexpr int kRanksMax = 512;
+/// As many as one arena holds.
+inline constexpr int kRanksMax = spi::kMembersMax;
 
 struct RunOptions {
   int ranks = 1;

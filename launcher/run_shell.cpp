@@ -107,9 +107,7 @@ RunShell::RunShell(RunOptions options, JobSetup setup, EventLoop loop, EventLog 
       beacons_(std::move(beacons)),
       supervisor_({.grace = options_.grace}),
       agent_(kLocalAgent, membership::timeouts_for(options_.detect_budget)),
-      next_tick_(began + seconds(1)),
-      wait_told_(began),
-      stall_told_(began) {}
+      next_tick_(began + seconds(1)) {}
 
 RunShell::~RunShell() = default;
 

@@ -104,7 +104,13 @@ void RunShell::perform(const host::WedgeWords& effect) {
   const membership::WedgeReport report = arenas_.wedge();
   wedged_since_ = Clock::now();
   post(host::WordsWedged{report});
-  narrator_.wedged(effect.epoch, round_.value(), {}, wedged_since_);
+  std::vector<Member> lost;
+  for (const auto& [incarnation, process] : processes_) {
+    if (process->reported_lost && process->seat && holder(*process->seat) == process.get()) {
+      lost.push_back({*process->seat, incarnation});
+    }
+  }
+  narrator_.wedged(effect.epoch, round_.value(), lost, wedged_since_);
 }
 
 void RunShell::perform(const host::WriteDecision& effect) {
@@ -156,6 +162,7 @@ void RunShell::perform(const host::MakeView& effect) {
     if (RankProcess* process = find(member.incarnation)) tell_view(*process, effect.cause);
   }
   post(host::ViewMade{effect.view.epoch});
+  arenas_.prepare_next(options_.on_loss == OnLoss::Shrink);
   narrator_.view_installed(effect.view, newcomers, effect.local.size() - newcomers.size(),
                            Clock::now());
   for (std::size_t seat = 0; seat < effect.view.seats.size(); ++seat) {

@@ -138,12 +138,13 @@ void RunShell::reaped(pid_t pid, const ExitStatus& status) {
 
 void RunShell::sweep(Incarnation incarnation) {
   const std::string marker = fmt::format("REGROUP_INCARNATION={}", incarnation.value());
+  const std::string job = "REGROUP_JOB_ID=" + setup_.job;
   for (const pid_t child : children_of(::getpid())) {
     const bool known = child == coordinator_->pid() || (guardian_ && child == guardian_->pid()) ||
                        std::any_of(processes_.begin(), processes_.end(), [&](const auto& entry) {
                          return entry.second->spawned.pid == child && !entry.second->gone;
                        });
-    if (known || !has_variable(child, marker)) continue;
+    if (known || !has_variable(child, marker) || !has_variable(child, job)) continue;
     for (const pid_t below : descendants_of(child)) ::kill(below, SIGKILL);
     ::kill(child, SIGKILL);
   }

@@ -44,8 +44,7 @@ enum class ProcessPhase : std::uint8_t {
 [[nodiscard]] const char* name(ProcessPhase phase);
 
 namespace supervisor {
-// ---- events
-// -----------------------------------------------------------------------------------------------------
+// ---- events ----
 struct StartRequested {
   Incarnation incarnation;
   std::optional<Rank> seat;
@@ -91,8 +90,7 @@ using Event =
     std::variant<StartRequested, StartSucceeded, StartRefused, AttachSeen, DetachSeen, OwnerDied,
                  ChannelClosed, Exited, KillRequested, EndRequested, TimerFired>;
 
-// ---- effects
-// ----------------------------------------------------------------------------------------------------
+// ---- effects ----
 struct Fork {
   Incarnation incarnation;
   std::optional<Rank> seat;

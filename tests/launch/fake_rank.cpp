@@ -1,15 +1,25 @@
 /// A rank without an engine: it speaks the launcher's protocol by hand, prints what it is told, and
 /// misbehaves on order.
 ///
-///   fake_rank [ACTION...]     each action applies to the process it names:
-///     until=E     leave the job in order once all have entered epoch E (default 1)
-///     kill=R      rank R kills itself with SIGKILL once it entered epoch 1, in its first life
-///     early=R     rank R kills itself after Hello, before it holds its beacon, in its first life
-///     exit=R:C    rank R ends with code C once it entered epoch 1, in its first life
-///     stop=R      rank R stops itself (SIGSTOP) once it entered epoch 1, in its first life
-///     group=NAME  every rank asks for a group of all seats in each epoch
-///     keep=TEXT   every first life of a seat hands the agent memory with this text; a later life
-///     prints what it got linger      stay after the work is done, until told to stop
+///   fake_rank [ACTION...]     an action that names a rank concerns its first life only
+///
+///     until=E    leave the job in order once all have entered epoch E (default 1)
+///
+///     kill=R     rank R kills itself with SIGKILL once it entered epoch 1
+///
+///     early=R    rank R kills itself after Hello, before it holds its beacon
+///
+///     exit=R:C   rank R ends with code C once it entered epoch 1
+///
+///     stop=R     rank R stops itself (SIGSTOP) once it entered epoch 1
+///
+///     stall=R    all but rank R say that they have sat in an operation for a minute
+///
+///     group=N    every rank asks for a group N of all seats in each epoch
+///
+///     keep=TEXT  a seat's first life hands the agent memory with this text; a later one prints it
+///
+///     linger     stay after the work is done, until told to stop
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -168,6 +178,13 @@ class FakeRank {
       const auto exits = actions_.find("exit");
       if (exits != actions_.end() && ordered("exit"))
         std::_Exit(std::atoi(exits->second.substr(exits->second.find(':') + 1).c_str()));
+    }
+    if (actions_.contains("stall") && !ordered("stall")) {
+      constexpr std::uint64_t kLong = 60'000'000'000;
+      metrics::begin_operation(page_->page(), {.operation = metrics::Operation::AllReduce,
+                                               .epoch = epoch_.value(),
+                                               .sequence = 7,
+                                               .started_ns = metrics::monotonic_ns() - kLong});
     }
     const auto until = actions_.find("until");
     const std::uint64_t last =

@@ -133,6 +133,66 @@ TEST_F(Recovery, ACoordinatorThatIsKilledDisturbsNobodyAndRecoversTheNextLoss) {
   EXPECT_THAT(events(), HasSubstr("coordinator_restarted"));
 }
 
+TEST_F(Recovery, TwoRanksKilledAtOnceAreBothReplaced) {
+  Job job(line({"-n", "3", "--spares", "2"}, {"linger"}));
+  ASSERT_TRUE(job.wait_for("0: view epoch=1") && job.wait_for("1: view epoch=1") &&
+              job.wait_for("2: view epoch=1"));
+  for (const pid_t pid : launcher::children_of(job.pid())) {
+    if (launcher::has_variable(pid, "REGROUP_RANK=1") ||
+        launcher::has_variable(pid, "REGROUP_RANK=2")) {
+      ::kill(pid, SIGKILL);
+    }
+  }
+  ASSERT_TRUE(job.wait_for("1: assigned seat=1")) << job.out() << job.err();
+  ASSERT_TRUE(job.wait_for("2: assigned seat=2")) << job.out() << job.err();
+  job.signal(SIGTERM);
+  EXPECT_EQ(job.wait(), 143);
+  EXPECT_THAT(job.left_behind(), IsEmpty());
+}
+
+TEST_F(Recovery, ALostSpareIsRefilled) {
+  Job job(line({"-n", "2", "--spares", "1"}, {"linger"}));
+  ASSERT_TRUE(job.wait_for("0: view epoch=1") && job.wait_for("1: view epoch=1"));
+  for (const pid_t pid : launcher::children_of(job.pid())) {
+    if (launcher::has_variable(pid, "REGROUP_SPARE=1")) ::kill(pid, SIGKILL);
+  }
+  ASSERT_TRUE(job.wait_for("spare 3"));
+  for (const pid_t pid : launcher::children_of(job.pid())) {
+    if (launcher::has_variable(pid, "REGROUP_RANK=1")) ::kill(pid, SIGKILL);
+  }
+  ASSERT_TRUE(job.wait_for("0: view epoch=2")) << job.out() << job.err();
+  ASSERT_TRUE(job.wait_for("1: view epoch=2")) << job.out() << job.err();
+  job.signal(SIGTERM);
+  EXPECT_EQ(job.wait(), 143);
+}
+
+TEST_F(Recovery, WhoHoldsUpAnOperationIsNamed) {
+  Job job(line({"-n", "3"}, {"stall=1", "linger"}));
+  ASSERT_TRUE(job.wait_for("E-STALL-1")) << job.out() << job.err();
+  EXPECT_THAT(job.err(), HasSubstr("all_reduce #7 on group world: 2 of 3 ranks entered"));
+  EXPECT_THAT(job.err(), HasSubstr("not: rank 1"));
+  job.signal(SIGTERM);
+  EXPECT_EQ(job.wait(), 143);
+}
+
+TEST_F(Recovery, WhoHasNotAttachedIsNamedAfterTenSeconds) {
+  // Rank 1 starts its program only when asked to.
+  Words words = {"run",
+                 "-n",
+                 "2",
+                 "--log-dir",
+                 logs().string(),
+                 "--",
+                 "/bin/sh",
+                 "-c",
+                 std::string("[ $RANK = 1 ] && exec sleep 1000; exec ") + FAKE_RANK};
+  Job job(words);
+  ASSERT_TRUE(job.wait_for("E-WAIT-1")) << job.out() << job.err();
+  EXPECT_THAT(job.err(), HasSubstr("for ranks to attach: rank 1 (pid"));
+  job.signal(SIGTERM);
+  EXPECT_EQ(job.wait(), 143);
+}
+
 TEST_F(Recovery, KillingTheLauncherLeavesNoRankSpareOrCoordinator) {
   Job job(line({"-n", "2", "--spares", "1"}, {"linger"}));
   ASSERT_TRUE(job.wait_for("0: view epoch=1") && job.wait_for("1: view epoch=1"));
