@@ -83,8 +83,8 @@ int coordinator_command(const Arguments& arguments) {
     fmt::print(stderr, "{}\n", options.error().text());
     return kExitUsage;
   }
-  // It ends with its agent and with nothing else: a terminal's Ctrl-C is the agent's business. The channel closes too
-  // when the agent dies, so a death before this call is noticed all the same.
+  // It ends with its agent and with nothing else: a terminal's Ctrl-C is the agent's business. The
+  // channel closes too when the agent dies, so a death before this call is noticed all the same.
   (void)::prctl(PR_SET_PDEATHSIG, SIGKILL);
   for (const int ignored : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGPIPE, SIGTSTP}) {
     (void)std::signal(ignored, SIG_IGN);

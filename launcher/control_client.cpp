@@ -125,7 +125,8 @@ Result<ControlAddress> control_address(const RunningJob& job) {
             sizeof out.address.sun_path - kPrefix.size() - 11));
   }
   out.address.sun_family = AF_UNIX;
-  // The leading NUL says "abstract": the kernel frees the name with the last descriptor, even after a SIGKILL.
+  // The leading NUL says "abstract": the kernel frees the name with the last descriptor, even after
+  // a SIGKILL.
   std::memcpy(out.address.sun_path + 1, name.data() + 1, name.size() - 1);
   out.bytes = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size());
   return out;
@@ -183,7 +184,8 @@ Result<nlohmann::json> ask(const RunningJob& job, const nlohmann::json& request,
     if (Clock::now() >= until) return late(job);
     (void)::poll(nullptr, 0, 5);
   }
-  // The name says whose job it is, but anybody may take a free name: whoever listens must be that user, or root.
+  // The name says whose job it is, but anybody may take a free name: whoever listens must be that
+  // user, or root.
   const std::optional<std::uint32_t> uid = uid_behind(fd.get());
   if (!uid || (*uid != job.uid && *uid != 0)) {
     return Status(Code::Unauthenticated,

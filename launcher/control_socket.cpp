@@ -26,8 +26,9 @@ namespace {
 
 using nlohmann::json;
 
-/// Armed actions look at the beacon pages this often: below the length of a phase that a person would name, and not
-/// measurable as load. Deadlines of connections are looked at on the same occasion.
+/// Armed actions look at the beacon pages this often: below the length of a phase that a person
+/// would name, and not measurable as load. Deadlines of connections are looked at on the same
+/// occasion.
 constexpr std::chrono::microseconds kLookEvery{200};
 constexpr std::chrono::milliseconds kDeadlineEvery{250};
 

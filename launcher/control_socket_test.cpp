@@ -65,7 +65,8 @@ class ControlSocketTest : public ::testing::Test {
  protected:
   ControlSocketTest() : job_{::getuid(), fmt::format("test-{}", ::getpid())} {}
 
-  /// Turns the socket whenever its descriptor says so, until `until` is true; fails after ten seconds.
+  /// Turns the socket whenever its descriptor says so, until `until` is true; fails after ten
+  /// seconds.
   template <class Done>
   void turn_until(Done&& until) {
     const TimePoint deadline = Clock::now() + 10s;

@@ -20,7 +20,8 @@ namespace {
 
 namespace ms = membership;
 
-/// An agent that takes nothing for so long is stuck; the coordinator ends and a new one starts from its state.
+/// An agent that takes nothing for so long is stuck; the coordinator ends and a new one starts from
+/// its state.
 constexpr std::chrono::seconds kSendTime{10};
 
 int timeout_until(const std::optional<TimePoint>& at) {

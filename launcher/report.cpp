@@ -87,7 +87,7 @@ std::string_view name(RecoveryPhase phase) {
 }
 
 // ---- the fold
-// -----------------------------------------------------------------------------------------------------
+// ------------------------------------------------------------------------------------------------
 
 void Report::observe(const Stamp& stamp, EventKind kind, const nlohmann::json& fields) {
   if (!fields.is_object()) return;

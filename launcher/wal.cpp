@@ -82,7 +82,8 @@ void sync_folder_of(const std::filesystem::path& path) {
   if (fd) (void)::fsync(fd.get());
 }
 
-/// Makes a whole empty file beside the final name and then gives it that name: no half-made file is ever found there.
+/// Makes a whole empty file beside the final name and then gives it that name: no half-made file is
+/// ever found there.
 int make_file(const std::filesystem::path& path) {
   const std::string fresh = path.string() + ".new";
   const base::Fd fd(::open(fresh.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));

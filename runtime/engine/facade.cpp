@@ -14,12 +14,13 @@ using engine::Request;
 using metrics::Operation;
 using spi::OpKind;
 
-Request collective(OpKind kind, Operation operation, const void* in, void* out, std::size_t count, DType type,
-                   ReduceOp op, int root, const OpOptions& options) {
+Request collective(OpKind kind, Operation operation, const void* in, void* out, std::size_t count,
+                   DType type, ReduceOp op, int root, const OpOptions& options) {
   Request request;
   request.operation = operation;
   request.options = options;
-  request.spec = {.kind = kind, .dtype = type, .op = op, .root = root, .count = count, .in = in, .out = out};
+  request.spec = {
+      .kind = kind, .dtype = type, .op = op, .root = root, .count = count, .in = in, .out = out};
   return request;
 }
 
@@ -27,25 +28,31 @@ Request all_reduce_request(const void* in, void* out, std::size_t count, DType t
                            const OpOptions& options) {
   return collective(OpKind::AllReduce, Operation::AllReduce, in, out, count, type, op, 0, options);
 }
-Request reduce_request(const void* in, void* out, std::size_t count, DType type, ReduceOp op, int root,
-                       const OpOptions& options) {
+Request reduce_request(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
+                       int root, const OpOptions& options) {
   return collective(OpKind::Reduce, Operation::Reduce, in, out, count, type, op, root, options);
 }
-Request broadcast_request(void* buffer, std::size_t count, DType type, int root, const OpOptions& options) {
-  return collective(OpKind::Broadcast, Operation::Broadcast, buffer, buffer, count, type, ReduceOp::Sum, root, options);
+Request broadcast_request(void* buffer, std::size_t count, DType type, int root,
+                          const OpOptions& options) {
+  return collective(OpKind::Broadcast, Operation::Broadcast, buffer, buffer, count, type,
+                    ReduceOp::Sum, root, options);
 }
-Request all_gather_request(const void* in, void* out, std::size_t count, DType type, const OpOptions& options) {
-  return collective(OpKind::AllGather, Operation::AllGather, in, out, count, type, ReduceOp::Sum, 0, options);
+Request all_gather_request(const void* in, void* out, std::size_t count, DType type,
+                           const OpOptions& options) {
+  return collective(OpKind::AllGather, Operation::AllGather, in, out, count, type, ReduceOp::Sum, 0,
+                    options);
 }
-Request reduce_scatter_request(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
-                               const OpOptions& options) {
-  return collective(OpKind::ReduceScatter, Operation::ReduceScatter, in, out, count, type, op, 0, options);
+Request reduce_scatter_request(const void* in, void* out, std::size_t count, DType type,
+                               ReduceOp op, const OpOptions& options) {
+  return collective(OpKind::ReduceScatter, Operation::ReduceScatter, in, out, count, type, op, 0,
+                    options);
 }
 Request barrier_request(Operation operation, const OpOptions& options) {
-  return collective(OpKind::Barrier, operation, nullptr, nullptr, 0, DType::U8, ReduceOp::Sum, 0, options);
+  return collective(OpKind::Barrier, operation, nullptr, nullptr, 0, DType::U8, ReduceOp::Sum, 0,
+                    options);
 }
-Request message_request(Request::Kind kind, const void* in, void* out, std::size_t count, DType type, int other,
-                        std::uint32_t tag, const OpOptions& options) {
+Request message_request(Request::Kind kind, const void* in, void* out, std::size_t count,
+                        DType type, int other, std::uint32_t tag, const OpOptions& options) {
   Request request;
   request.kind = kind;
   request.operation = kind == Request::Kind::Send ? Operation::Send : Operation::Recv;
@@ -56,7 +63,9 @@ Request message_request(Request::Kind kind, const void* in, void* out, std::size
   return request;
 }
 
-Status no_group() { return {Code::FailedPrecondition, "this ProcessGroup was never given a group; take it from Job"}; }
+Status no_group() {
+  return {Code::FailedPrecondition, "this ProcessGroup was never given a group; take it from Job"};
+}
 
 }  // namespace
 
@@ -84,37 +93,43 @@ Epoch ProcessGroup::epoch() const { return impl_ ? impl_->epoch() : Epoch(); }
 
 Status ProcessGroup::size_mismatch(std::string_view operation, std::size_t in, std::size_t out) {
   return {Code::InvalidArgument,
-          fmt::format("{}: the input has {} elements and the output {}; they must be equal", operation, in, out)};
+          fmt::format("{}: the input has {} elements and the output {}; they must be equal",
+                      operation, in, out)};
 }
 
-Status ProcessGroup::all_reduce(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
-                                OpOptions options) {
+Status ProcessGroup::all_reduce(const void* in, void* out, std::size_t count, DType type,
+                                ReduceOp op, OpOptions options) {
   return impl_ ? impl_->perform(all_reduce_request(in, out, count, type, op, options)) : no_group();
 }
-Status ProcessGroup::reduce(const void* in, void* out, std::size_t count, DType type, ReduceOp op, int root,
-                            OpOptions options) {
-  return impl_ ? impl_->perform(reduce_request(in, out, count, type, op, root, options)) : no_group();
+Status ProcessGroup::reduce(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
+                            int root, OpOptions options) {
+  return impl_ ? impl_->perform(reduce_request(in, out, count, type, op, root, options))
+               : no_group();
 }
-Status ProcessGroup::broadcast(void* buffer, std::size_t count, DType type, int root, OpOptions options) {
+Status ProcessGroup::broadcast(void* buffer, std::size_t count, DType type, int root,
+                               OpOptions options) {
   return impl_ ? impl_->perform(broadcast_request(buffer, count, type, root, options)) : no_group();
 }
-Status ProcessGroup::all_gather(const void* in, void* out, std::size_t count, DType type, OpOptions options) {
+Status ProcessGroup::all_gather(const void* in, void* out, std::size_t count, DType type,
+                                OpOptions options) {
   return impl_ ? impl_->perform(all_gather_request(in, out, count, type, options)) : no_group();
 }
-Status ProcessGroup::reduce_scatter(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
-                                    OpOptions options) {
-  return impl_ ? impl_->perform(reduce_scatter_request(in, out, count, type, op, options)) : no_group();
+Status ProcessGroup::reduce_scatter(const void* in, void* out, std::size_t count, DType type,
+                                    ReduceOp op, OpOptions options) {
+  return impl_ ? impl_->perform(reduce_scatter_request(in, out, count, type, op, options))
+               : no_group();
 }
 Status ProcessGroup::barrier(OpOptions options) {
   return impl_ ? impl_->perform(barrier_request(Operation::Barrier, options)) : no_group();
 }
-// On one host what is complete is stable: words and slots outlive every rank, so that a recovery counts the words of
-// the dead too. The barrier makes sure that everybody completed everything before it.
+// On one host what is complete is stable: words and slots outlive every rank, so that a recovery
+// counts the words of the dead too. The barrier makes sure that everybody completed everything
+// before it.
 Status ProcessGroup::stabilize(OpOptions options) {
   return impl_ ? impl_->perform(barrier_request(Operation::Stabilize, options)) : no_group();
 }
-Status ProcessGroup::send(const void* data, std::size_t count, DType type, int destination, std::uint32_t tag,
-                          OpOptions options) {
+Status ProcessGroup::send(const void* data, std::size_t count, DType type, int destination,
+                          std::uint32_t tag, OpOptions options) {
   if (!impl_) return no_group();
   return impl_->perform(
       message_request(Request::Kind::Send, data, nullptr, count, type, destination, tag, options));
@@ -122,26 +137,33 @@ Status ProcessGroup::send(const void* data, std::size_t count, DType type, int d
 Status ProcessGroup::recv(void* data, std::size_t count, DType type, int source, std::uint32_t tag,
                           OpOptions options) {
   if (!impl_) return no_group();
-  return impl_->perform(message_request(Request::Kind::Recv, nullptr, data, count, type, source, tag, options));
+  return impl_->perform(
+      message_request(Request::Kind::Recv, nullptr, data, count, type, source, tag, options));
 }
 
-Work ProcessGroup::all_reduce_async(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
+Work ProcessGroup::all_reduce_async(const void* in, void* out, std::size_t count, DType type,
+                                    ReduceOp op, OpOptions options) {
+  return Work(impl_ ? impl_->start(all_reduce_request(in, out, count, type, op, options))
+                    : nullptr);
+}
+Work ProcessGroup::reduce_async(const void* in, void* out, std::size_t count, DType type,
+                                ReduceOp op, int root, OpOptions options) {
+  return Work(impl_ ? impl_->start(reduce_request(in, out, count, type, op, root, options))
+                    : nullptr);
+}
+Work ProcessGroup::broadcast_async(void* buffer, std::size_t count, DType type, int root,
+                                   OpOptions options) {
+  return Work(impl_ ? impl_->start(broadcast_request(buffer, count, type, root, options))
+                    : nullptr);
+}
+Work ProcessGroup::all_gather_async(const void* in, void* out, std::size_t count, DType type,
                                     OpOptions options) {
-  return Work(impl_ ? impl_->start(all_reduce_request(in, out, count, type, op, options)) : nullptr);
-}
-Work ProcessGroup::reduce_async(const void* in, void* out, std::size_t count, DType type, ReduceOp op, int root,
-                                OpOptions options) {
-  return Work(impl_ ? impl_->start(reduce_request(in, out, count, type, op, root, options)) : nullptr);
-}
-Work ProcessGroup::broadcast_async(void* buffer, std::size_t count, DType type, int root, OpOptions options) {
-  return Work(impl_ ? impl_->start(broadcast_request(buffer, count, type, root, options)) : nullptr);
-}
-Work ProcessGroup::all_gather_async(const void* in, void* out, std::size_t count, DType type, OpOptions options) {
   return Work(impl_ ? impl_->start(all_gather_request(in, out, count, type, options)) : nullptr);
 }
-Work ProcessGroup::reduce_scatter_async(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
-                                        OpOptions options) {
-  return Work(impl_ ? impl_->start(reduce_scatter_request(in, out, count, type, op, options)) : nullptr);
+Work ProcessGroup::reduce_scatter_async(const void* in, void* out, std::size_t count, DType type,
+                                        ReduceOp op, OpOptions options) {
+  return Work(impl_ ? impl_->start(reduce_scatter_request(in, out, count, type, op, options))
+                    : nullptr);
 }
 Work ProcessGroup::barrier_async(OpOptions options) {
   return Work(impl_ ? impl_->start(barrier_request(Operation::Barrier, options)) : nullptr);
@@ -184,7 +206,9 @@ Incarnation Job::incarnation() const { return impl_->seat().incarnation; }
 bool Job::is_replacement() const { return impl_->seat().replacement; }
 ProcessGroup Job::world() const { return ProcessGroup(impl_->world()); }
 State Job::state() { return State(impl_.get()); }
-Steps Job::steps(std::uint64_t total) { return Steps(std::make_unique<engine::StepsImpl>(impl_, total)); }
+Steps Job::steps(std::uint64_t total) {
+  return Steps(std::make_unique<engine::StepsImpl>(impl_, total));
+}
 Status Job::reform() { return impl_->enter(); }
 
 }  // namespace regroup

@@ -47,7 +47,9 @@ Status FaultScript::parse_key(std::string_view pair, std::string_view rule_text,
   if (key == "seq") return rule.sequence = number, Status();
   if (key == "step") return rule.step = number, Status();
   if (key == "chunk") return rule.chunk = number, Status();
-  return unreadable(rule_text, fmt::format("unknown key \"{}\"; there are rank inc op seq step chunk phase", key));
+  return unreadable(
+      rule_text,
+      fmt::format("unknown key \"{}\"; there are rank inc op seq step chunk phase", key));
 }
 
 Result<FaultScript::Rule> FaultScript::parse_rule(std::string_view text) {
@@ -64,7 +66,8 @@ Result<FaultScript::Rule> FaultScript::parse_rule(std::string_view text) {
   } else if (action == "exit") {
     rule.action = Action::Exit;
   } else {
-    return unreadable(text, fmt::format("unknown action \"{}\"; there are kill stop segv exit", action));
+    return unreadable(text,
+                      fmt::format("unknown action \"{}\"; there are kill stop segv exit", action));
   }
   for (const auto pair : split(text.substr(0, colon), ',')) {
     if (auto status = parse_key(pair, text, rule); !status) return status;
@@ -77,7 +80,8 @@ Result<FaultScript> FaultScript::parse(std::string_view text, Rank rank, std::ui
   for (const auto part : split(text, ';')) {
     auto rule = parse_rule(part);
     if (!rule) return rule.error();
-    if (rule->rank.value_or(static_cast<std::uint64_t>(rank.value())) != static_cast<std::uint64_t>(rank.value())) {
+    if (rule->rank.value_or(static_cast<std::uint64_t>(rank.value())) !=
+        static_cast<std::uint64_t>(rank.value())) {
       continue;
     }
     if (rule->life.value_or(life) != life) continue;
@@ -101,18 +105,13 @@ void FaultScript::hit(const FaultPoint& point) {
 
 void FaultScript::perform(Action action) {
   switch (action) {
-    case Action::Kill:
-      ::kill(::getpid(), SIGKILL);
-      break;
-    case Action::Stop:
-      ::kill(::getpid(), SIGSTOP);
-      break;
+    case Action::Kill: ::kill(::getpid(), SIGKILL); break;
+    case Action::Stop: ::kill(::getpid(), SIGSTOP); break;
     case Action::Segv:
       ::signal(SIGSEGV, SIG_DFL);
       ::kill(::getpid(), SIGSEGV);
       break;
-    case Action::Exit:
-      ::_exit(3);
+    case Action::Exit: ::_exit(3);
   }
 }
 

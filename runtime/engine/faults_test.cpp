@@ -16,7 +16,8 @@ TEST(FaultScript, KeepsTheRulesOfThisLifeOnly) {
 
 TEST(FaultScriptDeathTest, KillsAtTheNamedPointOnly) {
   const auto run = [](std::string_view phase, std::uint64_t sequence) {
-    auto script = FaultScript::parse("op=all_reduce,seq=3,phase=after_copy_in:kill", Rank(0), 0).value();
+    auto script =
+        FaultScript::parse("op=all_reduce,seq=3,phase=after_copy_in:kill", Rank(0), 0).value();
     script.hit({.op = "all_reduce", .phase = phase, .sequence = sequence});
     ::_exit(7);
   };
@@ -27,7 +28,8 @@ TEST(FaultScriptDeathTest, KillsAtTheNamedPointOnly) {
 
 TEST(FaultScript, SaysWhatItCannotRead) {
   EXPECT_EQ(FaultScript::parse("rank=x:kill", Rank(0), 0).error().code(), Code::InvalidArgument);
-  EXPECT_NE(FaultScript::parse("rank=1:explode", Rank(0), 0).error().text().find("explode"), std::string_view::npos);
+  EXPECT_NE(FaultScript::parse("rank=1:explode", Rank(0), 0).error().text().find("explode"),
+            std::string_view::npos);
   EXPECT_FALSE(FaultScript::parse("colour=1:kill", Rank(0), 0));
   EXPECT_FALSE(FaultScript::parse("rank=1", Rank(0), 0));
 }

@@ -17,7 +17,8 @@ using collective::OutcomeKind;
 using metrics::Category;
 using spi::OpKind;
 
-/// How long a lost operation waits for the words about who was lost; the agent sends them before it decides.
+/// How long a lost operation waits for the words about who was lost; the agent sends them before it
+/// decides.
 constexpr std::chrono::seconds kCauseTimeout{2};
 
 metrics::Phase phase_of(std::string_view phase) {
@@ -59,7 +60,8 @@ Status WorkImpl::wait() {
 /// Tells beacon page and ledger about one operation, from construction to end().
 class GroupImpl::Scope {
  public:
-  Scope(GroupImpl& group, const Request& request, std::size_t bytes, bool timed) : group_(group), timed_(timed) {
+  Scope(GroupImpl& group, const Request& request, std::size_t bytes, bool timed)
+      : group_(group), timed_(timed) {
     auto& job = group.job_;
     std::lock_guard lock(job.ledger_mutex());
     const auto now = job.now_ns();
@@ -132,8 +134,8 @@ void GroupImpl::on_phase(const char* phase, std::uint64_t number, std::int64_t c
 Status GroupImpl::bind(std::shared_ptr<OpenGroup> group, Epoch epoch) {
   const auto mine = std::ranges::find(group->seats, job_.seat().rank);
   if (mine == group->seats.end()) {
-    return {Code::Internal, fmt::format("rank {} is not among the seats of group \"{}\"", job_.seat().rank.value(),
-                                        name_)};
+    return {Code::Internal, fmt::format("rank {} is not among the seats of group \"{}\"",
+                                        job_.seat().rank.value(), name_)};
   }
   me_ = static_cast<int>(mine - group->seats.begin());
   const collective::RunnerOptions options{
@@ -157,27 +159,33 @@ Status GroupImpl::validate_collective(const collective::OpSpec& spec) const {
   const bool gathers = spec.kind == OpKind::AllGather;
   const bool scatters = spec.kind == OpKind::ReduceScatter;
   if (spec.count > 0 && bytes / spec.count != size_of(spec.dtype)) {
-    return {Code::InvalidArgument, fmt::format("{} elements are more than memory can hold", spec.count)};
+    return {Code::InvalidArgument,
+            fmt::format("{} elements are more than memory can hold", spec.count)};
   }
   if (spec.root < 0 || spec.root >= size()) {
-    return {Code::InvalidArgument, fmt::format("root {} is not in group \"{}\" of {} ranks", spec.root, name_, size())};
+    return {Code::InvalidArgument,
+            fmt::format("root {} is not in group \"{}\" of {} ranks", spec.root, name_, size())};
   }
   const bool reduces = spec.kind == OpKind::AllReduce || spec.kind == OpKind::Reduce || scatters;
-  const bool integer = spec.dtype == DType::I32 || spec.dtype == DType::I64 || spec.dtype == DType::U8;
+  const bool integer =
+      spec.dtype == DType::I32 || spec.dtype == DType::I64 || spec.dtype == DType::U8;
   if (reduces && spec.op == ReduceOp::Avg && integer) {
-    return {Code::InvalidArgument, "the average of integers is not defined; use Sum and divide, or a float type"};
+    return {Code::InvalidArgument,
+            "the average of integers is not defined; use Sum and divide, or a float type"};
   }
   const bool sends = spi::sends(spec.kind, spec.root, me_) && spec.kind != OpKind::Barrier;
   const bool receives = spi::receives(spec.kind, spec.root, me_) && spec.kind != OpKind::Barrier;
   if (bytes > 0 && ((sends && spec.in == nullptr) || (receives && spec.out == nullptr))) {
-    return {Code::InvalidArgument, fmt::format("the {} buffer is null", sends && spec.in == nullptr ? "input" : "output")};
+    return {Code::InvalidArgument,
+            fmt::format("the {} buffer is null", sends && spec.in == nullptr ? "input" : "output")};
   }
   if (!sends || !receives || bytes == 0) return {};
   const auto world = static_cast<std::size_t>(size());
   const auto in_bytes = scatters ? bytes * world : bytes;
   const auto out_bytes = gathers ? bytes * world : bytes;
   if (overlaps(spec.in, in_bytes, spec.out, out_bytes) && spec.in != spec.out) {
-    return {Code::InvalidArgument, "input and output overlap in part; they must be equal (in place) or apart"};
+    return {Code::InvalidArgument,
+            "input and output overlap in part; they must be equal (in place) or apart"};
   }
   return {};
 }
@@ -185,18 +193,20 @@ Status GroupImpl::validate_collective(const collective::OpSpec& spec) const {
 Status GroupImpl::validate(const Request& request) const {
   if (closed_.load()) {
     return {Code::FailedPrecondition,
-            fmt::format("group \"{}\" belongs to a Job that was destroyed; keep the Job while its groups are in use",
+            fmt::format("group \"{}\" belongs to a Job that was destroyed; keep the Job while its "
+                        "groups are in use",
                         name_)};
   }
   if (auto status = job_.usable(); !status) return status;
   if (request.kind == Request::Kind::Collective) return validate_collective(request.spec);
   if (request.other < 0 || request.other >= size() || request.other == me_) {
     return {Code::InvalidArgument,
-            fmt::format("rank {} of group \"{}\" cannot exchange messages with rank {} of {}", me_, name_,
-                        request.other, size())};
+            fmt::format("rank {} of group \"{}\" cannot exchange messages with rank {} of {}", me_,
+                        name_, request.other, size())};
   }
   const auto* const data = request.kind == Request::Kind::Send ? request.spec.in : request.spec.out;
-  if (request.spec.count > 0 && data == nullptr) return {Code::InvalidArgument, "the buffer is null"};
+  if (request.spec.count > 0 && data == nullptr)
+    return {Code::InvalidArgument, "the buffer is null"};
   return {};
 }
 
@@ -248,8 +258,8 @@ Status GroupImpl::perform_now(const Request& request, bool on_engine) {
 }
 
 Status GroupImpl::run(const Request& request, bool on_engine) {
-  const auto until =
-      request.options.timeout.count() > 0 ? Clock::now() + request.options.timeout : spi::kNoDeadline;
+  const auto until = request.options.timeout.count() > 0 ? Clock::now() + request.options.timeout
+                                                         : spi::kNoDeadline;
   const auto bytes = request.spec.count * size_of(request.spec.dtype);
   on_engine_.store(on_engine, std::memory_order_relaxed);
   operation_name_ = metrics::name(request.operation).data();
@@ -259,9 +269,7 @@ Status GroupImpl::run(const Request& request, bool on_engine) {
   Scope scope(*this, request, bytes, !on_engine);
   Outcome outcome;
   switch (request.kind) {
-    case Request::Kind::Collective:
-      outcome = runner_->run(spec, until);
-      break;
+    case Request::Kind::Collective: outcome = runner_->run(spec, until); break;
     case Request::Kind::Send:
       outcome = runner_->send(spec.in, spec.count, spec.dtype, request.other, request.tag, until);
       break;
@@ -289,20 +297,21 @@ Status GroupImpl::to_status(const Request& request, const Outcome& outcome) {
   const Where where{.epoch = epoch_, .group = name_, .sequence = Sequence(outcome.number)};
   switch (outcome.kind) {
     case OutcomeKind::Done:
-    case OutcomeKind::HandedOver:
-      return {};
-    case OutcomeKind::Lost:
-      return job_.lost(epoch_, name_, outcome.number);
-    case OutcomeKind::Mismatch:
-      return {Code::InvalidArgument, outcome.text, where};
+    case OutcomeKind::HandedOver: return {};
+    case OutcomeKind::Lost: return job_.lost(epoch_, name_, outcome.number);
+    case OutcomeKind::Mismatch: return {Code::InvalidArgument, outcome.text, where};
     case OutcomeKind::Expired:
-      return {Code::DeadlineExceeded,
-              fmt::format("{} of group \"{}\" did not end within {} ms: {}", metrics::name(request.operation), name_,
-                          std::chrono::duration_cast<std::chrono::milliseconds>(request.options.timeout).count(),
-                          outcome.text),
-              where};
+      return {
+          Code::DeadlineExceeded,
+          fmt::format("{} of group \"{}\" did not end within {} ms: {}",
+                      metrics::name(request.operation), name_,
+                      std::chrono::duration_cast<std::chrono::milliseconds>(request.options.timeout)
+                          .count(),
+                      outcome.text),
+          where};
     case OutcomeKind::Damaged:
-      return {Code::Revoked, fmt::format("the shared memory of group \"{}\" is damaged: {}", name_, outcome.text),
+      return {Code::Revoked,
+              fmt::format("the shared memory of group \"{}\" is damaged: {}", name_, outcome.text),
               where};
   }
   REGROUP_UNREACHABLE("outcome");
@@ -313,16 +322,14 @@ Status GroupImpl::perform_inside(const Request& request) {
   on_engine_.store(false, std::memory_order_relaxed);
   Outcome outcome;
   switch (request.kind) {
-    case Request::Kind::Collective:
-      outcome = runner_->run(request.spec, spi::kNoDeadline);
-      break;
+    case Request::Kind::Collective: outcome = runner_->run(request.spec, spi::kNoDeadline); break;
     case Request::Kind::Send:
-      outcome = runner_->send(request.spec.in, request.spec.count, request.spec.dtype, request.other, request.tag,
-                              spi::kNoDeadline);
+      outcome = runner_->send(request.spec.in, request.spec.count, request.spec.dtype,
+                              request.other, request.tag, spi::kNoDeadline);
       break;
     case Request::Kind::Recv:
-      outcome = runner_->recv(request.spec.out, request.spec.count, request.spec.dtype, request.other, request.tag,
-                              spi::kNoDeadline);
+      outcome = runner_->recv(request.spec.out, request.spec.count, request.spec.dtype,
+                              request.other, request.tag, spi::kNoDeadline);
       break;
   }
   return to_status(request, outcome);
@@ -355,7 +362,8 @@ Result<std::shared_ptr<GroupImpl>> GroupImpl::split(int color, int key, std::str
                   .out = all.data()};
   if (auto status = perform(request); !status) return status;
   if (color < 0) {
-    return Status(Code::FailedPrecondition, fmt::format("rank {} joins no group \"{}\": its color is negative", me_, name));
+    return Status(Code::FailedPrecondition,
+                  fmt::format("rank {} joins no group \"{}\": its color is negative", me_, name));
   }
   std::vector<std::size_t> chosen;
   for (std::size_t i = 0; i < all.size(); ++i) {

@@ -24,7 +24,8 @@ int usable_cores() {
   return ::sched_getaffinity(0, sizeof set, &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
 }
 
-/// The control descriptor that the launcher left, taken out of the environment so that no child finds it.
+/// The control descriptor that the launcher left, taken out of the environment so that no child
+/// finds it.
 base::Fd take_control_fd() {
   const char* const text = std::getenv("REGROUP_CONTROL_FD");
   if (text == nullptr) return {};
@@ -73,7 +74,8 @@ Status JobImpl::start(TimePoint until) {
 }
 
 JobImpl::~JobImpl() {
-  // A forked child holds copies of objects whose threads and memory stayed with its parent: it lets them be.
+  // A forked child holds copies of objects whose threads and memory stayed with its parent: it lets
+  // them be.
   if (LiveLinks::fork_count() != fork_count_) {
     (void)link_.release();
     return;
@@ -85,7 +87,8 @@ JobImpl::~JobImpl() {
 Status JobImpl::usable() const {
   if (LiveLinks::fork_count() != fork_count_) {
     return {Code::FailedPrecondition,
-            fmt::format("this process was forked from rank {}, whose memory and threads it does not have; a child may "
+            fmt::format("this process was forked from rank {}, whose memory and threads it does "
+                        "not have; a child may "
                         "exec, but must not use the job",
                         seat().rank.value())};
   }
@@ -110,12 +113,14 @@ Status JobImpl::bind_groups() {
   return {};
 }
 
-Result<std::shared_ptr<GroupImpl>> JobImpl::group(const std::string& name, const std::vector<Rank>& seats) {
+Result<std::shared_ptr<GroupImpl>> JobImpl::group(const std::string& name,
+                                                  const std::vector<Rank>& seats) {
   {
     std::lock_guard lock(groups_mutex_);
     if (const auto found = groups_.find(name); found != groups_.end()) {
       if (found->second->present_seats() == seats) return found->second;
-      return Status(Code::InvalidArgument, fmt::format("group \"{}\" exists already with other ranks", name));
+      return Status(Code::InvalidArgument,
+                    fmt::format("group \"{}\" exists already with other ranks", name));
     }
   }
   auto open = link_->attach_group(epoch(), name, seats, spi::kNoDeadline);
@@ -131,10 +136,12 @@ Status JobImpl::lost(Epoch epoch, const std::string& group, std::uint64_t sequen
   const auto notice = link_->loss_of(epoch, Clock::now() + kCauseTimeout);
   Where where{.epoch = epoch, .group = group, .sequence = Sequence(sequence)};
   if (!notice || notice->lost.empty()) {
-    return {Code::Revoked, fmt::format("epoch {} of group \"{}\" is over{}{}; enter the next one by step.next() or "
-                                       "job.reform()",
-                                       epoch.value(), group, notice ? ": " : "", notice ? notice->text : ""),
-            std::move(where)};
+    return {
+        Code::Revoked,
+        fmt::format("epoch {} of group \"{}\" is over{}{}; enter the next one by step.next() or "
+                    "job.reform()",
+                    epoch.value(), group, notice ? ": " : "", notice ? notice->text : ""),
+        std::move(where)};
   }
   where.rank = notice->lost.front().rank;
   where.incarnation = notice->lost.front().incarnation;
@@ -146,7 +153,7 @@ void JobImpl::book(Category category) {
   ledger_->enter(category, now_ns());
 }
 
-// ---- prologue -------------------------------------------------------------------------------------------------------
+// ---- prologue ----------------------------------------------------------------------------------
 
 Result<bool> JobImpl::answer_from_record(const PrologueCall& call, std::span<std::byte> result) {
   if (!inherited_record_) return false;
@@ -164,7 +171,7 @@ void JobImpl::record(const PrologueCall& call, std::span<const std::byte> result
   record_->append(call, result, state_.covers(result.data(), result.size()));
 }
 
-// ---- epochs ---------------------------------------------------------------------------------------------------------
+// ---- epochs ------------------------------------------------------------------------------------
 
 bool JobImpl::must_enter() const { return entered_ != epoch() || world_->wedged(); }
 
@@ -213,12 +220,14 @@ Status JobImpl::enter_bound() {
 Status JobImpl::exchange_and_heal(control::Entered& report) {
   const std::uint64_t resume = resume_step();
   if (holds_state_ && applied_ + 1 != resume) {
-    return {Code::Internal, fmt::format("rank {} has applied {} steps but epoch {} resumes at step {}",
-                                        seat().rank.value(), applied_, epoch().value(), resume)};
+    return {Code::Internal,
+            fmt::format("rank {} has applied {} steps but epoch {} resumes at step {}",
+                        seat().rank.value(), applied_, epoch().value(), resume)};
   }
   if (heal_book_.resume != resume) heal_book_ = {resume, std::nullopt};
   Healer healer(*world_, state_, heal_book_, [this](const char* phase, std::uint64_t chunk) {
-    if (has_faults()) hit_fault({.op = "heal", .phase = phase, .step = resume_step() - 1, .chunk = chunk});
+    if (has_faults())
+      hit_fault({.op = "heal", .phase = phase, .step = resume_step() - 1, .chunk = chunk});
   });
   book(Category::ReplaceWait);
   auto round = healer.exchange(holds_state_);
@@ -232,7 +241,8 @@ Status JobImpl::exchange_and_heal(control::Entered& report) {
   holds_state_ = true;
   applied_ = resume - 1;
   for (const auto& [donor, bytes] : heal_book_.progress->bytes_from()) {
-    report.bytes_from.push_back({world_->present_seats()[static_cast<std::size_t>(donor.value())], bytes});
+    report.bytes_from.push_back(
+        {world_->present_seats()[static_cast<std::size_t>(donor.value())], bytes});
   }
   report.heal_ns = metrics::monotonic_ns() - started_ns;
   return {};
@@ -242,9 +252,10 @@ Status JobImpl::inherit_mirror(std::uint64_t step) {
   if (state_.volatile_bytes() == 0 || step == 0) return {};
   base::Fd kept = link_->take_kept(kMirror);
   if (!kept) {
-    return {Code::Internal, fmt::format("rank {} took over its seat at step {} but was given no mirror of its "
-                                        "predecessor's volatile state",
-                                        seat().rank.value(), step)};
+    return {Code::Internal,
+            fmt::format("rank {} took over its seat at step {} but was given no mirror of its "
+                        "predecessor's volatile state",
+                        seat().rank.value(), step)};
   }
   auto memory = KeptMemory::open(std::move(kept));
   if (!memory) return memory.error();
@@ -253,7 +264,7 @@ Status JobImpl::inherit_mirror(std::uint64_t step) {
   return mirror->read(step, state_);
 }
 
-// ---- steps ----------------------------------------------------------------------------------------------------------
+// ---- steps -------------------------------------------------------------------------------------
 
 Status JobImpl::begin_step(std::uint64_t step, bool retry) {
   if (retry) {
@@ -271,7 +282,8 @@ Status JobImpl::begin_step(std::uint64_t step, bool retry) {
   if (!memory) return memory.error();
   mirror_memory_ = std::move(*memory);
   mirror_ = Mirror::format(mirror_memory_->bytes(), state_.volatile_bytes());
-  // A successor may need the generation of the step before, if this seat is lost again before its first commit.
+  // A successor may need the generation of the step before, if this seat is lost again before its
+  // first commit.
   if (step > 1) mirror_->write(step - 1, state_);
   return link_->keep_memory(kMirror, mirror_memory_->fd(), mirror_memory_->bytes().size());
 }
@@ -279,7 +291,8 @@ Status JobImpl::begin_step(std::uint64_t step, bool retry) {
 Status JobImpl::commit(std::uint64_t step) {
   if (auto status = usable(); !status) return status;
   if (!in_step_ || step != current_step_) {
-    return {Code::FailedPrecondition, "commit() belongs between a next() that returned true and the next next()"};
+    return {Code::FailedPrecondition,
+            "commit() belongs between a next() that returned true and the next next()"};
   }
   if (mirror_) mirror_->write(step, state_);
   auto status = world_->commit(step);

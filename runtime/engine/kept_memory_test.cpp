@@ -31,7 +31,9 @@ TEST(Mirror, KeepsTheLastTwoGenerations) {
 
 class Prologue : public testing::Test {
  protected:
-  static PrologueCall call(std::uint64_t count) { return {.kind = 1, .count = count, .group = "world"}; }
+  static PrologueCall call(std::uint64_t count) {
+    return {.kind = 1, .count = count, .group = "world"};
+  }
   std::vector<std::byte> memory_ = std::vector<std::byte>(4096);
 };
 

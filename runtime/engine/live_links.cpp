@@ -41,7 +41,8 @@ void at_exit() {
 
 void install_handlers() {
   static const bool installed = [] {
-    return ::pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) == 0 && std::atexit(at_exit) == 0;
+    return ::pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) == 0 &&
+           std::atexit(at_exit) == 0;
   }();
   (void)installed;
 }

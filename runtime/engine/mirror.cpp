@@ -11,9 +11,13 @@ namespace {
 constexpr std::uint64_t kMirrorMagic = 0x726f727269'6d6772ULL;
 }
 
-std::size_t Mirror::bytes_needed(std::size_t volatile_bytes) { return sizeof(Header) + 2 * volatile_bytes; }
+std::size_t Mirror::bytes_needed(std::size_t volatile_bytes) {
+  return sizeof(Header) + 2 * volatile_bytes;
+}
 
-Mirror::Header& Mirror::header() const { return *std::launder(reinterpret_cast<Header*>(memory_.data())); }
+Mirror::Header& Mirror::header() const {
+  return *std::launder(reinterpret_cast<Header*>(memory_.data()));
+}
 
 std::byte* Mirror::half(std::uint64_t step) const {
   return memory_.data() + sizeof(Header) + (step & 1) * bytes_;
@@ -27,14 +31,16 @@ Mirror Mirror::format(std::span<std::byte> memory, std::size_t volatile_bytes) {
 
 Result<Mirror> Mirror::open(std::span<std::byte> memory, std::size_t volatile_bytes) {
   if (memory.size() < bytes_needed(volatile_bytes)) {
-    return Status(Code::FailedPrecondition, fmt::format("the predecessor mirrored fewer than {} bytes of volatile "
-                                                        "state; all lives of a seat must register the same state",
-                                                        volatile_bytes));
+    return Status(Code::FailedPrecondition,
+                  fmt::format("the predecessor mirrored fewer than {} bytes of volatile "
+                              "state; all lives of a seat must register the same state",
+                              volatile_bytes));
   }
   Mirror mirror(memory, volatile_bytes);
   if (mirror.header().magic != kMirrorMagic || mirror.header().volatile_bytes != volatile_bytes) {
     return Status(Code::FailedPrecondition,
-                  fmt::format("the predecessor's mirror holds {} bytes of volatile state, this process registered {}; "
+                  fmt::format("the predecessor's mirror holds {} bytes of volatile state, this "
+                              "process registered {}; "
                               "all lives of a seat must register the same state",
                               mirror.header().volatile_bytes, volatile_bytes));
   }
@@ -49,9 +55,10 @@ void Mirror::write(std::uint64_t step, const RegisteredState& state) {
 
 Status Mirror::read(std::uint64_t step, const RegisteredState& state) const {
   if (header().steps[step & 1].load(std::memory_order_acquire) != step) {
-    return {Code::FailedPrecondition, fmt::format("the mirror of this seat's volatile state has no generation for "
-                                                  "step {}",
-                                                  step)};
+    return {Code::FailedPrecondition,
+            fmt::format("the mirror of this seat's volatile state has no generation for "
+                        "step {}",
+                        step)};
   }
   state.restore_volatile(half(step));
   return {};

@@ -19,8 +19,9 @@ std::vector<Rank> present(const std::vector<Rank>& seats, const membership::View
 
 Result<std::shared_ptr<OpenGroup>> checked(std::shared_ptr<OpenGroup> group) {
   if (static_cast<std::size_t>(group->arena.slots.members()) != group->seats.size()) {
-    return Status(Code::Internal, fmt::format("the arena of group \"{}\" is made for {} ranks, but {} are present",
-                                              group->name, group->arena.slots.members(), group->seats.size()));
+    return Status(Code::Internal,
+                  fmt::format("the arena of group \"{}\" is made for {} ranks, but {} are present",
+                              group->name, group->arena.slots.members(), group->seats.size()));
   }
   return group;
 }
@@ -33,16 +34,21 @@ Result<std::shared_ptr<OpenGroup>> single_group(std::uint32_t id, const std::str
 
 }  // namespace
 
-Result<std::shared_ptr<OpenGroup>> open_group(Epoch epoch, const control::ViewInstalled::Group& group, base::Fd fd) {
+Result<std::shared_ptr<OpenGroup>> open_group(Epoch epoch,
+                                              const control::ViewInstalled::Group& group,
+                                              base::Fd fd) {
   auto arena = shm::open_arena(fd.get(), epoch, group.id);
   if (!arena) return arena.error();
-  return checked(std::make_shared<OpenGroup>(OpenGroup{group.id, group.name, group.seats, std::move(*arena)}));
+  return checked(
+      std::make_shared<OpenGroup>(OpenGroup{group.id, group.name, group.seats, std::move(*arena)}));
 }
 
-Result<std::shared_ptr<OpenView>> open_view(const control::ViewInstalled& message, std::vector<base::Fd> fds) {
+Result<std::shared_ptr<OpenView>> open_view(const control::ViewInstalled& message,
+                                            std::vector<base::Fd> fds) {
   if (message.groups.empty() || fds.size() != message.groups.size()) {
-    return Status(Code::Internal, fmt::format("the view of epoch {} came with {} groups and {} descriptors",
-                                              message.view.epoch.value(), message.groups.size(), fds.size()));
+    return Status(Code::Internal,
+                  fmt::format("the view of epoch {} came with {} groups and {} descriptors",
+                              message.view.epoch.value(), message.groups.size(), fds.size()));
   }
   auto view = std::make_shared<OpenView>(OpenView{message.view, {}, message.cause});
   for (std::size_t i = 0; i < fds.size(); ++i) {
@@ -65,6 +71,8 @@ Result<std::shared_ptr<OpenView>> open_single_view() {
   return view;
 }
 
-Result<std::shared_ptr<OpenGroup>> open_single_group(const std::string& name) { return single_group(1, name); }
+Result<std::shared_ptr<OpenGroup>> open_single_group(const std::string& name) {
+  return single_group(1, name);
+}
 
 }  // namespace regroup::engine

@@ -42,8 +42,8 @@ struct PrologueRecord::Entry {
   bool healed;
 
   [[nodiscard]] bool matches(const PrologueCall& call) const {
-    return group == group_hash(call.group) && count == call.count && kind == call.kind && root == call.root &&
-           dtype == call.dtype && op == call.op;
+    return group == group_hash(call.group) && count == call.count && kind == call.kind &&
+           root == call.root && dtype == call.dtype && op == call.op;
   }
 };
 
@@ -60,12 +60,14 @@ PrologueRecord PrologueRecord::format(std::span<std::byte> memory) {
 Result<PrologueRecord> PrologueRecord::open(std::span<std::byte> memory) {
   PrologueRecord record(memory);
   if (memory.size() < sizeof(Header) || record.header().magic != kPrologueMagic) {
-    return Status(Code::FailedPrecondition, "the predecessor left no readable record of its prologue");
+    return Status(Code::FailedPrecondition,
+                  "the predecessor left no readable record of its prologue");
   }
   return record;
 }
 
-void PrologueRecord::append(const PrologueCall& call, std::span<const std::byte> result, bool healed) {
+void PrologueRecord::append(const PrologueCall& call, std::span<const std::byte> result,
+                            bool healed) {
   auto& head = header();
   if (head.overflowed.load(std::memory_order_relaxed) != 0) return;
   const std::size_t kept_bytes = healed ? 0 : result.size();
@@ -76,7 +78,14 @@ void PrologueRecord::append(const PrologueCall& call, std::span<const std::byte>
     return;
   }
   std::byte* const at = memory_.data() + sizeof(Header) + used;
-  new (at) Entry{group_hash(call.group), call.count, result.size(), call.kind, call.root, call.dtype, call.op, healed};
+  new (at) Entry{group_hash(call.group),
+                 call.count,
+                 result.size(),
+                 call.kind,
+                 call.root,
+                 call.dtype,
+                 call.op,
+                 healed};
   if (kept_bytes > 0) std::memcpy(at + aligned(sizeof(Entry)), result.data(), kept_bytes);
   head.used.store(used + aligned(sizeof(Entry)) + aligned(kept_bytes), std::memory_order_release);
 }
@@ -89,14 +98,17 @@ Result<bool> PrologueRecord::answer(const PrologueCall& call, std::span<std::byt
                                                  memory_.size() - sizeof(Header));
   if (read_offset_ + aligned(sizeof(Entry)) > used) {
     if (head.overflowed.load(std::memory_order_acquire) != 0) {
-      return Status(Code::ResourceExhausted,
-                    fmt::format("the collectives before the first step gave more than {} MiB of results, too many to "
-                                "keep for a newcomer; move them behind the first next(), or register what they fill",
-                                kBytesMax >> 20));
+      return Status(
+          Code::ResourceExhausted,
+          fmt::format(
+              "the collectives before the first step gave more than {} MiB of results, too many to "
+              "keep for a newcomer; move them behind the first next(), or register what they fill",
+              kBytesMax >> 20));
     }
     if (head.closed.load(std::memory_order_acquire) == 0) return false;
     return Status(Code::InvalidArgument,
-                  "this newcomer makes more collectives before its first step than its predecessor did; the prologue "
+                  "this newcomer makes more collectives before its first step than its predecessor "
+                  "did; the prologue "
                   "must not depend on who runs it");
   }
   const std::byte* const at = memory_.data() + sizeof(Header) + read_offset_;
@@ -106,7 +118,8 @@ Result<bool> PrologueRecord::answer(const PrologueCall& call, std::span<std::byt
   if (!entry.matches(call) || entry.result_bytes != result.size() ||
       read_offset_ + aligned(sizeof(Entry)) + aligned(kept_bytes) > used) {
     return Status(Code::InvalidArgument,
-                  fmt::format("this newcomer's collective before its first step (kind {}, {} elements, group \"{}\") is "
+                  fmt::format("this newcomer's collective before its first step (kind {}, {} "
+                              "elements, group \"{}\") is "
                               "not the one that its predecessor made (kind {}, {} elements)",
                               call.kind, call.count, call.group, entry.kind, entry.count));
   }

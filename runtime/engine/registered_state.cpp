@@ -8,22 +8,30 @@
 
 namespace regroup::engine {
 
-void RegisteredState::insert(std::vector<Tensor>& list, std::string_view name, void* data, std::size_t bytes) {
+void RegisteredState::insert(std::vector<Tensor>& list, std::string_view name, void* data,
+                             std::size_t bytes) {
   if (!error_) return;
   if (sealed_) {
-    error_ = Status(Code::FailedPrecondition,
-                    fmt::format("state \"{}\" was registered after the first next(); register all state before it",
-                                name));
+    error_ = Status(
+        Code::FailedPrecondition,
+        fmt::format(
+            "state \"{}\" was registered after the first next(); register all state before it",
+            name));
     return;
   }
   const auto same_name = [&](const Tensor& tensor) { return tensor.name == name; };
-  if (name.empty() || std::ranges::any_of(tensors_, same_name) || std::ranges::any_of(volatiles_, same_name)) {
-    error_ = Status(Code::InvalidArgument,
-                    fmt::format("state name \"{}\" is empty or used twice; every registered state needs its own", name));
+  if (name.empty() || std::ranges::any_of(tensors_, same_name) ||
+      std::ranges::any_of(volatiles_, same_name)) {
+    error_ =
+        Status(Code::InvalidArgument,
+               fmt::format(
+                   "state name \"{}\" is empty or used twice; every registered state needs its own",
+                   name));
     return;
   }
   if (data == nullptr && bytes > 0) {
-    error_ = Status(Code::InvalidArgument, fmt::format("state \"{}\" has no memory behind its {} bytes", name, bytes));
+    error_ = Status(Code::InvalidArgument,
+                    fmt::format("state \"{}\" has no memory behind its {} bytes", name, bytes));
     return;
   }
   list.push_back({std::string(name), static_cast<std::byte*>(data), bytes});

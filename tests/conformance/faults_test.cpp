@@ -101,8 +101,7 @@ void run_operation(SlotRunner& runner, const Case& c, int rank, Told& told) {
   std::vector<std::byte> in = c.input(rank);
   const std::vector<std::byte> before = in;
   std::vector<std::byte> out(c.extent(rank).out_bytes);
-  const bool in_place =
-      c.salt % 2 == 0 && out.size() <= in.size() && c.extent(rank).in_bytes != 0;
+  const bool in_place = c.salt % 2 == 0 && out.size() <= in.size() && c.extent(rank).in_bytes != 0;
   OpSpec spec = c.spec;
   spec.in = in.data();
   spec.out = in_place ? in.data() : out.data();

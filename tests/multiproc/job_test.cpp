@@ -1,4 +1,5 @@
-/// Whole jobs: real launcher, real ranks, SIGKILL at exact points; same bits as a job in which nobody died.
+/// Whole jobs: real launcher, real ranks, SIGKILL at exact points; same bits as a job in which
+/// nobody died.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -15,7 +16,8 @@ std::string story(const Finished& job) { return "--- out\n" + job.out + "--- err
 
 std::set<std::string> digests(const Finished& job) {
   std::set<std::string> found;
-  for (const auto& line : job.lines_with("digest=")) found.insert(line.substr(line.find("digest=") + 7, 16));
+  for (const auto& line : job.lines_with("digest="))
+    found.insert(line.substr(line.find("digest=") + 7, 16));
   return found;
 }
 
@@ -35,7 +37,8 @@ std::string undisturbed(int ranks) {
 void expect_healed(const Finished& job, int ranks, const std::string& what) {
   EXPECT_FALSE(job.timed_out) << what << "\n" << story(job);
   EXPECT_EQ(job.exit_code, 0) << what << "\n" << story(job);
-  EXPECT_EQ(job.lines_with("digest=").size(), static_cast<std::size_t>(ranks)) << what << "\n" << story(job);
+  EXPECT_EQ(job.lines_with("digest=").size(), static_cast<std::size_t>(ranks)) << what << "\n"
+                                                                               << story(job);
   EXPECT_EQ(digests(job), std::set<std::string>{undisturbed(ranks)}) << what << "\n" << story(job);
 }
 
@@ -44,10 +47,13 @@ TEST(Job, TrainsUndisturbed) { EXPECT_FALSE(undisturbed(3).empty()); }
 TEST(Job, SameBitsWhereverARankDies) {
   int cells = 0;
   for (const char* op : {"all_reduce", "broadcast", "reduce", "all_gather"}) {
-    for (const char* phase : {"after_copy_in", "after_publish", "before_complete", "after_complete"}) {
+    for (const char* phase :
+         {"after_copy_in", "after_publish", "before_complete", "after_complete"}) {
       const int victim = cells++ % 3;
-      const auto faults = fmt::format("rank={},inc=0,op={},step=2,phase={}:kill", victim, op, phase);
-      const auto job = run_job({"-n", "3", "--spares", "1"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}});
+      const auto faults =
+          fmt::format("rank={},inc=0,op={},step=2,phase={}:kill", victim, op, phase);
+      const auto job =
+          run_job({"-n", "3", "--spares", "1"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}});
       expect_healed(job, 3, faults);
     }
   }
@@ -56,8 +62,10 @@ TEST(Job, SameBitsWhereverARankDies) {
 TEST(Job, SameBitsWhenARankDiesInCommit) {
   for (int victim = 0; victim < 3; ++victim) {
     for (const char* phase : {"before_prepare", "after_prepare"}) {
-      const auto faults = fmt::format("rank={},inc=0,op=commit,step=3,phase={}:kill", victim, phase);
-      const auto job = run_job({"-n", "3", "--spares", "1"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}});
+      const auto faults =
+          fmt::format("rank={},inc=0,op=commit,step=3,phase={}:kill", victim, phase);
+      const auto job =
+          run_job({"-n", "3", "--spares", "1"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}});
       expect_healed(job, 3, faults);
     }
   }
@@ -69,22 +77,29 @@ TEST(Job, SeatIsRestartedColdWithoutASpare) {
 }
 
 TEST(Job, NewcomerAndDonorMayDieWhileHealing) {
-  for (const char* second : {"rank=1,inc=1,op=heal,phase=take:kill", "rank=2,inc=0,op=heal,phase=give:kill"}) {
-    const auto faults = fmt::format("rank=1,inc=0,op=all_reduce,step=2,phase=after_publish:kill;{}", second);
-    const auto job = run_job({"-n", "3", "--spares", "1"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}});
+  for (const char* second :
+       {"rank=1,inc=1,op=heal,phase=take:kill", "rank=2,inc=0,op=heal,phase=give:kill"}) {
+    const auto faults =
+        fmt::format("rank=1,inc=0,op=all_reduce,step=2,phase=after_publish:kill;{}", second);
+    const auto job =
+        run_job({"-n", "3", "--spares", "1"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}});
     expect_healed(job, 3, faults);
   }
 }
 
 TEST(Job, TwoRanksDieAtOnce) {
   const std::string faults =
-      "rank=0,inc=0,op=all_reduce,step=2,phase=after_publish:kill;rank=2,inc=0,op=all_reduce,step=2,phase=enter:kill";
-  expect_healed(run_job({"-n", "4", "--spares", "2"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}}), 4, faults);
+      "rank=0,inc=0,op=all_reduce,step=2,phase=after_publish:kill;rank=2,inc=0,op=all_reduce,step="
+      "2,phase=enter:kill";
+  expect_healed(
+      run_job({"-n", "4", "--spares", "2"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}}), 4,
+      faults);
 }
 
 TEST(Job, ShrinkGoesOnWithFewerRanks) {
   const std::string faults = "rank=1,inc=0,op=all_reduce,step=2,phase=after_publish:kill";
-  const auto job = run_job({"-n", "3", "--min", "1", "--on-loss", "shrink"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}});
+  const auto job = run_job({"-n", "3", "--min", "1", "--on-loss", "shrink"}, {"train", kSteps},
+                           {{"REGROUP_FAULTS", faults}});
   EXPECT_EQ(job.exit_code, 0) << story(job);
   EXPECT_EQ(job.lines_with("size 2").size(), 2U) << story(job);
   EXPECT_EQ(digests(job).size(), 1U) << story(job);
@@ -92,7 +107,8 @@ TEST(Job, ShrinkGoesOnWithFewerRanks) {
 
 TEST(Job, AbortEndsWithTheFirstCause) {
   const std::string faults = "rank=1,inc=0,op=all_reduce,step=2,phase=after_publish:kill";
-  const auto job = run_job({"-n", "3", "--on-loss", "abort"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}});
+  const auto job =
+      run_job({"-n", "3", "--on-loss", "abort"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}});
   EXPECT_EQ(job.exit_code, 137) << story(job);
   EXPECT_NE(job.err.find("rank 1"), std::string::npos) << story(job);
 }
@@ -100,8 +116,10 @@ TEST(Job, AbortEndsWithTheFirstCause) {
 TEST(Job, NobodyToHealFromEndsTheJobAndSaysSo) {
   // The only donor dies while it gives.
   const std::string faults =
-      "rank=1,inc=0,op=all_reduce,step=2,phase=after_publish:kill;rank=0,inc=0,op=heal,phase=give:kill";
-  const auto job = run_job({"-n", "2", "--spares", "2"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}});
+      "rank=1,inc=0,op=all_reduce,step=2,phase=after_publish:kill;rank=0,inc=0,op=heal,phase=give:"
+      "kill";
+  const auto job =
+      run_job({"-n", "2", "--spares", "2"}, {"train", kSteps}, {{"REGROUP_FAULTS", faults}});
   EXPECT_FALSE(job.timed_out) << story(job);
   EXPECT_NE(job.exit_code, 0) << story(job);
   EXPECT_EQ(digests(job).size(), 0U) << story(job);

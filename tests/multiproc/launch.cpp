@@ -39,8 +39,8 @@ std::string next_run_dir() {
   return folder.next();
 }
 
-[[noreturn]] void become(std::vector<std::string> words, const std::map<std::string, std::string>& environment,
-                         int out, int err) {
+[[noreturn]] void become(std::vector<std::string> words,
+                         const std::map<std::string, std::string>& environment, int out, int err) {
   ::dup2(out, 1);
   ::dup2(err, 2);
   for (const auto& [key, value] : environment) ::setenv(key.c_str(), value.c_str(), 1);
@@ -52,10 +52,12 @@ std::string next_run_dir() {
 }
 
 /// Reads both pipes until they close or the time is over.
-bool drain(std::array<pollfd, 2> pipes, std::array<std::string*, 2> texts, SteadyClock::time_point until) {
+bool drain(std::array<pollfd, 2> pipes, std::array<std::string*, 2> texts,
+           SteadyClock::time_point until) {
   int open = 2;
   while (open > 0) {
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(until - SteadyClock::now()).count();
+    const auto left =
+        std::chrono::duration_cast<std::chrono::milliseconds>(until - SteadyClock::now()).count();
     if (left <= 0) return false;
     if (::poll(pipes.data(), pipes.size(), static_cast<int>(left)) <= 0) continue;
     for (std::size_t i = 0; i < pipes.size(); ++i) {
@@ -106,7 +108,8 @@ Finished run_job(const std::vector<std::string>& flags, const std::vector<std::s
   ::close(out[1]);
   ::close(err[1]);
   const auto until = SteadyClock::now() + std::chrono::seconds(seconds);
-  finished.timed_out = !drain({{{out[0], POLLIN, 0}, {err[0], POLLIN, 0}}}, {&finished.out, &finished.err}, until);
+  finished.timed_out =
+      !drain({{{out[0], POLLIN, 0}, {err[0], POLLIN, 0}}}, {&finished.out, &finished.err}, until);
   if (finished.timed_out) ::kill(pid, SIGKILL);
   int status = 0;
   ::waitpid(pid, &status, 0);

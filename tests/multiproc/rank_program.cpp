@@ -1,4 +1,5 @@
-/// The program that the whole-job tests launch. Each mode is one situation; what it prints is what the test checks.
+/// The program that the whole-job tests launch. Each mode is one situation; what it prints is what
+/// the test checks.
 #include <fmt/format.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -25,7 +26,8 @@ void say(const std::string& line) {
   std::fflush(stdout);
 }
 
-std::uint64_t fnv(const void* data, std::size_t bytes, std::uint64_t seed = 14695981039346656037ULL) {
+std::uint64_t fnv(const void* data, std::size_t bytes,
+                  std::uint64_t seed = 14695981039346656037ULL) {
   const auto* p = static_cast<const unsigned char*>(data);
   for (std::size_t i = 0; i < bytes; ++i) seed = (seed ^ p[i]) * 1099511628211ULL;
   return seed;
@@ -51,20 +53,27 @@ Status exchange(Model& model, ProcessGroup& world, ProcessGroup& half, std::vect
     grads[i] = model.params[i] * 0.01 + static_cast<double>(draw(model.generator) % 1024);
   }
   std::vector<float> wide(model.large.size());
-  for (std::size_t i = 0; i < wide.size(); ++i) wide[i] = model.large[i] + static_cast<float>(i % 7);
+  for (std::size_t i = 0; i < wide.size(); ++i)
+    wide[i] = model.large[i] + static_cast<float>(i % 7);
   float scale = world.rank() == 0 ? static_cast<float>(model.params[0]) : 0.0F;
   std::vector<double> of_half(8);
-  if (auto s = half.all_reduce(std::span<const double>(grads.data(), 8), std::span<double>(of_half), ReduceOp::Sum); !s) {
+  if (auto s = half.all_reduce(std::span<const double>(grads.data(), 8), std::span<double>(of_half),
+                               ReduceOp::Sum);
+      !s) {
     return s;
   }
   for (std::size_t i = 0; i < grads.size(); ++i) grads[i] += of_half[i % 8] * 1e-3;
   if (auto s = world.all_reduce(grads, ReduceOp::Avg); !s) return s;
   if (auto s = world.all_reduce(wide, ReduceOp::Avg); !s) return s;
   if (auto s = world.broadcast(&scale, 1, regroup::DType::F32, 0); !s) return s;
-  auto pending = world.all_reduce_async(wide.data(), wide.data(), wide.size(), regroup::DType::F32, ReduceOp::Max);
+  auto pending = world.all_reduce_async(wide.data(), wide.data(), wide.size(), regroup::DType::F32,
+                                        ReduceOp::Max);
   if (auto s = pending.wait(); !s) return s;
   std::vector<double> sum(grads.size());
-  if (auto s = world.reduce(grads.data(), sum.data(), grads.size(), regroup::DType::F64, ReduceOp::Sum, 0); !s) return s;
+  if (auto s = world.reduce(grads.data(), sum.data(), grads.size(), regroup::DType::F64,
+                            ReduceOp::Sum, 0);
+      !s)
+    return s;
   for (std::size_t i = 0; i < grads.size(); ++i) grads[i] += scale;
   return {};
 }
@@ -81,7 +90,10 @@ int train(Job& job, std::uint64_t steps) {
     return 1;
   }
   for (auto& p : model.params) p = start;
-  job.state().add("params", model.params).add("large", model.large).add_volatile("generator", model.generator);
+  job.state()
+      .add("params", model.params)
+      .add("large", model.large)
+      .add_volatile("generator", model.generator);
   std::vector<double> grads(model.params.size());
   std::vector<std::uint64_t> generators(static_cast<std::size_t>(world.size()));
   auto loop = job.steps(steps);
@@ -93,7 +105,8 @@ int train(Job& job, std::uint64_t steps) {
     generators.resize(static_cast<std::size_t>(world.size()));
     if (!world.all_gather(&model.generator, generators.data(), 1, regroup::DType::I64)) continue;
     if (!loop.commit()) continue;
-    for (std::size_t i = 0; i < grads.size(); ++i) model.params[i] = model.params[i] * 0.99 + grads[i] * 0.01;
+    for (std::size_t i = 0; i < grads.size(); ++i)
+      model.params[i] = model.params[i] * 0.99 + grads[i] * 0.01;
     for (auto& v : model.large) v += 0.25F;
   }
   if (!loop.status()) {
@@ -103,8 +116,8 @@ int train(Job& job, std::uint64_t steps) {
   const auto digest = fnv(model.large.data(), model.large.size() * sizeof(float),
                           fnv(model.params.data(), model.params.size() * sizeof(double),
                               fnv(generators.data(), generators.size() * sizeof(std::uint64_t))));
-  say(fmt::format("rank {} incarnation {} pid {} size {} digest={:016x}", job.rank(), job.incarnation().value(),
-                  ::getpid(), world.size(), digest));
+  say(fmt::format("rank {} incarnation {} pid {} size {} digest={:016x}", job.rank(),
+                  job.incarnation().value(), ::getpid(), world.size(), digest));
   return 0;
 }
 
@@ -113,15 +126,20 @@ int mismatch(Job& job, const std::string& what) {
   const bool odd = job.rank() == 1;
   std::vector<float> a(16, 1.0F), b(64);
   Status status;
-  if (what == "count") status = world.all_reduce(a.data(), b.data(), odd ? 15 : 16, regroup::DType::F32, ReduceOp::Sum);
+  if (what == "count")
+    status =
+        world.all_reduce(a.data(), b.data(), odd ? 15 : 16, regroup::DType::F32, ReduceOp::Sum);
   if (what == "type") {
-    status = world.all_reduce(a.data(), b.data(), 8, odd ? regroup::DType::F64 : regroup::DType::F32, ReduceOp::Sum);
+    status = world.all_reduce(a.data(), b.data(), 8,
+                              odd ? regroup::DType::F64 : regroup::DType::F32, ReduceOp::Sum);
   }
   if (what == "operation") {
-    status = world.all_reduce(a.data(), b.data(), 8, regroup::DType::F32, odd ? ReduceOp::Max : ReduceOp::Sum);
+    status = world.all_reduce(a.data(), b.data(), 8, regroup::DType::F32,
+                              odd ? ReduceOp::Max : ReduceOp::Sum);
   }
   if (what == "kind") {
-    status = odd ? world.barrier() : world.all_reduce(a.data(), b.data(), 8, regroup::DType::F32, ReduceOp::Sum);
+    status = odd ? world.barrier()
+                 : world.all_reduce(a.data(), b.data(), 8, regroup::DType::F32, ReduceOp::Sum);
   }
   if (what == "root") {
     status = world.broadcast(a.data(), 8, regroup::DType::F32, odd ? 1 : 0);
@@ -136,12 +154,15 @@ int bad_arguments(Job& job) {
   auto world = job.world();
   std::vector<float> a(8), b(8);
   std::vector<std::int32_t> i(8);
-  const auto show = [&](const char* what, const Status& s) { say(fmt::format("{}: {}", what, s.to_string())); };
+  const auto show = [&](const char* what, const Status& s) {
+    say(fmt::format("{}: {}", what, s.to_string()));
+  };
   show("null", world.all_reduce(nullptr, b.data(), 8, regroup::DType::F32, ReduceOp::Sum));
   show("root", world.broadcast(a, 99));
   show("avg", world.all_reduce(i, ReduceOp::Avg));
   show("overlap", world.all_reduce(a.data(), a.data() + 1, 4, regroup::DType::F32, ReduceOp::Sum));
-  show("sizes", world.all_reduce(std::span<const float>(a), std::span<float>(b.data(), 4), ReduceOp::Sum));
+  show("sizes",
+       world.all_reduce(std::span<const float>(a), std::span<float>(b.data(), 4), ReduceOp::Sum));
   show("self", world.send(a.data(), 1, regroup::DType::F32, world.rank()));
   show("empty group", ProcessGroup().barrier());
   show("good", world.all_reduce(a, ReduceOp::Sum));
@@ -193,7 +214,8 @@ int deadline(Job& job) {
     return 1;
   }
   const auto status = world.all_reduce(a, ReduceOp::Sum);
-  say(fmt::format("rank {} again: {} sum {} epoch {}", job.rank(), status.to_string(), a[0], world.epoch().value()));
+  say(fmt::format("rank {} again: {} sum {} epoch {}", job.rank(), status.to_string(), a[0],
+                  world.epoch().value()));
   return status ? 0 : 1;
 }
 

@@ -1,8 +1,10 @@
-/// Kills each rank at each phase of each algorithm, with real processes, and checks that all survivors report the same
-/// outcome of every operation, that what is done is right, and that what is revoked left its input as it was.
+/// Kills each rank at each phase of each algorithm, with real processes, and checks that all
+/// survivors report the same outcome of every operation, that what is done is right, and that what
+/// is revoked left its input as it was.
 ///
-/// The parent is the agent: it sees the death, wedges, cuts, decides. One survivor, the laggard, stays just short of
-/// completing until the wedge has come: if somebody else completed, only the flush can bring it there.
+/// The parent is the agent: it sees the death, wedges, cuts, decides. One survivor, the laggard,
+/// stays just short of completing until the wedge has come: if somebody else completed, only the
+/// flush can bring it there.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -31,7 +33,7 @@ using spi::OpKind;
 constexpr std::size_t kSlotBytes = 16 * 1024;
 constexpr int kRanksMax = 5;
 constexpr int kOperations = 5;
-constexpr int kTested = 3;   // number of the operation in which the victim dies
+constexpr int kTested = 3;  // number of the operation in which the victim dies
 constexpr int kSecondsMax = 20;
 constexpr int kMissedItsPhase = 3;
 
@@ -52,8 +54,9 @@ constexpr std::array<Case, 9> kCases{{
     {"all_gather", OpKind::AllGather, 5000, false},
     {"reduce_scatter", OpKind::ReduceScatter, 3000, false},
 }};
-constexpr std::array<const char*, 8> kPhases{"enter",       "before_copy_in", "after_copy_in",   "after_publish",
-                                             "after_await", "after_reduce",   "before_complete", "after_complete"};
+constexpr std::array<const char*, 8> kPhases{"enter",           "before_copy_in", "after_copy_in",
+                                             "after_publish",   "after_await",    "after_reduce",
+                                             "before_complete", "after_complete"};
 constexpr std::array<const char*, 2> kCommitPhases{"before_prepare", "after_prepare"};
 
 /// What a rank says of one operation; lies in memory shared with the parent.
@@ -64,7 +67,8 @@ struct Report {
   bool input_intact;
 };
 struct Board {
-  std::array<std::array<Report, kOperations + 2>, kRanksMax> reports;   // [rank][number], commit last
+  std::array<std::array<Report, kOperations + 2>, kRanksMax>
+      reports;  // [rank][number], commit last
 };
 
 struct Cell {
@@ -77,13 +81,16 @@ struct Cell {
 };
 
 std::string describe(const Cell& cell) {
-  return std::string(cell.in_commit ? "commit" : cell.tested.name) + ", " + std::to_string(cell.ranks) + " ranks, rank " +
-         std::to_string(cell.victim) + " dies at " + cell.phase + ", laggard " + std::to_string(cell.laggard);
+  return std::string(cell.in_commit ? "commit" : cell.tested.name) + ", " +
+         std::to_string(cell.ranks) + " ranks, rank " + std::to_string(cell.victim) + " dies at " +
+         cell.phase + ", laggard " + std::to_string(cell.laggard);
 }
 
-/// Exactly representable in f32, also summed over five ranks; tells who contributed to which operation.
+/// Exactly representable in f32, also summed over five ranks; tells who contributed to which
+/// operation.
 float contribution(int rank, int number, std::size_t element) {
-  return static_cast<float>((rank + 1) * (rank + 1) * 1000 + number * 100 + static_cast<int>(element % 13));
+  return static_cast<float>((rank + 1) * (rank + 1) * 1000 + number * 100 +
+                            static_cast<int>(element % 13));
 }
 float sum_of_all(int ranks, int number, std::size_t element) {
   float sum = 0;
@@ -95,17 +102,22 @@ float sum_of_all(int ranks, int number, std::size_t element) {
 class RankProcess {
  public:
   RankProcess(const Cell& cell, int me, int fd, Board& board)
-      : cell_(cell), me_(me), board_(board), arena_(shm::open_arena(fd, Epoch(1), 0).value()),
+      : cell_(cell),
+        me_(me),
+        board_(board),
+        arena_(shm::open_arena(fd, Epoch(1), 0).value()),
         runner_(arena_.slots, me, {.cores = 2, .fault = {&RankProcess::on_phase, this}}) {}
 
   void live() {
     for (int number = 1; number <= kOperations; ++number) {
       run(number, number == kTested ? cell_.tested : filler(number));
-      // A phase that this operation does not have on this rank: it is lost right behind the operation instead.
+      // A phase that this operation does not have on this rank: it is lost right behind the
+      // operation instead.
       if (number == kTested && me_ == cell_.victim && !cell_.in_commit) ::_exit(kMissedItsPhase);
     }
     const auto outcome = runner_.commit(1, Clock::now() + std::chrono::seconds(kSecondsMax));
-    board_.reports[static_cast<std::size_t>(me_)][kOperations + 1] = {true, outcome.kind, true, true};
+    board_.reports[static_cast<std::size_t>(me_)][kOperations + 1] = {true, outcome.kind, true,
+                                                                      true};
   }
 
  private:
@@ -113,12 +125,15 @@ class RankProcess {
     return number % 2 == 1 ? kCases[0] : Case{"broadcast", OpKind::Broadcast, 5, true};
   }
 
-  static void on_phase(void* context, const char* phase, std::uint64_t number, std::int64_t /*chunk*/) {
+  static void on_phase(void* context, const char* phase, std::uint64_t number,
+                       std::int64_t /*chunk*/) {
     auto& self = *static_cast<RankProcess*>(context);
     const bool committing = std::strstr(phase, "prepare") != nullptr;
     if (committing != self.cell_.in_commit || (!committing && number != kTested)) return;
-    if (self.me_ == self.cell_.victim && std::strcmp(phase, self.cell_.phase) == 0) ::kill(::getpid(), SIGKILL);
-    if (self.me_ == self.cell_.laggard && std::strcmp(phase, committing ? "before_prepare" : "before_complete") == 0) {
+    if (self.me_ == self.cell_.victim && std::strcmp(phase, self.cell_.phase) == 0)
+      ::kill(::getpid(), SIGKILL);
+    if (self.me_ == self.cell_.laggard &&
+        std::strcmp(phase, committing ? "before_prepare" : "before_complete") == 0) {
       while (!spi::read(self.arena_.slots.group_word(self.me_)).wedged) spi::yield_cpu();
     }
   }
@@ -126,19 +141,26 @@ class RankProcess {
   void run(int number, const Case& what) {
     const int root = cell_.ranks > 1 ? 1 : 0;
     const auto ranks = static_cast<std::size_t>(cell_.ranks);
-    const std::size_t in_count = what.kind == OpKind::ReduceScatter ? what.count * ranks : what.count;
+    const std::size_t in_count =
+        what.kind == OpKind::ReduceScatter ? what.count * ranks : what.count;
     const std::size_t out_count = what.kind == OpKind::AllGather ? what.count * ranks : what.count;
     std::vector<float> in(in_count);
     for (std::size_t i = 0; i < in_count; ++i) in[i] = contribution(me_, number, i);
     const std::vector<float> before = in;
     std::vector<float> out(out_count);
     float* const target = what.in_place ? in.data() : out.data();
-    const OpSpec spec{.kind = what.kind, .dtype = DType::F32, .op = ReduceOp::Sum, .root = root, .count = what.count,
-                      .in = in.data(), .out = target};
+    const OpSpec spec{.kind = what.kind,
+                      .dtype = DType::F32,
+                      .op = ReduceOp::Sum,
+                      .root = root,
+                      .count = what.count,
+                      .in = in.data(),
+                      .out = target};
     auto outcome = runner_.run(spec, Clock::now() + std::chrono::seconds(kSecondsMax));
     Report report{true, outcome.kind, true, true};
     if (outcome.kind == OutcomeKind::Done) {
-      for (std::size_t i = 0; i < what.count; ++i) report.value_right &= target[i] == expected(what, number, root, i);
+      for (std::size_t i = 0; i < what.count; ++i)
+        report.value_right &= target[i] == expected(what, number, root, i);
     } else if (outcome.kind == OutcomeKind::Lost) {
       report.input_intact = what.kind == OpKind::Broadcast || in == before;
     }
@@ -148,16 +170,13 @@ class RankProcess {
   [[nodiscard]] float expected(const Case& what, int number, int root, std::size_t element) const {
     switch (what.kind) {
       case OpKind::AllReduce:
-      case OpKind::Reduce:
-        return sum_of_all(cell_.ranks, number, element);
+      case OpKind::Reduce: return sum_of_all(cell_.ranks, number, element);
       case OpKind::ReduceScatter:
-        return sum_of_all(cell_.ranks, number, static_cast<std::size_t>(me_) * what.count + element);
-      case OpKind::Broadcast:
-        return contribution(root, number, element);
-      case OpKind::AllGather:
-        return contribution(0, number, element);   // of the first rank's part
-      case OpKind::Barrier:
-        return 0;
+        return sum_of_all(cell_.ranks, number,
+                          static_cast<std::size_t>(me_) * what.count + element);
+      case OpKind::Broadcast: return contribution(root, number, element);
+      case OpKind::AllGather: return contribution(0, number, element);  // of the first rank's part
+      case OpKind::Barrier: return 0;
     }
     return 0;
   }
@@ -173,14 +192,16 @@ struct Tally {
   int cells = 0;
   int reached = 0;
   int mixed = 0;
-  int flushed = 0;   ///< cells in which the laggard's operation was done
+  int flushed = 0;  ///< cells in which the laggard's operation was done
 };
 
 /// The agent's part, for one cell.
 class Trial {
  public:
   explicit Trial(const Cell& cell) : cell_(cell) {
-    arena_ = shm::make_arena(Epoch(1), 0, static_cast<std::uint32_t>(cell.ranks), {.slot_bytes = kSlotBytes}).value();
+    arena_ = shm::make_arena(Epoch(1), 0, static_cast<std::uint32_t>(cell.ranks),
+                             {.slot_bytes = kSlotBytes})
+                 .value();
     board_ = static_cast<Board*>(
         ::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
   }
@@ -193,13 +214,14 @@ class Trial {
     int status = 0;
     ::waitpid(pids_[static_cast<std::size_t>(cell_.victim)], &status, 0);
     const bool killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
-    EXPECT_TRUE(killed || (WIFEXITED(status) && WEXITSTATUS(status) == kMissedItsPhase)) << describe(cell_);
+    EXPECT_TRUE(killed || (WIFEXITED(status) && WEXITSTATUS(status) == kMissedItsPhase))
+        << describe(cell_);
     recover();
     for (int rank = 0; rank < cell_.ranks; ++rank) {
       if (rank == cell_.victim) continue;
       ::waitpid(pids_[static_cast<std::size_t>(rank)], &status, 0);
-      EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << describe(cell_) << ": rank " << rank
-                                                                 << " did not end, or crashed";
+      EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0)
+          << describe(cell_) << ": rank " << rank << " did not end, or crashed";
     }
     ++tally.cells;
     if (killed) ++tally.reached;
@@ -210,7 +232,7 @@ class Trial {
   pid_t start(int rank) {
     const pid_t pid = ::fork();
     if (pid != 0) return pid;
-    ::alarm(kSecondsMax);   // the watchdog: a rank that hangs is reported by its signal
+    ::alarm(kSecondsMax);  // the watchdog: a rank that hangs is reported by its signal
     RankProcess(cell_, rank, arena_.fd.get(), *board_).live();
     ::_exit(0);
   }
@@ -223,7 +245,8 @@ class Trial {
     spi::wedge_all(arena_.slots);
     spi::wake_all(arena_.slots);
     const auto report = spi::read_report(arena_.slots);
-    spi::decide_all(arena_.slots, survivors, report.completed, report.told_step.value_or(report.prepared));
+    spi::decide_all(arena_.slots, survivors, report.completed,
+                    report.told_step.value_or(report.prepared));
     spi::wake_all(arena_.slots);
   }
 
@@ -235,9 +258,12 @@ class Trial {
       for (int rank = 0; rank < cell_.ranks; ++rank) {
         const auto& report = board_->reports[static_cast<std::size_t>(rank)][number];
         if (!report.returned) continue;
-        EXPECT_TRUE(report.value_right) << describe(cell_) << ": wrong bytes on rank " << rank << ", operation " << number;
-        EXPECT_TRUE(report.input_intact) << describe(cell_) << ": input changed on rank " << rank << ", operation " << number;
-        EXPECT_LE(report.kind, OutcomeKind::Lost) << describe(cell_) << ": " << collective::name(report.kind);
+        EXPECT_TRUE(report.value_right)
+            << describe(cell_) << ": wrong bytes on rank " << rank << ", operation " << number;
+        EXPECT_TRUE(report.input_intact)
+            << describe(cell_) << ": input changed on rank " << rank << ", operation " << number;
+        EXPECT_LE(report.kind, OutcomeKind::Lost)
+            << describe(cell_) << ": " << collective::name(report.kind);
         if (report.kind == OutcomeKind::Done) ++said[0];
         if (report.kind == OutcomeKind::Lost) ++said[1];
       }
@@ -277,8 +303,8 @@ void run_cells(int ranks, Tally& tally) {
 TEST(Uniform, EachRankKilledAtEachPhaseOfEachAlgorithm) {
   Tally tally;
   for (int ranks = 2; ranks <= kRanksMax; ++ranks) run_cells(ranks, tally);
-  std::printf("cells %d, of which the victim reached its phase in %d; flushed %d; %d mixed\n", tally.cells, tally.reached,
-              tally.flushed, tally.mixed);
+  std::printf("cells %d, of which the victim reached its phase in %d; flushed %d; %d mixed\n",
+              tally.cells, tally.reached, tally.flushed, tally.mixed);
   EXPECT_EQ(tally.mixed, 0);
   EXPECT_GT(tally.reached, tally.cells / 2);
   EXPECT_GT(tally.flushed, 0) << "no cell needed the flush: the test would not notice its absence";

@@ -12,22 +12,26 @@ using membership::Evidence;
 using membership::EvidenceKind;
 
 Agents::Agents(Core& core, Ranks& ranks, FaultCount& faults)
-    : core_(core), ranks_(ranks), faults_(faults),
+    : core_(core),
+      ranks_(ranks),
+      faults_(faults),
       timeouts_(membership::timeouts_for(membership::kDetectBudget)) {
   for (std::uint32_t i = 0; i < core.swarm.hosts; ++i) {
     hosts_.push_back({.machine = std::make_unique<membership::HostAgent>(membership::AgentId{i})});
   }
 }
 
-bool Agents::is_running(std::uint32_t host) const { return !hosts_[host].lost && !hosts_[host].ended; }
+bool Agents::is_running(std::uint32_t host) const {
+  return !hosts_[host].lost && !hosts_[host].ended;
+}
 
 void Agents::deliver(std::uint32_t host, const host::Event& event) {
   if (!is_running(host)) return;
   const host::Effects effects = hosts_[host].machine->step(event, core_.time());
   const std::size_t effects_max = 32 + 4 * ranks_.all().size();
   if (effects.size() > effects_max) {
-    core_.checks.fail("S19 bounded", fmt::format("agent {}: {} effects of one event", host,
-                                                 effects.size()));
+    core_.checks.fail("S19 bounded",
+                      fmt::format("agent {}: {} effects of one event", host, effects.size()));
   }
   for (const host::Effect& effect : effects) perform(host, effect);
 }
@@ -65,13 +69,14 @@ void Agents::perform(std::uint32_t host, const host::Effect& effect) {
     set_timer(host, timer->at);
   } else if (const auto* log = std::get_if<host::Log>(&effect)) {
     if (core_.trace.keeps_text() && host == 0) {
-      core_.trace.note(core_.now(), fmt::format("agent {}: {}: {}", host, log->note.kind, log->note.text));
+      core_.trace.note(core_.now(),
+                       fmt::format("agent {}: {}: {}", host, log->note.kind, log->note.text));
     }
   }
   // TellRanks needs no act here: the words themselves wake whoever waits for them.
 }
 
-// ---- words -----------------------------------------------------------------------------------------------------------
+// ---- words -------------------------------------------------------------------------------------
 
 std::vector<Agents::WordRef> Agents::words_of(std::uint32_t host, const EpochMemory& memory,
                                               const std::vector<Member>& without) {
@@ -112,7 +117,8 @@ void Agents::wedge_words(std::uint32_t host, Epoch epoch, std::vector<WordRef> l
               [this, host, epoch, left = std::move(left)] { wedge_words(host, epoch, left); });
 }
 
-/// The words stand still from now on: one reading of all of them is what they said when each was wedged.
+/// The words stand still from now on: one reading of all of them is what they said when each was
+/// wedged.
 void Agents::report_words(std::uint32_t host, EpochMemory& memory) {
   membership::WedgeReport report{.epoch = memory.view.epoch};
   std::array<std::uint64_t, kGroupsMax> completed{};
@@ -133,8 +139,11 @@ void Agents::report_words(std::uint32_t host, EpochMemory& memory) {
     first = false;
   }
   for (std::uint32_t g = 0; g < core_.swarm.groups; ++g) report.groups.push_back({g, completed[g]});
-  core_.record({.what = What::WordsWedged, .epoch = report.epoch, .host = host + 1,
-                .number = report.prepared, .other = completed[0]});
+  core_.record({.what = What::WordsWedged,
+                .epoch = report.epoch,
+                .host = host + 1,
+                .number = report.prepared,
+                .other = completed[0]});
   post(host, local(), host::WordsWedged{report});
   maybe_crash_near(host);
 }
@@ -167,8 +176,11 @@ void Agents::write_words(std::uint32_t host, host::WriteDecision order, std::vec
 
 void Agents::make_view(std::uint32_t host, const host::MakeView& order) {
   const auto memory = ranks_.memory(order.view);
-  core_.record({.what = What::MakeView, .epoch = order.view.epoch, .host = host + 1,
-                .number = order.view.resume_step, .seats = memory->seat_set[0],
+  core_.record({.what = What::MakeView,
+                .epoch = order.view.epoch,
+                .host = host + 1,
+                .number = order.view.resume_step,
+                .seats = memory->seat_set[0],
                 .view = &order.view});
   for (const Member& member : order.local) {
     Process* process = ranks_.find(member.incarnation);
@@ -180,7 +192,7 @@ void Agents::make_view(std::uint32_t host, const host::MakeView& order) {
   maybe_crash_near(host);
 }
 
-// ---- processes ---------------------------------------------------------------------------------------------------------
+// ---- processes ---------------------------------------------------------------------------------
 
 void Agents::spawn(std::uint32_t host, const membership::StartProcess& order) {
   Process& process = ranks_.create(order.incarnation, host, order.seat);
@@ -201,7 +213,8 @@ void Agents::attach(Process& process) {
   }
   if (core_.fault(core_.swarm.crash_on_event) && kill_by_fault(process)) return;
   process.attached = true;
-  core_.record({.what = What::Attach, .incarnation = process.incarnation, .host = process.host + 1});
+  core_.record(
+      {.what = What::Attach, .incarnation = process.incarnation, .host = process.host + 1});
   post(process.host, local(), host::Joined{process.incarnation});
   maybe_crash_near(process.host);
 }
@@ -261,8 +274,10 @@ void Agents::die(Process& process, Nanos evidence_after) {
 void Agents::kill(Process& process) {
   if (!process.alive || process.killed || process.exited) return;
   process.killed = true;
-  core_.record({.what = What::Kill, .rank = process.seat.value_or(Rank{-1}),
-                .incarnation = process.incarnation, .host = process.host + 1});
+  core_.record({.what = What::Kill,
+                .rank = process.seat.value_or(Rank{-1}),
+                .incarnation = process.incarnation,
+                .host = process.host + 1});
   Nanos delay = local();
   if (core_.fault(core_.swarm.slow_kill)) {
     // Stuck in the kernel: a zombie that goes on with its program for a while.
@@ -286,7 +301,7 @@ void Agents::maybe_crash_near(std::uint32_t host) {
   }
 }
 
-// ---- time and end --------------------------------------------------------------------------------------------------------
+// ---- time and end ------------------------------------------------------------------------------
 
 void Agents::set_timer(std::uint32_t host, TimePoint at) {
   const std::uint64_t generation = ++hosts_[host].timer;
@@ -307,7 +322,8 @@ void Agents::read_beats(std::uint32_t host) {
     if (process->host != host || process->exited) continue;
     const Nanos pause_left = std::max<Nanos>(0, process->paused_until - core_.now());
     const Nanos ran = core_.now() - process->beat_offset + pause_left;
-    if (process->alive) process->beats = static_cast<std::uint64_t>(ran / timeouts_.beat_every.count());
+    if (process->alive)
+      process->beats = static_cast<std::uint64_t>(ran / timeouts_.beat_every.count());
     read.beats.emplace_back(process->incarnation, process->beats);
   }
   deliver(host, read);

@@ -49,7 +49,8 @@ bool print_cells(const membership::CellCounters& cells) {
       const auto event = static_cast<EventKind>(e);
       const char* why = reason(state, event);
       if (!why) explained = false;
-      fmt::print("never reached: ({}, {}): {}\n", name(state), name(event), why ? why : "UNEXPLAINED");
+      fmt::print("never reached: ({}, {}): {}\n", name(state), name(event),
+                 why ? why : "UNEXPLAINED");
     }
   }
   fmt::print("cells: {} of {} reached{}\n", reached, membership::kStates * membership::kEventKinds,

@@ -57,14 +57,15 @@ class NoLivelock final : public AtEnd {
   }
 };
 
-/// L6: a fault during recovery costs one more round at most; so does a coordinator that starts over.
+/// L6: a fault during recovery costs one more round at most; so does a coordinator that starts
+/// over.
 class Cascade final : public AtEnd {
  public:
   const char* property() const override { return "L6 cascade"; }
   Wrong at_end(const Ending& e) override {
     if (e.rounds <= e.faults + 2 * e.coordinators) return std::nullopt;
-    return fmt::format("{} rounds after {} faults and {} lives of the coordinator", e.rounds, e.faults,
-                       e.coordinators);
+    return fmt::format("{} rounds after {} faults and {} lives of the coordinator", e.rounds,
+                       e.faults, e.coordinators);
   }
 };
 

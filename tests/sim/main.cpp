@@ -84,8 +84,8 @@ int replay(const Arguments& arguments) {
   const Outcome first = run_schedule(*arguments.replay, options);
   const Outcome second = run_schedule(*arguments.replay, {.safety_only = arguments.safety_only});
   print_violation(first, arguments.verbose ? first.lines.size() : 40);
-  fmt::print("seed {}: {} events, {} operations, trace hash {:016x}; {}\n", first.seed, first.events,
-             first.operations, first.hash, first.end);
+  fmt::print("seed {}: {} events, {} operations, trace hash {:016x}; {}\n", first.seed,
+             first.events, first.operations, first.hash, first.end);
   if (first.hash != second.hash) {
     fmt::print("NOT DETERMINISTIC: the second run has trace hash {:016x}\n", second.hash);
     return 2;
@@ -115,14 +115,15 @@ void add(FaultCount& sum, const FaultCount& one) {
 }
 
 void print_faults(const FaultCount& f) {
-  fmt::print("faults: {} crashes ({} while healing, {} of spares, {} bursts), {} pauses, {} long pauses,\n"
-             "  {} zombies, {} failed starts, {} self-made wedges, {} evictions, {} stops,\n"
-             "  {} late evidence, {} late checks, {} channels broken by loss, {} messages twice,\n"
-             "  {} partitions, {} hosts lost, {} coordinator crashes\n",
-             f.crashes, f.crashes_healing, f.crashes_of_spares, f.bursts, f.pauses, f.long_pauses,
-             f.slow_kills, f.start_failures, f.self_wedges, f.evictions, f.stops, f.late_evidence,
-             f.late_checks, f.messages_lost, f.messages_twice, f.partitions, f.hosts_lost,
-             f.coordinator_crashes);
+  fmt::print(
+      "faults: {} crashes ({} while healing, {} of spares, {} bursts), {} pauses, {} long pauses,\n"
+      "  {} zombies, {} failed starts, {} self-made wedges, {} evictions, {} stops,\n"
+      "  {} late evidence, {} late checks, {} channels broken by loss, {} messages twice,\n"
+      "  {} partitions, {} hosts lost, {} coordinator crashes\n",
+      f.crashes, f.crashes_healing, f.crashes_of_spares, f.bursts, f.pauses, f.long_pauses,
+      f.slow_kills, f.start_failures, f.self_wedges, f.evictions, f.stops, f.late_evidence,
+      f.late_checks, f.messages_lost, f.messages_twice, f.partitions, f.hosts_lost,
+      f.coordinator_crashes);
 }
 
 /// The seed under way, for the handler below.
@@ -170,12 +171,12 @@ int explore(const Arguments& arguments) {
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
   std::nth_element(events.begin(), events.begin() + static_cast<std::ptrdiff_t>(events.size() / 2),
                    events.end());
-  fmt::print("{} schedules from seed {} in {:.1f} s: {:.0f} schedules/s, median {} events, {} operations, "
-             "{} jobs ended with 0, {} without a quorum to heal\n",
-             arguments.schedules, arguments.seed, took.count(),
-             static_cast<double>(arguments.schedules) / took.count(),
-             events.empty() ? 0 : events[events.size() / 2], operations, ended_well,
-             beyond_repair);
+  fmt::print(
+      "{} schedules from seed {} in {:.1f} s: {:.0f} schedules/s, median {} events, {} operations, "
+      "{} jobs ended with 0, {} without a quorum to heal\n",
+      arguments.schedules, arguments.seed, took.count(),
+      static_cast<double>(arguments.schedules) / took.count(),
+      events.empty() ? 0 : events[events.size() / 2], operations, ended_well, beyond_repair);
   print_faults(faults);
   fmt::print("violations: 0\n");
   const bool cells_explained = print_cells(cells);

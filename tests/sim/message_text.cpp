@@ -4,13 +4,15 @@
 
 namespace regroup::sim {
 
-using namespace membership;  // NOLINT(google-build-using-namespace): all alternatives of two variants
+using namespace membership;  // NOLINT(google-build-using-namespace): all alternatives of two
+                             // variants
 
 namespace {
 
 std::string text(const std::vector<Member>& members) {
   std::string out;
-  for (const Member& m : members) out += fmt::format(" {}/{}", m.rank.value(), m.incarnation.value());
+  for (const Member& m : members)
+    out += fmt::format(" {}/{}", m.rank.value(), m.incarnation.value());
   return out;
 }
 std::string text(const View& view) {
@@ -20,7 +22,8 @@ std::string text(const View& view) {
 }
 std::string text(const WedgeReport& report) {
   std::string out = fmt::format("epoch {} prepared {}", report.epoch.value(), report.prepared);
-  for (const auto& cut : report.groups) out += fmt::format(" group {} completed {}", cut.group, cut.completed);
+  for (const auto& cut : report.groups)
+    out += fmt::format(" group {} completed {}", cut.group, cut.completed);
   if (report.told_step) out += fmt::format(" told {}", *report.told_step);
   return out;
 }
@@ -35,42 +38,63 @@ struct Words {
     if (m.wedged) out += "; wedged " + text(*m.wedged);
     return out;
   }
-  std::string operator()(const ProcessJoined& m) const { return fmt::format("Joined {}", m.incarnation.value()); }
-  std::string operator()(const ProcessHealed& m) const { return fmt::format("Healed {}", m.incarnation.value()); }
-  std::string operator()(const ProcessLost& m) const {
-    return fmt::format("Lost {} by {} {}", m.incarnation.value(), name(m.evidence.kind), m.evidence.text);
+  std::string operator()(const ProcessJoined& m) const {
+    return fmt::format("Joined {}", m.incarnation.value());
   }
-  std::string operator()(const ProcessFinished& m) const { return fmt::format("Finished {}", m.incarnation.value()); }
+  std::string operator()(const ProcessHealed& m) const {
+    return fmt::format("Healed {}", m.incarnation.value());
+  }
+  std::string operator()(const ProcessLost& m) const {
+    return fmt::format("Lost {} by {} {}", m.incarnation.value(), name(m.evidence.kind),
+                       m.evidence.text);
+  }
+  std::string operator()(const ProcessFinished& m) const {
+    return fmt::format("Finished {}", m.incarnation.value());
+  }
   std::string operator()(const Wedged& m) const {
     return fmt::format("Wedged round {} {}", m.round.value(), text(m.report));
   }
   std::string operator()(const DecisionStored& m) const {
     return fmt::format("DecisionStored epoch {} round {}", m.epoch.value(), m.round.value());
   }
-  std::string operator()(const Installed& m) const { return fmt::format("Installed epoch {}", m.epoch.value()); }
-  std::string operator()(const StartFailed& m) const { return fmt::format("StartFailed {}", m.incarnation.value()); }
-  std::string operator()(const EvictRequest& m) const { return fmt::format("EvictRequest rank {}", m.rank.value()); }
-  std::string operator()(const StopRequest& m) const { return fmt::format("StopRequest code {}", m.exit_code); }
+  std::string operator()(const Installed& m) const {
+    return fmt::format("Installed epoch {}", m.epoch.value());
+  }
+  std::string operator()(const StartFailed& m) const {
+    return fmt::format("StartFailed {}", m.incarnation.value());
+  }
+  std::string operator()(const EvictRequest& m) const {
+    return fmt::format("EvictRequest rank {}", m.rank.value());
+  }
+  std::string operator()(const StopRequest& m) const {
+    return fmt::format("StopRequest code {}", m.exit_code);
+  }
   std::string operator()(const StartProcess& m) const {
-    return fmt::format("StartProcess {} seat {}", m.incarnation.value(), m.seat ? m.seat->value() : -1);
+    return fmt::format("StartProcess {} seat {}", m.incarnation.value(),
+                       m.seat ? m.seat->value() : -1);
   }
   std::string operator()(const WedgeEpoch& m) const {
-    return fmt::format("WedgeEpoch {} round {} lost{}", m.epoch.value(), m.round.value(), text(m.lost));
+    return fmt::format("WedgeEpoch {} round {} lost{}", m.epoch.value(), m.round.value(),
+                       text(m.lost));
   }
   std::string operator()(const StoreDecision& m) const {
-    return fmt::format("StoreDecision epoch {} round {} step {} lost{}", m.epoch.value(), m.round.value(),
-                       m.committed_step, text(m.lost));
+    return fmt::format("StoreDecision epoch {} round {} step {} lost{}", m.epoch.value(),
+                       m.round.value(), m.committed_step, text(m.lost));
   }
   std::string operator()(const InstallView& m) const {
     return fmt::format("InstallView {} lost{}", text(m.view), text(m.lost));
   }
-  std::string operator()(const EndJob& m) const { return fmt::format("EndJob {}: {}", m.exit_code, m.reason); }
+  std::string operator()(const EndJob& m) const {
+    return fmt::format("EndJob {}: {}", m.exit_code, m.reason);
+  }
   std::string operator()(const Note& m) const { return fmt::format("Note {}: {}", m.kind, m.text); }
 };
 
 }  // namespace
 
 std::string text_of(const AgentMessage& message) { return "-> " + std::visit(Words{}, message); }
-std::string text_of(const CoordinatorMessage& message) { return "<- " + std::visit(Words{}, message); }
+std::string text_of(const CoordinatorMessage& message) {
+  return "<- " + std::visit(Words{}, message);
+}
 
 }  // namespace regroup::sim

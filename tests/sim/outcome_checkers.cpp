@@ -12,15 +12,16 @@ namespace regroup::sim {
 namespace {
 
 using Wrong = std::optional<std::string>;
-using Key = std::tuple<Epoch, std::uint32_t, std::uint64_t>;   // epoch, group, sequence number
+using Key = std::tuple<Epoch, std::uint32_t, std::uint64_t>;  // epoch, group, sequence number
 
 std::string text_of(const Key& key) {
   return fmt::format("epoch {} group {} operation {}", std::get<0>(key).value(), std::get<1>(key),
                      std::get<2>(key));
 }
 
-/// S4: whoever goes from e to e+1 has completed the same operations of e. Exact where every member receives
-/// every result; rooted operations and a second group are covered by S5a, operation by operation.
+/// S4: whoever goes from e to e+1 has completed the same operations of e. Exact where every member
+/// receives every result; rooted operations and a second group are covered by S5a, operation by
+/// operation.
 class VirtualSynchrony final : public Checker {
  public:
   explicit VirtualSynchrony(const Swarm& swarm)
@@ -36,7 +37,8 @@ class VirtualSynchrony final : public Checker {
     if (r.what != What::Enter) return std::nullopt;
     auto& mine = done_[r.incarnation];
     const Done before = std::exchange(mine, Done{.epoch = r.epoch});
-    if (before.epoch.value() == 0 || before.epoch.value() + 1 != r.epoch.value()) return std::nullopt;
+    if (before.epoch.value() == 0 || before.epoch.value() + 1 != r.epoch.value())
+      return std::nullopt;
     const auto [first, is_new] = sets_.emplace(r.epoch, before);
     if (is_new || (first->second.count == before.count && first->second.digest == before.digest)) {
       return std::nullopt;
@@ -56,8 +58,8 @@ class VirtualSynchrony final : public Checker {
   std::map<Epoch, Done> sets_;
 };
 
-/// S5a: all who enter the next view report the same outcome of each operation. As long as no host's words were
-/// lost it holds for the dead too: what one of them finished, no survivor aborts.
+/// S5a: all who enter the next view report the same outcome of each operation. As long as no host's
+/// words were lost it holds for the dead too: what one of them finished, no survivor aborts.
 class AgreedOutcome final : public Checker {
  public:
   const char* property() const override { return "S5a agreed outcome"; }
@@ -70,7 +72,7 @@ class AgreedOutcome final : public Checker {
     Outcome& outcome = outcomes_[key];
     const bool is_done = r.what == What::Done;
     mine_[r.incarnation].push_back({key, is_done});
-    if (removed_.count(r.incarnation) != 0) return std::nullopt;   // a zombie's word binds nobody
+    if (removed_.count(r.incarnation) != 0) return std::nullopt;  // a zombie's word binds nobody
     (is_done ? outcome.anybody_done : outcome.anybody_lost) = true;
     if (!words_missing_ && outcome.anybody_done && outcome.anybody_lost) {
       return text_of(key) + ": done on one member, RankLost on another";
@@ -150,7 +152,8 @@ class ExactReduction final : public Checker {
   }
 };
 
-/// S7: equal results on all ranks and in each rerun with the same members; equal states after each step.
+/// S7: equal results on all ranks and in each rerun with the same members; equal states after each
+/// step.
 class SameBits final : public Checker {
  public:
   const char* property() const override { return "S7 same bits"; }
@@ -189,7 +192,8 @@ class InputIntact final : public Checker {
   const char* property() const override { return "S9 input intact"; }
   Wrong on(const Record& r) override {
     if (r.what != What::Lost || r.digest == r.other) return std::nullopt;
-    return fmt::format("rank {}: the buffer changed though the operation was aborted", r.rank.value());
+    return fmt::format("rank {}: the buffer changed though the operation was aborted",
+                       r.rank.value());
   }
 };
 

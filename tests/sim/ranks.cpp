@@ -10,7 +10,8 @@ namespace {
 
 std::uint64_t bit(std::int32_t seat) { return std::uint64_t{1} << seat; }
 
-/// What a rank puts into an operation: a function of its state, so that a wrong state shows in every later result.
+/// What a rank puts into an operation: a function of its state, so that a wrong state shows in
+/// every later result.
 std::uint64_t input_of(std::uint64_t state, const Operation& operation, std::int32_t seat) {
   return combine(combine(state, operation.step * 1024 + operation.index),
                  static_cast<std::uint64_t>(seat));
@@ -167,7 +168,7 @@ void Ranks::run(Process& p) {
   }
 }
 
-// ---- entering an epoch ---------------------------------------------------------------------------------------------
+// ---- entering an epoch -------------------------------------------------------------------------
 
 void Ranks::next(Process& p) {
   if (!p.installed || (p.mine && p.installed->view.epoch <= p.mine->view.epoch)) return;
@@ -177,7 +178,7 @@ void Ranks::next(Process& p) {
   Record record = record_of(p, What::Enter);
   record.number = p.step;
   record.digest = p.has_state ? p.state : 0;
-  record.other = p.has_state ? p.applied + 1 : 0;   // where its own state would go on
+  record.other = p.has_state ? p.applied + 1 : 0;  // where its own state would go on
   record.view = &p.mine->view;
   core_.record(record);
   Block& block = p.mine->blocks[static_cast<std::size_t>(p.seat->value())];
@@ -208,7 +209,7 @@ void Ranks::meet(Process& p) {
     p.applied = p.step - 1;
     return holds_state(p);
   }
-  if (p.heal_step != p.step - 1) p.heal_cursor = 0;   // chunks of another state are of no use
+  if (p.heal_step != p.step - 1) p.heal_cursor = 0;  // chunks of another state are of no use
   p.heal_step = p.step - 1;
   go(p, At::Heal);
 }
@@ -279,7 +280,7 @@ void Ranks::begin_step(Process& p) {
   wake(p, core_.swarm.compute);
 }
 
-// ---- operations ------------------------------------------------------------------------------------------------------
+// ---- operations --------------------------------------------------------------------------------
 
 EpochMemory& Ranks::bound(Process& p) {
 #ifdef REGROUP_MUTANT_BIND_TO_INSTALLED
@@ -330,7 +331,8 @@ bool Ranks::choose_operation(Process& p) {
   return false;
 }
 
-/// A reader of the operation whose slot is about to be reused that may still need it (rule RETAIN=2).
+/// A reader of the operation whose slot is about to be reused that may still need it (rule
+/// RETAIN=2).
 std::optional<std::int32_t> Ranks::reader_behind(Process& p) {
 #ifdef REGROUP_MUTANT_REUSE_SLOT_AT_ONCE
   return std::nullopt;
@@ -428,7 +430,8 @@ void Ranks::compute(Process& p, What what) {
   for (const std::int32_t seat : memory.members[p.operation.group]) {
     if (!p.operation.sends(seat)) continue;
     const Slot& slot = memory.blocks[static_cast<std::size_t>(seat)]
-                           .lanes[p.operation.group].slots[p.operation.number & 1];
+                           .lanes[p.operation.group]
+                           .slots[p.operation.number & 1];
     const bool is_theirs = slot.rank.value() == seat && slot.number == p.operation.number &&
                            slot.incarnation == p.mine->view.seats[static_cast<std::size_t>(seat)] &&
                            slot.epoch == p.mine->view.epoch;
@@ -466,10 +469,10 @@ void Ranks::complete(Process& p) {
 
 void Ranks::decide(Process& p) {
   const auto outcome = spi::verdict(lane(p).word, p.operation.number);
-  if (!outcome) return;   // the agent's decision changes this block, and that wakes its owner
+  if (!outcome) return;  // the agent's decision changes this block, and that wakes its owner
   if (!*outcome) return revoked(p);
   if (!p.operation.receives(p.seat->value())) return next_operation(p);
-  compute(p, What::Reduce);   // flush: from retained data
+  compute(p, What::Reduce);  // flush: from retained data
   done(p);
 }
 
@@ -506,13 +509,14 @@ void Ranks::next_operation(Process& p) {
   if (p.operation.group == 0 && p.operation.kind != Kind::Reduce) {
     const bool is_root = p.operation.kind == Kind::Broadcast && p.seat->value() == p.operation.root;
     const std::uint64_t result =
-        is_root ? combine(0, combine(p.input, static_cast<std::uint64_t>(p.operation.root))) : p.buffer;
+        is_root ? combine(0, combine(p.input, static_cast<std::uint64_t>(p.operation.root)))
+                : p.buffer;
     p.step_digest = combine(p.step_digest, result);
   }
   go(p, choose_operation(p) ? At::Enter : At::Prepare);
 }
 
-// ---- commit ----------------------------------------------------------------------------------------------------------
+// ---- commit ------------------------------------------------------------------------------------
 
 void Ranks::prepare(Process& p) {
   Block& block = bound(p).blocks[static_cast<std::size_t>(p.seat->value())];

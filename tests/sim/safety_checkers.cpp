@@ -15,7 +15,8 @@ using Wrong = std::optional<std::string>;
 
 bool shows_view(const Record& r) { return r.what == What::Choose || r.what == What::MakeView; }
 
-/// S1: no view has an incarnation twice; none that was removed ever comes back; the lives of a seat grow.
+/// S1: no view has an incarnation twice; none that was removed ever comes back; the lives of a seat
+/// grow.
 class OneIncarnation final : public Checker {
  public:
   const char* property() const override { return "S1 one incarnation"; }
@@ -27,13 +28,17 @@ class OneIncarnation final : public Checker {
       const Incarnation who = r.view->seats[seat];
       if (who.value() == 0) continue;
       if (!now.emplace(who, seat).second) {
-        return fmt::format("epoch {} has incarnation {} in two seats", r.epoch.value(), who.value());
+        return fmt::format("epoch {} has incarnation {} in two seats", r.epoch.value(),
+                           who.value());
       }
       if (gone_.count(who) != 0) {
-        return fmt::format("epoch {} readmits removed incarnation {}", r.epoch.value(), who.value());
+        return fmt::format("epoch {} readmits removed incarnation {}", r.epoch.value(),
+                           who.value());
       }
-      if (const auto before = members_.find(who); before != members_.end() && before->second != seat) {
-        return fmt::format("incarnation {} moved from seat {} to {}", who.value(), before->second, seat);
+      if (const auto before = members_.find(who);
+          before != members_.end() && before->second != seat) {
+        return fmt::format("incarnation {} moved from seat {} to {}", who.value(), before->second,
+                           seat);
       }
     }
     for (const auto& [who, seat] : members_) {
@@ -65,7 +70,8 @@ class OneHistory final : public Checker {
     if (r.what == What::MakeView) {
       Epoch& last = made_[r.host];
       if (r.epoch <= last) {
-        return fmt::format("agent {} makes epoch {} after {}", r.host - 1, r.epoch.value(), last.value());
+        return fmt::format("agent {} makes epoch {} after {}", r.host - 1, r.epoch.value(),
+                           last.value());
       }
       last = r.epoch;
     }
@@ -77,7 +83,8 @@ class OneHistory final : public Checker {
     }
     const auto parent = digests_.find(Epoch{r.epoch.value() - 1});
     if (parent != digests_.end() && parent->second != r.view->parent) {
-      return fmt::format("epoch {} does not descend from epoch {}", r.epoch.value(), r.epoch.value() - 1);
+      return fmt::format("epoch {} does not descend from epoch {}", r.epoch.value(),
+                         r.epoch.value() - 1);
     }
     return std::nullopt;
   }
@@ -88,13 +95,15 @@ class OneHistory final : public Checker {
   std::map<std::uint32_t, Epoch> made_;
 };
 
-/// S3: a next view needs half of the members that are not really dead; only members complete anything.
+/// S3: a next view needs half of the members that are not really dead; only members complete
+/// anything.
 class NoSplitBrain final : public Checker {
  public:
   const char* property() const override { return "S3 no split brain"; }
   Wrong on(const Record& r) override {
     if (r.what == What::Crash || r.what == What::Finish || r.what == What::Kill) {
-      dead_.insert(r.incarnation);   // a kill under way counts: whoever ordered it waits for nothing more
+      dead_.insert(
+          r.incarnation);  // a kill under way counts: whoever ordered it waits for nothing more
     }
     if (r.what != What::Choose || r.epoch <= newest_) return std::nullopt;
     newest_ = r.epoch;
@@ -106,8 +115,10 @@ class NoSplitBrain final : public Checker {
     }
     for (const Incarnation who : members_) {
       // Who goes on counts even if it died a moment ago: that is the next round's business.
-      if (now.count(who) != 0) ++kept;
-      else if (dead_.count(who) != 0) continue;
+      if (now.count(who) != 0)
+        ++kept;
+      else if (dead_.count(who) != 0)
+        continue;
       ++not_dead;
     }
     members_ = std::move(now);
@@ -134,8 +145,8 @@ class Fencing final : public Checker {
     if (view != views_.end() && seat < view->second.size() && view->second[seat] == r.incarnation) {
       return std::nullopt;
     }
-    return fmt::format("rank {} incarnation {}: {} in epoch {}, where it is no member", r.rank.value(),
-                       r.incarnation.value(), name(r.what), r.epoch.value());
+    return fmt::format("rank {} incarnation {}: {} in epoch {}, where it is no member",
+                       r.rank.value(), r.incarnation.value(), name(r.what), r.epoch.value());
   }
 
  private:
@@ -167,7 +178,8 @@ class StateTransfer final : public Checker {
       if (r.what == What::HealEnd) holders_.insert(r.incarnation);
     }
     if (r.what == What::Publish && holders_.count(r.incarnation) == 0) {
-      return fmt::format("incarnation {} contributes before it holds the state", r.incarnation.value());
+      return fmt::format("incarnation {} contributes before it holds the state",
+                         r.incarnation.value());
     }
     return std::nullopt;
   }
@@ -183,14 +195,16 @@ class SameRestart final : public Checker {
   const char* property() const override { return "S14 same restart point"; }
   Wrong on(const Record& r) override {
     if (r.what != What::Enter) return std::nullopt;
-    if (r.number != r.view->resume_step) return "a member enters at another step than the view says";
+    if (r.number != r.view->resume_step)
+      return "a member enters at another step than the view says";
     if (r.other == 0 || r.other == r.number) return std::nullopt;
     return fmt::format("rank {} has applied step {}, epoch {} resumes at step {}", r.rank.value(),
                        r.other - 1, r.epoch.value(), r.number);
   }
 };
 
-/// S16: no incarnation is issued twice and no epoch chosen twice, whatever happens to the coordinator.
+/// S16: no incarnation is issued twice and no epoch chosen twice, whatever happens to the
+/// coordinator.
 class AuthorityRestart final : public Checker {
  public:
   const char* property() const override { return "S16 authority restart"; }
@@ -220,22 +234,27 @@ class AuthorityRestart final : public Checker {
   std::map<Epoch, std::uint64_t> chosen_;
 };
 
-/// S18 and L3: whoever is removed had died, was silent longer than is tolerated, lost its host, or was asked to go.
+/// S18 and L3: whoever is removed had died, was silent longer than is tolerated, lost its host, or
+/// was asked to go.
 class TruthfulBlame final : public Checker {
  public:
   const char* property() const override { return "S18 truthful blame (L3 accuracy)"; }
   Wrong on(const Record& r) override {
     switch (r.what) {
-      case What::Crash: case What::Finish: guilty_.insert(r.incarnation); break;
-      // The wish names a seat, and may wait for a channel: whoever holds the seat when it arrives is meant.
+      case What::Crash:
+      case What::Finish: guilty_.insert(r.incarnation); break;
+      // The wish names a seat, and may wait for a channel: whoever holds the seat when it arrives
+      // is meant.
       case What::EvictAsked: ++wishes_[r.rank]; break;
       case What::Pause:
         // Shorter than tolerated, with a margin for pauses that come close after each other.
         silent_[r.incarnation] += static_cast<Nanos>(r.other);
-        if (silent_[r.incarnation] > membership::kPauseTolerated.count()) guilty_.insert(r.incarnation);
+        if (silent_[r.incarnation] > membership::kPauseTolerated.count())
+          guilty_.insert(r.incarnation);
         break;
       case What::Spawn: host_of_[r.incarnation] = r.host; break;
-      case What::ChannelDown: case What::HostLost: cut_off_.insert(r.host); break;
+      case What::ChannelDown:
+      case What::HostLost: cut_off_.insert(r.host); break;
       case What::Choose:
         for (const Incarnation who : r.view->seats) members_.insert(who);
         break;
@@ -252,16 +271,40 @@ class TruthfulBlame final : public Checker {
                              r.incarnation.value());
         }
         break;
-      case What::Attach: case What::Enter: case What::HealBegin: case What::HealChunk:
-      case What::HealEnd: case What::Submit: case What::Publish: case What::Reduce: case What::Done:
-      case What::Lost: case What::HandedOver: case What::Prepare: case What::Committed:
-      case What::StepAborted: case What::Resume: case What::Kill: case What::Stopped:
-      case What::Evidence: case What::WedgeWords: case What::WordsWedged: case What::Decide:
-      case What::MakeView: case What::LeaveHost: case What::ChannelUp: case What::MessageLost:
-      case What::MessageTwice: case What::Message: case What::CoordinatorStart:
-      case What::CoordinatorCrash: case What::Persist: case What::Order:
-      case What::EndJob: case What::Liveness: case What::Quiet:
-        break;
+      case What::Attach:
+      case What::Enter:
+      case What::HealBegin:
+      case What::HealChunk:
+      case What::HealEnd:
+      case What::Submit:
+      case What::Publish:
+      case What::Reduce:
+      case What::Done:
+      case What::Lost:
+      case What::HandedOver:
+      case What::Prepare:
+      case What::Committed:
+      case What::StepAborted:
+      case What::Resume:
+      case What::Kill:
+      case What::Stopped:
+      case What::Evidence:
+      case What::WedgeWords:
+      case What::WordsWedged:
+      case What::Decide:
+      case What::MakeView:
+      case What::LeaveHost:
+      case What::ChannelUp:
+      case What::MessageLost:
+      case What::MessageTwice:
+      case What::Message:
+      case What::CoordinatorStart:
+      case What::CoordinatorCrash:
+      case What::Persist:
+      case What::Order:
+      case What::EndJob:
+      case What::Liveness:
+      case What::Quiet: break;
     }
     return std::nullopt;
   }

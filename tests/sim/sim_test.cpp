@@ -39,21 +39,33 @@ TEST(Random, StaysTheSame) {
   EXPECT_EQ(random.next(), 6667968346354703667u);
 }
 
-// ---- checkers: each sees a trace that breaks its promise, and says so by its number -------------------------------------
+// ---- checkers: each sees a trace that breaks its promise, and says so by its number ------------
 
 class CheckersTest : public ::testing::Test {
  protected:
   void enter(std::uint64_t incarnation, std::int32_t rank, std::uint64_t applied_next) {
-    checks.on({.what = What::Enter, .rank = Rank{rank}, .incarnation = Incarnation{incarnation},
-               .epoch = view.epoch, .number = view.resume_step, .other = applied_next, .view = &view});
+    checks.on({.what = What::Enter,
+               .rank = Rank{rank},
+               .incarnation = Incarnation{incarnation},
+               .epoch = view.epoch,
+               .number = view.resume_step,
+               .other = applied_next,
+               .view = &view});
   }
   void choose() {
-    checks.on({.what = What::Choose, .epoch = view.epoch, .number = view.resume_step, .view = &view});
+    checks.on(
+        {.what = What::Choose, .epoch = view.epoch, .number = view.resume_step, .view = &view});
   }
   void act(What what, std::uint64_t incarnation, std::int32_t rank, std::uint64_t number,
            std::uint64_t digest = 7, std::uint64_t other = 7) {
-    checks.on({.what = what, .rank = Rank{rank}, .incarnation = Incarnation{incarnation},
-               .epoch = view.epoch, .number = number, .digest = digest, .seats = 3, .other = other});
+    checks.on({.what = what,
+               .rank = Rank{rank},
+               .incarnation = Incarnation{incarnation},
+               .epoch = view.epoch,
+               .number = number,
+               .digest = digest,
+               .seats = 3,
+               .other = other});
   }
   void next_view(std::vector<Incarnation> seats, std::uint64_t resume) {
     view.parent = digest(view);

@@ -44,7 +44,8 @@ void draw_job(Random& random, Swarm& swarm) {
   swarm.hosts = random.chance(0.5) ? 1 : static_cast<std::uint32_t>(random.between(2, 4));
   swarm.hosts = std::min(swarm.hosts, job.ranks);
   swarm.groups = random.chance(0.3) ? 2 : 1;
-  const std::uint64_t all = job.ranks == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << job.ranks) - 1;
+  const std::uint64_t all =
+      job.ranks == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << job.ranks) - 1;
   swarm.second_group = random.next() & all;
   if (swarm.second_group == 0) swarm.second_group = all;
   swarm.operations_max = static_cast<std::uint32_t>(job.ranks > 16 ? 1 : random.between(1, 4));
@@ -80,7 +81,8 @@ Swarm draw_swarm(Random& random) {
   draw_job(random, swarm);
   swarm.micro = draw_mean(random, 50 * kMicrosecond, 8 * kMillisecond);
   swarm.compute = draw_mean(random, 5 * kMillisecond, 80 * kMillisecond);
-  // At most a sixteenth of what makes an agent count as lost, even with a reconnect: slowness alone is no loss.
+  // At most a sixteenth of what makes an agent count as lost, even with a reconnect: slowness alone
+  // is no loss.
   swarm.wire = draw_mean(random, 50 * kMicrosecond, 2 * kMillisecond);
   swarm.local = draw_mean(random, 20 * kMicrosecond, 8 * kMillisecond);
   swarm.start_up = draw_mean(random, kMillisecond, 64 * kMillisecond);

@@ -56,7 +56,8 @@ const char* name(What what) {
 }
 
 std::string describe(const Record& r) {
-  std::string text = fmt::format("{:>11.3f} ms  {:<18}", static_cast<double>(r.at) / 1e6, name(r.what));
+  std::string text =
+      fmt::format("{:>11.3f} ms  {:<18}", static_cast<double>(r.at) / 1e6, name(r.what));
   if (r.rank.value() >= 0) text += fmt::format(" rank {}", r.rank.value());
   if (r.incarnation.value() != 0) text += fmt::format(" inc {}", r.incarnation.value());
   if (r.host != 0) text += fmt::format(" agent {}", r.host - 1);
@@ -70,16 +71,19 @@ std::string describe(const Record& r) {
 
 void Trace::add(const Record& r) {
   std::uint64_t h = hash_ ^ (static_cast<std::uint64_t>(r.at) * 0x9e3779b97f4a7c15ULL);
-  h = (h ^ static_cast<std::uint64_t>(r.what) ^ (r.incarnation.value() << 8) ^ (r.epoch.value() << 32)) *
+  h = (h ^ static_cast<std::uint64_t>(r.what) ^ (r.incarnation.value() << 8) ^
+       (r.epoch.value() << 32)) *
       0xff51afd7ed558ccdULL;
-  h = ((h >> 29) ^ h ^ r.number ^ (r.digest << 1) ^ (std::uint64_t{r.host} << 48)) * 0xc4ceb9fe1a85ec53ULL;
+  h = ((h >> 29) ^ h ^ r.number ^ (r.digest << 1) ^ (std::uint64_t{r.host} << 48)) *
+      0xc4ceb9fe1a85ec53ULL;
   hash_ = h ^ (h >> 32) ^ r.seats ^ r.other;
   if (keeps_text_) lines_.push_back(describe(r));
 }
 
 void Trace::note(Nanos at, std::string text) {
   if (!keeps_text_) return;
-  lines_.push_back(fmt::format("{:>11.3f} ms    {}", static_cast<double>(at) / 1e6, std::move(text)));
+  lines_.push_back(
+      fmt::format("{:>11.3f} ms    {}", static_cast<double>(at) / 1e6, std::move(text)));
 }
 
 }  // namespace regroup::sim
