@@ -133,7 +133,10 @@ void HostAgent::report() {
 
 void HostAgent::order(const StoreDecision& message) {
   if (ending_) return;
-  if (message.epoch > installed_.epoch && message.epoch <= barrier_) {
+  const bool being_made = making_ && making_->view.epoch == message.epoch;
+  if (message.epoch > installed_.epoch && !being_made) {
+    // Decided before this host ever heard of the epoch: its members here count as lost with it.
+    barrier_ = std::max(barrier_, message.epoch);
     for (const Member& member : message.lost) {
       const auto it = processes_.find(member.incarnation);
       if (it != processes_.end() && !is_over(it->second.state)) {

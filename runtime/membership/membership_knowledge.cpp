@@ -219,6 +219,16 @@ void Membership::set_seat(Incarnation incarnation, Rank rank) {
   }
 }
 
+/// After a restart, when hosts tell of a seat's holders in any order: the dead and removed, the member, newcomers.
+void Membership::order_holders(Rank rank, Incarnation member) {
+  std::vector<Incarnation>& holders = in_seat_[rank];
+  const auto rest = std::stable_partition(holders.begin(), holders.end(), [&](Incarnation holder) {
+    return holder != member && !is_alive(*find(holder));
+  });
+  std::stable_partition(rest, holders.end(),
+                        [member](Incarnation holder) { return holder == member; });
+}
+
 /// After every change of the view.
 void Membership::index_view() {
   members_.clear();

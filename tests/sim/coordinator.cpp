@@ -198,6 +198,7 @@ void Coordinator::reconnect(std::uint32_t host, Nanos after) {
     if (channel.isolated || !agents_.is_running(host)) return;
     if (channel.cut_up || channel.cut_down) return;   // the end of the partition tries again
     channel.up = true;
+    channel.met = true;
     ++channel.life;
     channel.up_clear_at = channel.down_clear_at = core_.now();
     core_.record({.what = What::ChannelUp, .host = host + 1});

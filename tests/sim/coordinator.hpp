@@ -25,6 +25,8 @@ class Coordinator final : public Uplink {
   /// Never to be reached again.
   void isolate(std::uint32_t host);
   [[nodiscard]] bool is_isolated(std::uint32_t host) const { return channels_[host].isolated; }
+  /// A fresh job waits for hosts that never came: telling of those is the starter's business, not the machines'.
+  [[nodiscard]] bool knows(std::uint32_t host) const { return channels_[host].met && store_; }
   /// Liveness mode: partitions end, a dead coordinator comes back.
   void heal();
 
@@ -45,6 +47,7 @@ class Coordinator final : public Uplink {
     Nanos down_clear_at = 0;
     bool cut_up = false, cut_down = false;
     bool isolated = false;
+    bool met = false;            ///< was up at some time
     std::uint64_t in_flight = 0;
   };
 

@@ -62,7 +62,7 @@ class World {
     core_.tick();
     if (core_.calm || all_ended()) return;
     const auto host = static_cast<std::uint32_t>(core_.random.below(core_.swarm.hosts));
-    if (core_.fault(core_.swarm.host_lost) && core_.random.chance(0.3)) agents_.lose_host(host);
+    if (coordinator_.knows(host) && core_.fault(core_.swarm.host_lost)) agents_.lose_host(host);
     if (core_.fault(core_.swarm.partition)) {
       coordinator_.partition(host, core_.random.chance(0.5),
                              core_.random.between(10 * kMillisecond, 3 * kSecond));
@@ -123,7 +123,7 @@ class World {
 
   void leave_broken() {
     const auto host = static_cast<std::uint32_t>(core_.random.below(core_.swarm.hosts));
-    if (!agents_.is_running(host)) return;
+    if (!agents_.is_running(host) || !coordinator_.knows(host)) return;
     std::uint64_t here = 0;
     std::uint64_t members = 0;
     for (const auto& process : ranks_.all()) {
