@@ -1,6 +1,7 @@
 #!/bin/sh
-# Checks docs/spec/uniform.pml with Spin: the rules as built must hold, each weakened rule must fail.
-# usage: tests/sim/spin.sh [FOLDER FOR SCRATCH FILES]. Exit code: 0 all as expected, 1 otherwise, 77 Spin is missing.
+# Checks docs/spec/uniform.pml with Spin: the rules as built must hold, each weakened one must fail.
+# usage: tests/sim/spin.sh [FOLDER FOR SCRATCH FILES]
+# Exit code: 0 all as expected, 1 otherwise, 77 Spin is missing.
 set -u
 
 model=$(cd "$(dirname "$0")/../../docs/spec" && pwd)/uniform.pml
@@ -29,7 +30,9 @@ check() {
   elif grep -q 'errors: [1-9]' pan.log; then seen=fails
   else seen="did not end"; fi
   # A search cut off by its depth limit has proved nothing.
-  if [ "$seen" = holds ] && grep -q 'max search depth too small' pan.log; then seen="did not end"; fi
+  if [ "$seen" = holds ] && grep -q 'max search depth too small' pan.log; then
+    seen="did not end"
+  fi
   if [ "$seen" = "$1" ]; then verdict=ok; else verdict=WRONG; wrong=1; fi
   printf '%-6s %-5s %9s states  %s (%s)\n' "$verdict" "$seen" "${states:-?}" "$3" "$2"
 }
