@@ -276,8 +276,19 @@ Result<std::shared_ptr<OpenGroup>> AgentLink::attach_group(Epoch epoch, const st
 }
 
 std::optional<control::LossNotice> AgentLink::loss_of(Epoch epoch, TimePoint until) {
-  std::unique_lock lock(mutex_);
   const auto known = [&] { return last_loss_ && last_loss_->epoch >= epoch; };
+  std::unique_lock lock(mutex_);
+  if (std::this_thread::get_id() == engine_.get_id()) {
+    // Nobody else receives the notice: an asynchronous operation asks on the engine thread itself.
+    while (!known() && ended_ && Clock::now() < until) {
+      lock.unlock();
+      pollfd wait{channel_ ? channel_->fd() : -1, POLLIN, 0};
+      (void)::poll(&wait, 1, static_cast<int>(kBeatInterval.count()));
+      pump();
+      lock.lock();
+    }
+    return known() ? last_loss_ : std::nullopt;
+  }
   if (auto status = await(lock, until, "for the cause", known); !status) return std::nullopt;
   return last_loss_;
 }
