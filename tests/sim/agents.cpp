@@ -76,7 +76,7 @@ void Agents::perform(std::uint32_t host, const host::Effect& effect) {
   // TellRanks needs no act here: the words themselves wake whoever waits for them.
 }
 
-// ---- words -------------------------------------------------------------------------------------
+// ---- words ----------------------------------------------------------------------------------
 
 std::vector<Agents::WordRef> Agents::words_of(std::uint32_t host, const EpochMemory& memory,
                                               const std::vector<Member>& without) {
@@ -192,7 +192,7 @@ void Agents::make_view(std::uint32_t host, const host::MakeView& order) {
   maybe_crash_near(host);
 }
 
-// ---- processes ---------------------------------------------------------------------------------
+// ---- processes ------------------------------------------------------------------------------
 
 void Agents::spawn(std::uint32_t host, const membership::StartProcess& order) {
   Process& process = ranks_.create(order.incarnation, host, order.seat);
@@ -301,7 +301,7 @@ void Agents::maybe_crash_near(std::uint32_t host) {
   }
 }
 
-// ---- time and end ------------------------------------------------------------------------------
+// ---- time and end ---------------------------------------------------------------------------
 
 void Agents::set_timer(std::uint32_t host, TimePoint at) {
   const std::uint64_t generation = ++hosts_[host].timer;

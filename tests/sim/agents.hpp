@@ -1,4 +1,5 @@
-/// The hosts: each runs the shipped HostAgent, and does to processes and words what the machine asks for.
+/// The hosts: each runs the shipped HostAgent, and does to processes and words what the machine
+/// asks for.
 #pragma once
 
 #include <array>
@@ -18,13 +19,14 @@ class Uplink {
  public:
   virtual ~Uplink() = default;
   virtual void send_up(std::uint32_t host, membership::AgentMessage message) = 0;
-  virtual void agent_gone(std::uint32_t host) = 0;   ///< its end of the channel closes
+  virtual void agent_gone(std::uint32_t host) = 0;  ///< its end of the channel closes
 };
 
 /// What was done to the job, by kind; printed at the end of a run.
 struct FaultCount {
   std::uint64_t crashes = 0, pauses = 0, long_pauses = 0, bursts = 0, slow_kills = 0;
-  std::uint64_t start_failures = 0, self_wedges = 0, evictions = 0, late_evidence = 0, late_checks = 0;
+  std::uint64_t start_failures = 0, self_wedges = 0, evictions = 0, late_evidence = 0,
+                late_checks = 0;
   std::uint64_t messages_lost = 0, messages_twice = 0, partitions = 0, hosts_lost = 0, stops = 0;
   std::uint64_t coordinator_crashes = 0, crashes_healing = 0, crashes_of_spares = 0;
 };
@@ -43,7 +45,8 @@ class Agents final : public RankNews {
   [[nodiscard]] const membership::HostAgent& machine(std::uint32_t host) const {
     return *hosts_[host].machine;
   }
-  /// A fault kills this process, and perhaps others with it. False: the schedule's budget of deaths is spent.
+  /// A fault kills this process, and perhaps others with it. False: the schedule's budget of deaths
+  /// is spent.
   bool kill_by_fault(Process& process);
 
   void entered(Process& process) override;
@@ -54,19 +57,20 @@ class Agents final : public RankNews {
  private:
   struct WordRef {
     std::int32_t seat = 0;
-    std::uint32_t lane = 0;   ///< kGroupsMax: the step word
+    std::uint32_t lane = 0;  ///< kGroupsMax: the step word
   };
   struct Host {
     std::unique_ptr<membership::HostAgent> machine;
     bool lost = false;
     bool ended = false;
-    std::uint64_t timer = 0;   ///< generation: only the newest timer fires
+    std::uint64_t timer = 0;  ///< generation: only the newest timer fires
   };
 
   void perform(std::uint32_t host, const membership::host::Effect& effect);
   void wedge_words(std::uint32_t host, Epoch epoch, std::vector<WordRef> left);
   void report_words(std::uint32_t host, EpochMemory& memory);
-  void write_words(std::uint32_t host, membership::host::WriteDecision order, std::vector<WordRef> left);
+  void write_words(std::uint32_t host, membership::host::WriteDecision order,
+                   std::vector<WordRef> left);
   void make_view(std::uint32_t host, const membership::host::MakeView& order);
   void spawn(std::uint32_t host, const membership::StartProcess& order);
   void attach(Process& process);

@@ -1,5 +1,5 @@
-/// The promised properties as checkers over the trace. Each is a small class that sees every record once, in order.
-/// Numbers S1..S19 and L1..L9: docs/testing.md says what each promises.
+/// The promised properties as checkers over the trace. Each is a small class that sees every record
+/// once, in order. Numbers S1..S19 and L1..L9: docs/testing.md says what each promises.
 #pragma once
 
 #include <cstdint>
@@ -14,26 +14,26 @@
 namespace regroup::sim {
 
 struct Violation {
-  std::string property;   ///< "S5b uniform outcome"
+  std::string property;  ///< "S5b uniform outcome"
   std::string text;
 };
 
 /// What stands at the end of a schedule, when nothing more can happen or the bound is reached.
 struct Ending {
-  bool job_ended = false;            ///< every reachable process has ended, the coordinator says so
-  bool orderly = false;              ///< with exit code 0
-  std::string end;                   ///< the reason given
-  bool quiet = false;                ///< nothing is left to happen before the bound
-  std::string blocked;               ///< a running process in a call that does not return; empty: none
-  std::string dead_in_view;          ///< a dead member that the last view still has; empty: none
-  std::string zombie;                ///< a removed process that still runs; empty: none
-  std::uint64_t further_operations = 0;   ///< done in liveness mode
-  bool further_expected = false;     ///< the program had that many operations left
+  bool job_ended = false;    ///< every reachable process has ended, the coordinator says so
+  bool orderly = false;      ///< with exit code 0
+  std::string end;           ///< the reason given
+  bool quiet = false;        ///< nothing is left to happen before the bound
+  std::string blocked;       ///< a running process in a call that does not return; empty: none
+  std::string dead_in_view;  ///< a dead member that the last view still has; empty: none
+  std::string zombie;        ///< a removed process that still runs; empty: none
+  std::uint64_t further_operations = 0;  ///< done in liveness mode
+  bool further_expected = false;         ///< the program had that many operations left
   std::uint64_t views = 0;
-  std::uint64_t faults = 0;          ///< crashes, evictions, losses of hosts, self-made wedges
+  std::uint64_t faults = 0;  ///< crashes, evictions, losses of hosts, self-made wedges
   std::uint64_t joins = 0;
   std::uint64_t rounds = 0;
-  std::uint64_t coordinators = 0;    ///< lives of the coordinator
+  std::uint64_t coordinators = 0;  ///< lives of the coordinator
 };
 
 class Checker {
@@ -62,10 +62,11 @@ class Checks {
 };
 
 /// Flags of a Reduce record: what decoding the contributions showed.
-inline constexpr std::uint64_t kForeign = 1;      ///< a contribution of another epoch, incarnation or operation
-inline constexpr std::uint64_t kWrongValue = 2;   ///< not what that rank put in
-inline constexpr std::uint64_t kTwice = 4;        ///< one seat counted twice
-inline constexpr std::uint64_t kNotAll = 8;       ///< contributors are not the members
+inline constexpr std::uint64_t kForeign =
+    1;  ///< a contribution of another epoch, incarnation or operation
+inline constexpr std::uint64_t kWrongValue = 2;  ///< not what that rank put in
+inline constexpr std::uint64_t kTwice = 4;       ///< one seat counted twice
+inline constexpr std::uint64_t kNotAll = 8;      ///< contributors are not the members
 
 [[nodiscard]] std::vector<std::unique_ptr<Checker>> make_safety_checkers(const Swarm& swarm);
 [[nodiscard]] std::vector<std::unique_ptr<Checker>> make_outcome_checkers(const Swarm& swarm);

@@ -19,8 +19,8 @@ bool is_note(const CoordinatorMessage& message) {
 }
 bool is_note(const membership::AgentMessage&) { return false; }
 
-/// The hello opens a channel and a person's wish is asked for once: on an ordered channel each comes once, and nobody
-/// repeats it. Any other message may be sent again.
+/// The hello opens a channel and a person's wish is asked for once: on an ordered channel each
+/// comes once, and nobody repeats it. Any other message may be sent again.
 bool comes_once(const CoordinatorMessage&) { return false; }
 bool comes_once(const membership::AgentMessage& message) {
   return std::holds_alternative<membership::AgentHello>(message) ||
@@ -41,9 +41,18 @@ void Coordinator::start() {
   core_.record({.what = What::CoordinatorStart, .number = lives_});
   machine_ = std::make_unique<membership::Membership>();
   membership::Started started{.durable = store_, .config = core_.swarm.job};
-  for (std::uint32_t i = 0; i < core_.swarm.hosts; ++i) started.agents.push_back(membership::AgentId{i});
+  for (std::uint32_t i = 0; i < core_.swarm.hosts; ++i)
+    started.agents.push_back(membership::AgentId{i});
   step(started);
-  for (std::uint32_t i = 0; i < core_.swarm.hosts; ++i) reconnect(i, core_.random.delay(core_.swarm.wire));
+  for (std::uint32_t i = 0; i < core_.swarm.hosts; ++i) reconnect_at_start(i);
+}
+
+/// Some hosts come late, though before they count as lost: what the others say meanwhile must not
+/// get lost.
+void Coordinator::reconnect_at_start(std::uint32_t host) {
+  const bool is_late = core_.fault(0.15);
+  reconnect(host, is_late ? core_.random.between(0, 500 * kMillisecond)
+                          : core_.random.delay(core_.swarm.wire));
 }
 
 void Coordinator::step(const membership::Event& event) {
@@ -56,7 +65,8 @@ void Coordinator::step(const membership::Event& event) {
   }
   const std::size_t effects_max = 64 + 16 * (core_.swarm.job.ranks + 4 + core_.swarm.hosts);
   if (effects.size() > effects_max) {
-    core_.checks.fail("S19 bounded", fmt::format("coordinator: {} effects of one event", effects.size()));
+    core_.checks.fail("S19 bounded",
+                      fmt::format("coordinator: {} effects of one event", effects.size()));
   }
   const std::uint64_t life = life_;
   for (const membership::Effect& effect : effects) {
@@ -72,7 +82,8 @@ bool Coordinator::perform(const membership::Effect& effect) {
     }
   } else if (const auto* persist = std::get_if<membership::Persist>(&effect)) {
     store_ = persist->state;
-    core_.record({.what = What::Persist, .epoch = store_->view.epoch,
+    core_.record({.what = What::Persist,
+                  .epoch = store_->view.epoch,
                   .number = store_->next_incarnation.value()});
   } else if (const auto* timer = std::get_if<membership::SetTimer>(&effect)) {
     const std::uint64_t generation = ++timer_;
@@ -84,7 +95,7 @@ bool Coordinator::perform(const membership::Effect& effect) {
   return true;
 }
 
-// ---- channels ----------------------------------------------------------------------------------------------------------
+// ---- channels ------------------------------------------------------------------------------
 
 template <class Message, class Deliver>
 void Coordinator::transfer(std::uint32_t host, Nanos& clear_at, Message message, Deliver deliver) {
@@ -100,7 +111,8 @@ void Coordinator::transfer(std::uint32_t host, Nanos& clear_at, Message message,
     core_.record({.what = What::MessageTwice, .host = host + 1});
   }
   for (int copy = 0; copy < copies; ++copy) {
-    // The second copy is one that was sent again: it comes in order, behind whatever was sent since.
+    // The second copy is one that was sent again: it comes in order, behind whatever was sent
+    // since.
     const Nanos again = copy == 0 ? 0 : core_.random.delay(8 * core_.swarm.wire);
     core_.after(again, [this, host, &clear_at, &channel, message, deliver, life = channel.life] {
       if (life != channel.life || !channel.up) return;
@@ -171,7 +183,9 @@ void Coordinator::record_order(std::uint32_t host, const CoordinatorMessage& mes
 
 void Coordinator::note_removed(const std::vector<Member>& lost, Epoch epoch) {
   for (const Member& member : lost) {
-    core_.record({.what = What::Removed, .rank = member.rank, .incarnation = member.incarnation,
+    core_.record({.what = What::Removed,
+                  .rank = member.rank,
+                  .incarnation = member.incarnation,
                   .epoch = epoch});
   }
 }
@@ -196,7 +210,7 @@ void Coordinator::reconnect(std::uint32_t host, Nanos after) {
     Channel& channel = channels_[host];
     if (life != life_ || channel.up || channel_life != channel.life || !machine_) return;
     if (channel.isolated || !agents_.is_running(host)) return;
-    if (channel.cut_up || channel.cut_down) return;   // the end of the partition tries again
+    if (channel.cut_up || channel.cut_down) return;  // the end of the partition tries again
     channel.up = true;
     channel.met = true;
     ++channel.life;
@@ -225,8 +239,10 @@ void Coordinator::partition(std::uint32_t host, bool to_agent, Nanos length) {
     if (healed.isolated) return;
     healed.cut_up = healed.cut_down = false;
     // Messages that went into the void show as a broken channel, never as a gap.
-    if (healed.up) break_channel(host);
-    else reconnect(host, core_.random.delay(core_.swarm.wire));
+    if (healed.up)
+      break_channel(host);
+    else
+      reconnect(host, core_.random.delay(core_.swarm.wire));
   });
 }
 
@@ -241,8 +257,10 @@ void Coordinator::heal() {
     Channel& channel = channels_[host];
     if (channel.isolated || !(channel.cut_up || channel.cut_down)) continue;
     channel.cut_up = channel.cut_down = false;
-    if (channel.up) break_channel(host);
-    else reconnect(host, core_.random.delay(core_.swarm.wire));
+    if (channel.up)
+      break_channel(host);
+    else
+      reconnect(host, core_.random.delay(core_.swarm.wire));
   }
 }
 
@@ -264,7 +282,8 @@ void Coordinator::crash() {
   ++faults_.coordinator_crashes;
   core_.record({.what = What::CoordinatorCrash});
   collect_cells();
-  // The machine may be on the stack right now (this is an effect of its own step): nothing of it is used any more.
+  // The machine may be on the stack right now (this is an effect of its own step): nothing of it is
+  // used any more.
   machine_.reset();
   ++life_;
   for (std::uint32_t host = 0; host < core_.swarm.hosts; ++host) {
@@ -273,12 +292,14 @@ void Coordinator::crash() {
     channel.up = false;
     ++channel.life;
     channel.in_flight = 0;
-    core_.after(core_.random.delay(core_.swarm.local),
-                [this, host, life = channel.life] {
-                  if (life == channels_[host].life) agent_notices(host);
-                });
+    core_.after(core_.random.delay(core_.swarm.local), [this, host, life = channel.life] {
+      if (life == channels_[host].life) agent_notices(host);
+    });
   }
-  core_.after(core_.random.between(kMillisecond, 2 * kSecond), [this] { start(); });
+  // Often back at once, so that answers to its earlier life still come in.
+  const Nanos away = core_.random.chance(0.5) ? core_.random.delay(2 * core_.swarm.local)
+                                              : core_.random.between(kMillisecond, 2 * kSecond);
+  core_.after(away, [this] { start(); });
 }
 
 }  // namespace regroup::sim

@@ -1,4 +1,5 @@
-/// The coordinator: the shipped Membership, its durable store, and the channels to the agents with their faults.
+/// The coordinator: the shipped Membership, its durable store, and the channels to the agents with
+/// their faults.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +26,8 @@ class Coordinator final : public Uplink {
   /// Never to be reached again.
   void isolate(std::uint32_t host);
   [[nodiscard]] bool is_isolated(std::uint32_t host) const { return channels_[host].isolated; }
-  /// A fresh job waits for hosts that never came: telling of those is the starter's business, not the machines'.
+  /// A fresh job waits for hosts that never came: telling of those is the starter's business, not
+  /// the machines'.
   [[nodiscard]] bool knows(std::uint32_t host) const { return channels_[host].met && store_; }
   /// Liveness mode: partitions end, a dead coordinator comes back.
   void heal();
@@ -40,14 +42,14 @@ class Coordinator final : public Uplink {
 
  private:
   struct Channel {
-    bool up = false;             ///< both ends hold it
-    bool agent_up = false;       ///< the agent believes so
-    std::uint64_t life = 0;      ///< messages of an earlier life are lost
-    Nanos up_clear_at = 0;       ///< order within a channel: nothing overtakes
+    bool up = false;         ///< both ends hold it
+    bool agent_up = false;   ///< the agent believes so
+    std::uint64_t life = 0;  ///< messages of an earlier life are lost
+    Nanos up_clear_at = 0;   ///< order within a channel: nothing overtakes
     Nanos down_clear_at = 0;
     bool cut_up = false, cut_down = false;
     bool isolated = false;
-    bool met = false;            ///< was up at some time
+    bool met = false;  ///< was up at some time
     std::uint64_t in_flight = 0;
   };
 
@@ -58,6 +60,7 @@ class Coordinator final : public Uplink {
   void note_removed(const std::vector<Member>& lost, Epoch epoch);
   void break_channel(std::uint32_t host);
   void reconnect(std::uint32_t host, Nanos after);
+  void reconnect_at_start(std::uint32_t host);
   void crash();
   void collect_cells();
   void agent_notices(std::uint32_t host);
@@ -70,7 +73,7 @@ class Coordinator final : public Uplink {
   std::unique_ptr<membership::Membership> machine_;
   std::optional<membership::DurableState> store_;
   std::vector<Channel> channels_;
-  std::uint64_t life_ = 0;     ///< of the coordinator; events of an earlier one are void
+  std::uint64_t life_ = 0;  ///< of the coordinator; events of an earlier one are void
   std::uint64_t timer_ = 0;
   bool restarting_ = false;
   membership::CellCounters cells_{};

@@ -12,7 +12,8 @@
 
 namespace regroup::sim {
 
-/// One thread runs everything: events in order of virtual time, equal times in the order they were asked for.
+/// One thread runs everything: events in order of virtual time, equal times in the order they were
+/// asked for.
 class Core {
  public:
   Core(std::uint64_t seed, bool keeps_text)
@@ -35,7 +36,7 @@ class Core {
   Swarm swarm;
   Trace trace;
   Checks checks;
-  bool calm = false;   ///< liveness mode: no new faults
+  bool calm = false;  ///< liveness mode: no new faults
 
  private:
   struct Entry {
@@ -46,7 +47,7 @@ class Core {
       return at != other.at ? at > other.at : order > other.order;
     }
   };
-  Nanos now_ = kSecond;   // not 0: a time point of 0 means "never" in places
+  Nanos now_ = kSecond;  // not 0: a time point of 0 means "never" in places
   std::uint64_t order_ = 0;
   std::uint64_t events_ = 0;
   std::vector<Entry> queue_;

@@ -16,15 +16,26 @@ struct Unreachable {
   EventKind event;
   const char* why;
 };
-constexpr std::array<Unreachable, 8> kUnreachable = {{
-    {State::Forming, EventKind::Started, "Started is the first event of a machine, once"},
-    {State::Installing, EventKind::Started, "Started is the first event of a machine, once"},
-    {State::Steady, EventKind::Started, "Started is the first event of a machine, once"},
-    {State::Wedged, EventKind::Started, "Started is the first event of a machine, once"},
-    {State::Draining, EventKind::Started, "Started is the first event of a machine, once"},
-    {State::Replacing, EventKind::Started, "Started is the first event of a machine, once"},
-    {State::Failed, EventKind::Started, "Started is the first event of a machine, once"},
-    {State::Ended, EventKind::Started, "Started is the first event of a machine, once"},
+constexpr const char* kOnce = "Started is the first event of a machine, once";
+constexpr const char* kNoEpoch = "before the first view there is no epoch to answer for";
+constexpr std::array<Unreachable, 14> kUnreachable = {{
+    {State::Forming, EventKind::Started, kOnce},
+    {State::Installing, EventKind::Started, kOnce},
+    {State::Steady, EventKind::Started, kOnce},
+    {State::Wedged, EventKind::Started, kOnce},
+    {State::Draining, EventKind::Started, kOnce},
+    {State::Replacing, EventKind::Started, kOnce},
+    {State::Failed, EventKind::Started, kOnce},
+    {State::Ended, EventKind::Started, kOnce},
+    {State::Forming, EventKind::Healed, "nobody enters an epoch before the first view"},
+    {State::Forming, EventKind::Wedged, kNoEpoch},
+    {State::Forming, EventKind::DecisionStored, kNoEpoch},
+    {State::Forming, EventKind::Installed, kNoEpoch},
+    {State::Forming, EventKind::Finished,
+     "simulated programs end at their last step only; programs that never attach: golden "
+     "transcripts never_attached*"},
+    {State::Failed, EventKind::Finished,
+     "a job fails after a round of wedge and decision: whoever could still end has ended by then"},
 }};
 
 const char* reason(State state, EventKind event) {

@@ -1,4 +1,5 @@
-/// Memory of one epoch: per member its words, its flags, its slots. Fresh for each epoch; it outlives its members.
+/// Memory of one epoch: per member its words, its flags, its slots. Fresh for each epoch; it
+/// outlives its members.
 #pragma once
 
 #include <array>
@@ -28,9 +29,9 @@ struct Operation {
   std::uint64_t step = 0;
   std::uint32_t index = 0;
   std::uint32_t group = 0;
-  std::uint64_t number = 0;   ///< sequence number in its group and epoch
+  std::uint64_t number = 0;  ///< sequence number in its group and epoch
   Kind kind = Kind::AllReduce;
-  std::int32_t root = 0;      ///< seat
+  std::int32_t root = 0;  ///< seat
   [[nodiscard]] bool sends(std::int32_t seat) const {
     switch (kind) {
       case Kind::AllReduce: return true;
@@ -56,23 +57,24 @@ enum class Holding : std::uint8_t { Unknown, Nothing, State };
 struct Block {
   struct Lane {
     spi::Word word{0};
-    std::uint64_t arrived = 0;   ///< last operation whose slot is written
+    std::uint64_t arrived = 0;  ///< last operation whose slot is written
     std::array<Slot, 2> slots;
   };
   std::array<Lane, kGroupsMax> lanes;
   spi::Word step{0};
   Holding holding = Holding::Unknown;
-  std::uint64_t state_step = 0;    ///< last step applied to the state, ...
-  std::uint64_t state_digest = 0;  ///< ... and the state's digest; valid when holding == State
-  std::vector<std::uint32_t> watchers;   ///< processes to wake when this block changes
+  std::uint64_t state_step = 0;         ///< last step applied to the state, ...
+  std::uint64_t state_digest = 0;       ///< ... and the state's digest; valid when holding == State
+  std::vector<std::uint32_t> watchers;  ///< processes to wake when this block changes
 };
 
 struct EpochMemory {
   membership::View view;
-  std::array<std::vector<std::int32_t>, kGroupsMax> members;   ///< seats of each group, ascending
-  std::array<std::uint64_t, kGroupsMax> seat_set{};            ///< the same as sets
-  std::unique_ptr<Block[]> blocks;                             ///< by seat
-  /// The program's operations of this epoch in order, for all groups, and per group by sequence number - 1.
+  std::array<std::vector<std::int32_t>, kGroupsMax> members;  ///< seats of each group, ascending
+  std::array<std::uint64_t, kGroupsMax> seat_set{};           ///< the same as sets
+  std::unique_ptr<Block[]> blocks;                            ///< by seat
+  /// The program's operations of this epoch in order, for all groups, and per group by sequence
+  /// number - 1.
   std::array<std::vector<Operation>, kGroupsMax> operations;
 };
 

@@ -168,7 +168,7 @@ void Ranks::run(Process& p) {
   }
 }
 
-// ---- entering an epoch -------------------------------------------------------------------------
+// ---- entering an epoch ----------------------------------------------------------------------
 
 void Ranks::next(Process& p) {
   if (!p.installed || (p.mine && p.installed->view.epoch <= p.mine->view.epoch)) return;
@@ -280,7 +280,7 @@ void Ranks::begin_step(Process& p) {
   wake(p, core_.swarm.compute);
 }
 
-// ---- operations --------------------------------------------------------------------------------
+// ---- operations -----------------------------------------------------------------------------
 
 EpochMemory& Ranks::bound(Process& p) {
 #ifdef REGROUP_MUTANT_BIND_TO_INSTALLED
@@ -516,7 +516,7 @@ void Ranks::next_operation(Process& p) {
   go(p, choose_operation(p) ? At::Enter : At::Prepare);
 }
 
-// ---- commit ------------------------------------------------------------------------------------
+// ---- commit ---------------------------------------------------------------------------------
 
 void Ranks::prepare(Process& p) {
   Block& block = bound(p).blocks[static_cast<std::size_t>(p.seat->value())];

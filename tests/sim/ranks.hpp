@@ -1,5 +1,6 @@
-/// The processes of the job: a compact model of a rank's program and of its runtime's calls. Completion rules are the
-/// shipped ones (spi/agreement.hpp) on real words; between any two micro-steps a crash or a pause may fall.
+/// The processes of the job: a compact model of a rank's program and of its runtime's calls.
+/// Completion rules are the shipped ones (spi/agreement.hpp) on real words; between any two
+/// micro-steps a crash or a pause may fall.
 #pragma once
 
 #include <array>
@@ -15,13 +16,19 @@ namespace regroup::sim {
 
 /// Where a program stands.
 enum class At : std::uint8_t {
-  Next,        ///< in step.next(): waits for the newest view that has it
-  Meet,        ///< newcomer: waits until all members said what they hold
-  Heal,        ///< newcomer: pulls the state chunk by chunk
-  Enter,       ///< enters its next operation
-  Publish, Await, Reduce, Complete, Decide,
-  Prepare, AwaitPrepared, StepVerdict,
-  Over,        ///< about to exit with 0
+  Next,   ///< in step.next(): waits for the newest view that has it
+  Meet,   ///< newcomer: waits until all members said what they hold
+  Heal,   ///< newcomer: pulls the state chunk by chunk
+  Enter,  ///< enters its next operation
+  Publish,
+  Await,
+  Reduce,
+  Complete,
+  Decide,
+  Prepare,
+  AwaitPrepared,
+  StepVerdict,
+  Over,  ///< about to exit with 0
 };
 
 struct Process {
@@ -31,40 +38,41 @@ struct Process {
   std::optional<Rank> seat;
   bool alive = true;
   bool attached = false;
-  bool exited = false;          ///< ended with exit code 0
-  bool killed = false;          ///< a SIGKILL is under way
+  bool exited = false;  ///< ended with exit code 0
+  bool killed = false;  ///< a SIGKILL is under way
   Nanos paused_until = 0;
-  bool queued = false;          ///< a run event is in the queue
-  Nanos beat_offset = 0;        ///< time it spent paused: its heart did not beat
-  std::uint64_t beats = 0;      ///< its heartbeat counter as last read
+  bool queued = false;      ///< a run event is in the queue
+  Nanos beat_offset = 0;    ///< time it spent paused: its heart did not beat
+  std::uint64_t beats = 0;  ///< its heartbeat counter as last read
 
-  std::shared_ptr<EpochMemory> installed;   ///< newest view its agent told it
-  std::shared_ptr<EpochMemory> mine;        ///< the epoch its program entered
+  std::shared_ptr<EpochMemory> installed;  ///< newest view its agent told it
+  std::shared_ptr<EpochMemory> mine;       ///< the epoch its program entered
   At at = At::Next;
   std::uint64_t step = 0;
   std::uint32_t index_in_step = 0;
-  std::array<std::uint64_t, kGroupsMax> numbers{};   ///< operations entered in this epoch
+  std::array<std::uint64_t, kGroupsMax> numbers{};  ///< operations entered in this epoch
   Operation operation;
-  std::uint64_t buffer = 0, input = 0, kept = 0;     ///< in-place buffer, what went in, the kept copy
+  std::uint64_t buffer = 0, input = 0, kept = 0;  ///< in-place buffer, what went in, the kept copy
   std::uint64_t out_seats = 0;
-  std::uint64_t step_digest = 0;   ///< results of this step so far
-  std::uint64_t applied = 0;       ///< last step applied to the state
-  std::uint64_t state = 0;         ///< the state itself
+  std::uint64_t step_digest = 0;  ///< results of this step so far
+  std::uint64_t applied = 0;      ///< last step applied to the state
+  std::uint64_t state = 0;        ///< the state itself
   bool has_state = false;
 
-  std::uint32_t heal_cursor = 0;   ///< chunks held of ...
-  std::uint64_t heal_step = 0;     ///< ... the state after this step
+  std::uint32_t heal_cursor = 0;  ///< chunks held of ...
+  std::uint64_t heal_step = 0;    ///< ... the state after this step
   std::uint64_t heal_mix = 0;
-  bool stopping = false;           ///< told to end
+  bool stopping = false;  ///< told to end
 };
 
 /// What the ranks tell their agents.
 class RankNews {
  public:
   virtual ~RankNews() = default;
-  virtual void entered(Process& process) = 0;   ///< holds the state in its epoch now
-  virtual void exits(Process& process) = 0;     ///< the program ended with 0
-  virtual void dies(Process& process) = 0;      ///< a fault: the listener crashes it, and perhaps others too
+  virtual void entered(Process& process) = 0;  ///< holds the state in its epoch now
+  virtual void exits(Process& process) = 0;    ///< the program ended with 0
+  virtual void dies(
+      Process& process) = 0;  ///< a fault: the listener crashes it, and perhaps others too
   virtual void wedged_itself(Process& process) = 0;
 };
 
@@ -100,7 +108,7 @@ class Ranks {
  private:
   void wake(Process& process, Nanos mean);
   void run(Process& p);
-  bool fate(Process& p);   ///< true: it died or paused instead of moving
+  bool fate(Process& p);  ///< true: it died or paused instead of moving
   void next(Process& p);
   void meet(Process& p);
   void heal(Process& p);
@@ -122,7 +130,7 @@ class Ranks {
   void committed(Process& p);
   void over(Process& p);
 
-  EpochMemory& bound(Process& p);   ///< the memory that a call uses
+  EpochMemory& bound(Process& p);  ///< the memory that a call uses
   Operation plan(const EpochMemory& memory, std::uint64_t step, std::uint32_t index) const;
   bool choose_operation(Process& p);
   Block::Lane& lane(Process& p);

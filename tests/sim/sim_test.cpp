@@ -39,7 +39,7 @@ TEST(Random, StaysTheSame) {
   EXPECT_EQ(random.next(), 6667968346354703667u);
 }
 
-// ---- checkers: each sees a trace that breaks its promise, and says so by its number ------------
+// ---- checkers: each sees a trace that breaks its promise, and says so by its number ---------
 
 class CheckersTest : public ::testing::Test {
  protected:

@@ -1,4 +1,5 @@
-/// What one seed draws before its job starts: the job's form, and which faults are switched on and how often.
+/// What one seed draws before its job starts: the job's form, and which faults are switched on and
+/// how often.
 #pragma once
 
 #include <cstdint>
@@ -21,31 +22,32 @@ struct Swarm {
   double rooted = 0;                 ///< share of broadcasts and reduces
   std::uint32_t heal_chunks = 1;
 
-  Nanos micro = kMillisecond;        ///< between two micro-steps of a rank
-  Nanos compute = kMillisecond;      ///< of the program, once a step
-  Nanos wire = kMillisecond;         ///< a message between agent and coordinator
-  Nanos local = kMillisecond;        ///< agent's own work, news between agent and rank
-  Nanos start_up = kMillisecond;     ///< from spawn to attached
+  Nanos micro = kMillisecond;     ///< between two micro-steps of a rank
+  Nanos compute = kMillisecond;   ///< of the program, once a step
+  Nanos wire = kMillisecond;      ///< a message between agent and coordinator
+  Nanos local = kMillisecond;     ///< agent's own work, news between agent and rank
+  Nanos start_up = kMillisecond;  ///< from spawn to attached
 
   // Chances per opportunity; 0: this kind of fault is switched off.
-  double crash_in_step = 0;      ///< a rank dies between two micro-steps
-  double crash_on_event = 0;     ///< a process dies right after one of the protocol's events reached its agent
-  double pause = 0;              ///< a rank pauses, mostly shortly
-  double long_pause = 0;         ///< ... and this share of pauses is long enough to evict
-  double burst = 0;              ///< a crash takes further processes with it
-  double slow_kill = 0;          ///< a killed process runs on for a while: a zombie
-  double self_wedge = 0;         ///< a rank wedges its own word and says so
+  double crash_in_step = 0;  ///< a rank dies between two micro-steps
+  double crash_on_event =
+      0;             ///< a process dies right after one of the protocol's events reached its agent
+  double pause = 0;  ///< a rank pauses, mostly shortly
+  double long_pause = 0;  ///< ... and this share of pauses is long enough to evict
+  double burst = 0;       ///< a crash takes further processes with it
+  double slow_kill = 0;   ///< a killed process runs on for a while: a zombie
+  double self_wedge = 0;  ///< a rank wedges its own word and says so
   double start_fails = 0;
   double evict = 0;
-  double stop = 0;               ///< somebody asks the job to end
-  double message_lost = 0;       ///< the channel breaks and is made anew
+  double stop = 0;          ///< somebody asks the job to end
+  double message_lost = 0;  ///< the channel breaks and is made anew
   double message_twice = 0;
   double partition = 0;
   double coordinator_crash = 0;  ///< at an effect
   double host_lost = 0;
-  double beacon_late = 0;        ///< evidence comes late
-  std::uint32_t crashes_max = 8; ///< beyond it nothing dies any more
-  Nanos safety_time = kSecond;   ///< then liveness mode starts
+  double beacon_late = 0;         ///< evidence comes late
+  std::uint32_t crashes_max = 8;  ///< beyond it nothing dies any more
+  Nanos safety_time = kSecond;    ///< then liveness mode starts
 };
 
 /// Draws the swarm of one seed.

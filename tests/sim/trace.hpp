@@ -1,4 +1,5 @@
-/// The trace: what happened in the simulated job, in order. Checkers read it, its hash is what a replay must repeat.
+/// The trace: what happened in the simulated job, in order. Checkers read it, its hash is what a
+/// replay must repeat.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +13,49 @@ namespace regroup::sim {
 
 /// Kinds of records. One sentence each in describe().
 enum class What : std::uint8_t {
-  Spawn, Attach, Enter, HealBegin, HealChunk, HealEnd, Submit, Publish, Reduce, Done, Lost, HandedOver, Prepare,
-  Committed, StepAborted, Finish, Crash, Pause, Resume, Kill, Stopped,
-  Evidence, WedgeWords, WordsWedged, Decide, MakeView, LeaveHost, HostLost,
-  ChannelUp, ChannelDown, MessageLost, MessageTwice, Message,
-  CoordinatorStart, CoordinatorCrash, Persist, Order, Choose, Removed, EvictAsked, EndJob, Liveness, Quiet,
+  Spawn,
+  Attach,
+  Enter,
+  HealBegin,
+  HealChunk,
+  HealEnd,
+  Submit,
+  Publish,
+  Reduce,
+  Done,
+  Lost,
+  HandedOver,
+  Prepare,
+  Committed,
+  StepAborted,
+  Finish,
+  Crash,
+  Pause,
+  Resume,
+  Kill,
+  Stopped,
+  Evidence,
+  WedgeWords,
+  WordsWedged,
+  Decide,
+  MakeView,
+  LeaveHost,
+  HostLost,
+  ChannelUp,
+  ChannelDown,
+  MessageLost,
+  MessageTwice,
+  Message,
+  CoordinatorStart,
+  CoordinatorCrash,
+  Persist,
+  Order,
+  Choose,
+  Removed,
+  EvictAsked,
+  EndJob,
+  Liveness,
+  Quiet,
 };
 inline constexpr int kWhatCount = static_cast<int>(What::Quiet) + 1;
 [[nodiscard]] const char* name(What what);
@@ -30,11 +69,11 @@ struct Record {
   Epoch epoch;
   std::uint32_t group = 0;
   std::uint32_t host = 0;
-  std::uint64_t number = 0;   ///< sequence number of an operation, or step
+  std::uint64_t number = 0;  ///< sequence number of an operation, or step
   std::uint64_t digest = 0;
-  std::uint64_t seats = 0;    ///< set of contributors, or of members
+  std::uint64_t seats = 0;  ///< set of contributors, or of members
   std::uint64_t other = 0;
-  const membership::View* view = nullptr;   ///< valid during the call only
+  const membership::View* view = nullptr;  ///< valid during the call only
 };
 [[nodiscard]] std::string describe(const Record& record);
 

@@ -10,16 +10,20 @@ namespace regroup::sim {
 namespace {
 
 constexpr Nanos kWeatherEvery = 20 * kMillisecond;
-constexpr Nanos kLivenessBound = 120 * kSecond;   // of virtual time, from the instant at which faults stop
-constexpr Nanos kAftermath = 10 * kSecond;        // for kills under way when the job ended
+constexpr Nanos kLivenessBound =
+    120 * kSecond;  // of virtual time, from the instant at which faults stop
+constexpr Nanos kAftermath = 10 * kSecond;  // for kills under way when the job ended
 constexpr std::uint64_t kEventsMax = 400'000;
 constexpr std::uint64_t kFurtherSteps = 11;
 
 class World {
  public:
   World(std::uint64_t seed, const Options& options)
-      : options_(options), core_(seed, options.keeps_text), ranks_(core_),
-        agents_(core_, ranks_, faults_), coordinator_(core_, agents_, faults_) {
+      : options_(options),
+        core_(seed, options.keeps_text),
+        ranks_(core_),
+        agents_(core_, ranks_, faults_),
+        coordinator_(core_, agents_, faults_) {
     ranks_.listen(&agents_);
     core_.swarm.safety_time = core_.random.between(200 * kMillisecond, 4 * kSecond);
     if (core_.swarm.steps != 0) ranks_.end_after(core_.swarm.steps);
@@ -29,7 +33,8 @@ class World {
     coordinator_.start();
     core_.after(kWeatherEvery, [this] { weather(); });
     const Nanos calm_at = core_.now() + core_.swarm.safety_time;
-    while (!stopped() && core_.turn(calm_at)) {}
+    while (!stopped() && core_.turn(calm_at)) {
+    }
     if (!core_.checks.violation() && !options_.safety_only) live();
     faults_.pauses = ranks_.pauses_short();
     faults_.long_pauses = ranks_.pauses_long();
@@ -108,10 +113,12 @@ class World {
     const bool further = core_.swarm.steps == 0;
     if (further) ranks_.end_after(ranks_.highest_step() + kFurtherSteps);
     const Nanos bound = core_.now() + kLivenessBound;
-    while (!stopped() && !all_ended() && core_.turn(bound)) {}
+    while (!stopped() && !all_ended() && core_.turn(bound)) {
+    }
     const bool ended = all_ended();
     const Nanos aftermath = core_.now() + kAftermath;
-    while (ended && !stopped() && core_.turn(aftermath)) {}
+    while (ended && !stopped() && core_.turn(aftermath)) {
+    }
     beyond_repair_ = !ended && is_beyond_repair();
     if (beyond_repair_) return;
     Ending ending = judge(ended);
@@ -154,15 +161,30 @@ class World {
       if (!ended && coordinator_.machine()) text += "; " + coordinator_.machine()->explain();
       if (!ended) text += "; " + agents_.machine(process->host).explain();
     }
+    if (!ended) ending.dead_in_view = dead_member();
     const FaultCount& f = faults_;
-    ending.faults = f.crashes + ranks_.pauses_short() + ranks_.pauses_long() + f.late_checks + f.evictions + f.self_wedges +
-                    f.hosts_lost * core_.swarm.job.ranks + f.partitions + f.messages_lost +
-                    f.start_failures + f.coordinator_crashes + f.stops + (any_isolated() ? 1 : 0);
+    ending.faults = f.crashes + ranks_.pauses_short() + ranks_.pauses_long() + f.late_checks +
+                    f.evictions + f.self_wedges + f.hosts_lost * core_.swarm.job.ranks +
+                    f.partitions + f.messages_lost + f.start_failures + f.coordinator_crashes +
+                    f.stops + (any_isolated() ? 1 : 0);
     return ending;
   }
 
-  /// Whether more is broken than may be: of the last view's members, those that can be reached and live are fewer than
-  /// those on hosts that are gone for good. Then nobody may make a view, and nothing is promised but that.
+  /// A member of the last view that died and was not removed.
+  std::string dead_member() {
+    if (!coordinator_.machine()) return "";
+    for (const Incarnation who : coordinator_.machine()->view().seats) {
+      const Process* process = ranks_.find(who);
+      if (!process || process->alive || process->exited) continue;
+      return fmt::format("incarnation {} died and is still in epoch {}", who.value(),
+                         coordinator_.machine()->view().epoch.value());
+    }
+    return "";
+  }
+
+  /// Whether more is broken than may be: of the last view's members, those that can be reached and
+  /// live are fewer than those on hosts that are gone for good. Then nobody may make a view, and
+  /// nothing is promised but that.
   bool is_beyond_repair() {
     if (!coordinator_.machine()) return false;
     std::size_t here = 0;
@@ -170,9 +192,12 @@ class World {
     for (const Incarnation who : coordinator_.machine()->view().seats) {
       const Process* process = ranks_.find(who);
       if (!process || process->exited) continue;
-      const bool is_away = coordinator_.is_isolated(process->host) || agents_.is_lost(process->host);
-      if (is_away) ++away;
-      else if (process->alive && evict_asked_.count(who) == 0) ++here;
+      const bool is_away =
+          coordinator_.is_isolated(process->host) || agents_.is_lost(process->host);
+      if (is_away)
+        ++away;
+      else if (process->alive && evict_asked_.count(who) == 0)
+        ++here;
     }
     return here < away;
   }

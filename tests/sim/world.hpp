@@ -1,4 +1,5 @@
-/// One simulated job under one seed: the machines as shipped, the faults, first safety mode, then liveness mode.
+/// One simulated job under one seed: the machines as shipped, the faults, first safety mode, then
+/// liveness mode.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,8 @@
 namespace regroup::sim {
 
 struct Options {
-  bool keeps_text = false;     ///< keep the trace's lines
-  bool safety_only = false;    ///< stop before liveness mode
+  bool keeps_text = false;   ///< keep the trace's lines
+  bool safety_only = false;  ///< stop before liveness mode
 };
 
 struct Outcome {
@@ -25,10 +26,10 @@ struct Outcome {
   std::optional<Violation> violation;
   FaultCount faults;
   membership::CellCounters cells{};
-  bool good = false;                ///< the job ended with exit code 0
-  bool beyond_repair = false;       ///< so much was lost for good that no quorum could be healed
-  std::string end;                  ///< how the job ended, in words
-  std::vector<std::string> lines;   ///< the trace, when it was kept
+  bool good = false;               ///< the job ended with exit code 0
+  bool beyond_repair = false;      ///< so much was lost for good that no quorum could be healed
+  std::string end;                 ///< how the job ended, in words
+  std::vector<std::string> lines;  ///< the trace, when it was kept
 };
 
 /// Runs one schedule. The outcome is a function of (seed, safety_only) and of the code alone.
