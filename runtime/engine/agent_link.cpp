@@ -20,7 +20,8 @@ constexpr std::chrono::milliseconds kBeatInterval{20};
 constexpr std::chrono::seconds kSendTimeout{10};
 
 Status unexpected_first_message() {
-  return {Code::Internal, "the agent's first message was not a welcome; launcher and library differ in version"};
+  return {Code::Internal,
+          "the agent's first message was not a welcome; launcher and library differ in version"};
 }
 
 }  // namespace
@@ -65,11 +66,14 @@ void AgentLink::abandon_in_child() {
 }
 
 Status AgentLink::greet(TimePoint until) {
-  if (auto status = send(control::Hello{.pid = ::getpid(), .build = kBuild}); !status) return status;
+  if (auto status = send(control::Hello{.pid = ::getpid(), .build = kBuild}); !status)
+    return status;
   auto answer = channel_->recv_as<control::AgentToRank>(until);
   if (!answer) return answer.error();
-  if (const auto* stop = std::get_if<control::Stop>(&answer->message)) return {Code::Cancelled, stop->reason};
-  if (const auto* refused = std::get_if<control::Refused>(&answer->message)) return {refused->code, refused->text};
+  if (const auto* stop = std::get_if<control::Stop>(&answer->message))
+    return {Code::Cancelled, stop->reason};
+  if (const auto* refused = std::get_if<control::Refused>(&answer->message))
+    return {refused->code, refused->text};
   const auto* welcome = std::get_if<control::Welcome>(&answer->message);
   if (welcome == nullptr || answer->fds.size() != 1) return unexpected_first_message();
   auto page = metrics::PageMapping::map(answer->fds[0].get());
@@ -113,7 +117,8 @@ void AgentLink::engine_main(std::stop_token stop) {
     pump();
     if (run_one_task()) continue;
     pollfd waits[2] = {{wake_.get(), POLLIN, 0}, {channel_ ? channel_->fd() : -1, POLLIN, 0}};
-    if (::poll(waits, 2, static_cast<int>(kBeatInterval.count())) > 0 && (waits[0].revents & POLLIN) != 0) {
+    if (::poll(waits, 2, static_cast<int>(kBeatInterval.count())) > 0 &&
+        (waits[0].revents & POLLIN) != 0) {
       std::uint64_t count = 0;
       (void)!::read(wake_.get(), &count, sizeof count);
     }
@@ -131,13 +136,14 @@ void AgentLink::pump() {
 void AgentLink::serve_channel() {
   for (;;) {
     {
-      std::lock_guard lock(mutex_);
+      const std::lock_guard lock(mutex_);
       if (!ended_) return;
     }
     auto received = channel_->try_recv_as<control::AgentToRank>();
     if (!received) {
       const bool closed = received.error().code() == Code::Cancelled;
-      return fail(closed ? Status(Code::Cancelled, "the agent is gone: the launcher ended") : received.error());
+      return fail(closed ? Status(Code::Cancelled, "the agent is gone: the launcher ended")
+                         : received.error());
     }
     if (!received->has_value()) return;
     handle(std::move((*received)->message), std::move((*received)->fds));
@@ -150,11 +156,13 @@ void AgentLink::handle(control::AgentToRank message, std::vector<base::Fd> fds) 
     std::vector<base::Fd>& fds;
     void operator()(const control::Welcome&) const { link.fail(unexpected_first_message()); }
     void operator()(const control::Assign& assign) const { link.take_seat(assign, std::move(fds)); }
-    void operator()(const control::ViewInstalled& view) const { link.install(view, std::move(fds)); }
+    void operator()(const control::ViewInstalled& view) const {
+      link.install(view, std::move(fds));
+    }
     void operator()(const control::GroupReady& ready) const {
       if (fds.size() != 1) return;
       auto group = open_group(ready.epoch, ready.group, std::move(fds[0]));
-      std::lock_guard lock(link.mutex_);
+      const std::lock_guard lock(link.mutex_);
       if (!group) {
         link.refused_ = group.error();
       } else {
@@ -165,14 +173,14 @@ void AgentLink::handle(control::AgentToRank message, std::vector<base::Fd> fds) 
       link.changed_.notify_all();
     }
     void operator()(const control::LossNotice& notice) const {
-      std::lock_guard lock(link.mutex_);
+      const std::lock_guard lock(link.mutex_);
       link.last_loss_ = notice;
       link.changed_.notify_all();
     }
     void operator()(const control::Stop& stop) const {
       bool parked = false;
       {
-        std::lock_guard lock(link.mutex_);
+        const std::lock_guard lock(link.mutex_);
         parked = !link.seated_ && link.seat_.rank == Rank(-1);
       }
       // A spare that nobody needed has done its duty; its program never got past attach().
@@ -180,7 +188,7 @@ void AgentLink::handle(control::AgentToRank message, std::vector<base::Fd> fds) 
       link.fail({Code::Cancelled, fmt::format("the job is ending: {}", stop.reason)});
     }
     void operator()(const control::Refused& refused) const {
-      std::lock_guard lock(link.mutex_);
+      const std::lock_guard lock(link.mutex_);
       link.refused_ = Status(refused.code, refused.text);
       link.changed_.notify_all();
     }
@@ -189,7 +197,7 @@ void AgentLink::handle(control::AgentToRank message, std::vector<base::Fd> fds) 
 }
 
 void AgentLink::take_seat(const control::Assign& message, std::vector<base::Fd> fds) {
-  std::lock_guard lock(mutex_);
+  const std::lock_guard lock(mutex_);
   seat_.rank = message.seat;
   seat_.life = message.life;
   seat_.replacement = true;
@@ -206,39 +214,41 @@ void AgentLink::install(const control::ViewInstalled& message, std::vector<base:
     (void)fault(view.error());
     return fail(view.error());
   }
-  std::lock_guard lock(mutex_);
+  const std::lock_guard lock(mutex_);
   if (newest_ == nullptr || newest_->view.epoch < (*view)->view.epoch) newest_ = std::move(*view);
   changed_.notify_all();
 }
 
 void AgentLink::fail(Status why) {
-  std::lock_guard lock(mutex_);
+  const std::lock_guard lock(mutex_);
   if (ended_) ended_ = std::move(why);
   changed_.notify_all();
 }
 
 Status AgentLink::running() const {
-  std::lock_guard lock(mutex_);
+  const std::lock_guard lock(mutex_);
   return ended_;
 }
 
 template <class Ready>
-Status AgentLink::await(std::unique_lock<std::mutex>& lock, TimePoint until, const char* what, Ready ready) {
+Status AgentLink::await(std::unique_lock<std::mutex>& lock, TimePoint until, const char* what,
+                        Ready ready) {
   while (!ready()) {
     if (!ended_) return ended_;
     if (until == TimePoint::max()) {
       changed_.wait(lock);
     } else if (changed_.wait_until(lock, until) == std::cv_status::timeout && !ready()) {
-      return {Code::DeadlineExceeded, fmt::format("waited {} until the deadline; the launcher's output says who is "
-                                                  "missing",
-                                                  what)};
+      return {Code::DeadlineExceeded,
+              fmt::format("waited {} until the deadline; the launcher's output says who is "
+                          "missing",
+                          what)};
     }
   }
   return {};
 }
 
 base::Fd AgentLink::take_kept(const std::string& what) {
-  std::lock_guard lock(mutex_);
+  const std::lock_guard lock(mutex_);
   const auto found = kept_.find(what);
   return found == kept_.end() ? base::Fd() : std::move(found->second);
 }
@@ -250,29 +260,35 @@ Result<std::shared_ptr<OpenView>> AgentLink::await_view(Epoch than, TimePoint un
   const auto& seats = newest_->view.seats;
   const auto index = static_cast<std::size_t>(seat_.rank.value());
   if (index >= seats.size() || seats[index] != seat_.incarnation) {
-    return Status(Code::Fenced, fmt::format("rank {} (incarnation {}) is not in the view of epoch {}: it was removed "
-                                            "from the job",
-                                            seat_.rank.value(), seat_.incarnation.value(),
-                                            newest_->view.epoch.value()));
+    return Status(
+        Code::Fenced,
+        fmt::format("rank {} (incarnation {}) is not in the view of epoch {}: it was removed "
+                    "from the job",
+                    seat_.rank.value(), seat_.incarnation.value(), newest_->view.epoch.value()));
   }
   return newest_;
 }
 
 Result<std::shared_ptr<OpenGroup>> AgentLink::attach_group(Epoch epoch, const std::string& name,
-                                                           const std::vector<Rank>& seats, TimePoint until) {
+                                                           const std::vector<Rank>& seats,
+                                                           TimePoint until) {
   if (!channel_) return open_single_group(name);
   if (auto status = send(control::AttachGroup{epoch, name, seats}); !status) return status;
   std::unique_lock lock(mutex_);
   const auto ready = [&] { return groups_epoch_ == epoch && groups_ready_.contains(name); };
   const auto over = [&] {
-    return (newest_ != nullptr && newest_->view.epoch > epoch) || (last_loss_ && last_loss_->epoch == epoch);
+    return (newest_ != nullptr && newest_->view.epoch > epoch) ||
+           (last_loss_ && last_loss_->epoch == epoch);
   };
   const auto answered = [&] { return ready() || over() || refused_.has_value(); };
-  if (auto status = await(lock, until, "for the arena of a group", answered); !status) return status;
+  if (auto status = await(lock, until, "for the arena of a group", answered); !status)
+    return status;
   if (ready()) return groups_ready_[name];
   if (refused_) return *std::exchange(refused_, std::nullopt);
-  return Status(Code::RankLost, fmt::format("epoch {} ended while group \"{}\" was being attached", epoch.value(), name),
-                {.epoch = epoch, .group = name});
+  return Status(
+      Code::RankLost,
+      fmt::format("epoch {} ended while group \"{}\" was being attached", epoch.value(), name),
+      {.epoch = epoch, .group = name});
 }
 
 std::optional<control::LossNotice> AgentLink::loss_of(Epoch epoch, TimePoint until) {
@@ -295,7 +311,7 @@ std::optional<control::LossNotice> AgentLink::loss_of(Epoch epoch, TimePoint unt
 
 Status AgentLink::send(const control::RankMessage& message, std::span<const int> fds) {
   if (!channel_) return {};
-  std::lock_guard lock(send_mutex_);
+  const std::lock_guard lock(send_mutex_);
   if (auto status = channel_->send(message, fds); !status) return status;
   return channel_->flush(Clock::now() + kSendTimeout);
 }
@@ -317,7 +333,7 @@ Status AgentLink::fault(const Status& why) {
 
 void AgentLink::submit(std::function<void()> task) {
   {
-    std::lock_guard lock(mutex_);
+    const std::lock_guard lock(mutex_);
     tasks_.push_back(std::move(task));
   }
   wake_engine();
@@ -326,7 +342,7 @@ void AgentLink::submit(std::function<void()> task) {
 bool AgentLink::run_one_task() {
   std::function<void()> task;
   {
-    std::lock_guard lock(mutex_);
+    const std::lock_guard lock(mutex_);
     if (tasks_.empty()) return false;
     task = std::move(tasks_.front());
     tasks_.pop_front();

@@ -27,21 +27,22 @@ namespace regroup::engine {
 struct Seat {
   Rank rank;
   Incarnation incarnation;
-  std::uint32_t ranks = 1;          ///< seats of the job
+  std::uint32_t ranks = 1;  ///< seats of the job
   std::uint32_t ranks_on_host = 1;
   OnLoss on_loss = OnLoss::Replay;
   std::string job;
   bool replacement = false;
-  std::uint32_t life = 0;           ///< lives this seat had before
+  std::uint32_t life = 0;  ///< lives this seat had before
 };
 
-/// Owns the control channel, the death beacon and the engine thread. The thread beats, receives what the agent says
-/// and runs asynchronous operations; it never waits for the program.
+/// Owns the control channel, the death beacon and the engine thread. The thread beats, receives
+/// what the agent says and runs asynchronous operations; it never waits for the program.
 /// Thread safety: all public functions from any thread. Destroying it detaches in order.
 class AgentLink {
  public:
-  /// Says hello and, for a spare, waits until it is given a seat (the process ends with 0 if the job ends first).
-  /// Blocks. Errors: DeadlineExceeded, Unsupported (protocol), ResourceExhausted, Cancelled.
+  /// Says hello and, for a spare, waits until it is given a seat (the process ends with 0 if the
+  /// job ends first). Blocks. Errors: DeadlineExceeded, Unsupported (protocol), ResourceExhausted,
+  /// Cancelled.
   static Result<std::unique_ptr<AgentLink>> connect(base::Fd control, TimePoint until);
   /// A job of one rank in this process, without any agent.
   static Result<std::unique_ptr<AgentLink>> alone();
@@ -52,16 +53,18 @@ class AgentLink {
 
   [[nodiscard]] const Seat& seat() const { return seat_; }
   [[nodiscard]] metrics::BeaconPage& page() const { return page_->page(); }
-  /// Memory that this seat's last life left ("mirror", "prologue"); empty if there is none. Gives it away.
+  /// Memory that this seat's last life left ("mirror", "prologue"); empty if there is none. Gives
+  /// it away.
   [[nodiscard]] base::Fd take_kept(const std::string& what);
 
   /// The first view after `than` that has this process in its seat. Blocks.
-  /// Errors: DeadlineExceeded, Cancelled (the job ends), Fenced (removed), ResourceExhausted (memory, descriptors).
+  /// Errors: DeadlineExceeded, Cancelled (the job ends), Fenced (removed), ResourceExhausted
+  /// (memory, descriptors).
   Result<std::shared_ptr<OpenView>> await_view(Epoch than, TimePoint until);
-  /// The arena of a group in `epoch`, made by the agent if it is new. Blocks. Errors: as await_view(), and RankLost
-  /// when that epoch ended meanwhile.
-  Result<std::shared_ptr<OpenGroup>> attach_group(Epoch epoch, const std::string& name, const std::vector<Rank>& seats,
-                                                  TimePoint until);
+  /// The arena of a group in `epoch`, made by the agent if it is new. Blocks. Errors: as
+  /// await_view(), and RankLost when that epoch ended meanwhile.
+  Result<std::shared_ptr<OpenGroup>> attach_group(Epoch epoch, const std::string& name,
+                                                  const std::vector<Rank>& seats, TimePoint until);
   /// What the agent said about the end of `epoch`, waiting for it a little; empty if it never came.
   [[nodiscard]] std::optional<control::LossNotice> loss_of(Epoch epoch, TimePoint until);
   /// Ok while the job goes on; else why it does not.
@@ -82,7 +85,8 @@ class AgentLink {
   /// In a forked child: lets go of the channel. Nothing else of this object may be used there.
   void abandon_in_child();
 
-  /// For tasks on the engine thread that wait: keeps the conversation alive meanwhile. Never blocks.
+  /// For tasks on the engine thread that wait: keeps the conversation alive meanwhile. Never
+  /// blocks.
   void pump();
 
  private:
@@ -103,25 +107,27 @@ class AgentLink {
   template <class Ready>
   Status await(std::unique_lock<std::mutex>& lock, TimePoint until, const char* what, Ready ready);
 
-  std::optional<control::Channel> channel_;   ///< receive side: engine thread; send side: send_mutex_
+  /// Receive side: engine thread; send side: send_mutex_
+  std::optional<control::Channel> channel_;
   std::mutex send_mutex_;
   std::optional<metrics::PageMapping> page_;
   Seat seat_;
-  base::Fd wake_;                             ///< eventfd
+  base::Fd wake_;  ///< eventfd
 
-  mutable std::mutex mutex_;                  ///< guards all below
+  mutable std::mutex mutex_;  ///< guards all below
   std::condition_variable changed_;
   bool seated_ = false;
   std::map<std::string, base::Fd> kept_;
   std::shared_ptr<OpenView> newest_;
-  std::map<std::string, std::shared_ptr<OpenGroup>> groups_ready_;   ///< answers to attach_group, of groups_epoch_
+  /// Answers to attach_group, of groups_epoch_
+  std::map<std::string, std::shared_ptr<OpenGroup>> groups_ready_;
   Epoch groups_epoch_;
   std::optional<Status> refused_;
   std::optional<control::LossNotice> last_loss_;
-  Status ended_;                              ///< not Ok: the job is over for this process
+  Status ended_;  ///< not Ok: the job is over for this process
   std::deque<std::function<void()>> tasks_;
 
-  std::jthread engine_;                       ///< last: joins before the rest goes
+  std::jthread engine_;  ///< last: joins before the rest goes
 };
 
 }  // namespace regroup::engine

@@ -41,13 +41,13 @@ bool overlaps(const void* a, std::size_t a_bytes, const void* b, std::size_t b_b
 }  // namespace
 
 void WorkImpl::finish(Status status) {
-  std::lock_guard lock(mutex_);
+  const std::lock_guard lock(mutex_);
   status_ = std::move(status);
   changed_.notify_all();
 }
 
 bool WorkImpl::done() const {
-  std::lock_guard lock(mutex_);
+  const std::lock_guard lock(mutex_);
   return status_.has_value();
 }
 
@@ -63,7 +63,7 @@ class GroupImpl::Scope {
   Scope(GroupImpl& group, const Request& request, std::size_t bytes, bool timed)
       : group_(group), timed_(timed) {
     auto& job = group.job_;
-    std::lock_guard lock(job.ledger_mutex());
+    const std::lock_guard lock(job.ledger_mutex());
     const auto now = job.now_ns();
     const bool collective = request.kind == Request::Kind::Collective;
     metrics::begin_operation(job.link().page(),
@@ -80,7 +80,7 @@ class GroupImpl::Scope {
   }
   void end(const Outcome& outcome, std::size_t bytes) {
     auto& job = group_.job_;
-    std::lock_guard lock(job.ledger_mutex());
+    const std::lock_guard lock(job.ledger_mutex());
     const auto now = job.now_ns();
     std::uint64_t straggler_ns = 0;
     if (timed_) {

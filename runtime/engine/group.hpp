@@ -1,4 +1,5 @@
-/// A process group behind its handle: validates, times and runs operations on the communicator of the entered epoch.
+/// A process group behind its handle: validates, times and runs operations on the communicator of
+/// the entered epoch.
 #pragma once
 
 #include <atomic>
@@ -40,8 +41,8 @@ class WorkImpl {
 struct Request {
   enum class Kind : std::uint8_t { Collective, Send, Recv };
   Kind kind = Kind::Collective;
-  collective::OpSpec spec;      ///< of Send and Recv only dtype, count, in or out
-  int other = 0;                ///< Send: destination, Recv: source
+  collective::OpSpec spec;  ///< of Send and Recv only dtype, count, in or out
+  int other = 0;            ///< Send: destination, Recv: source
   std::uint32_t tag = 0;
   metrics::Operation operation = metrics::Operation::None;
   OpOptions options;
@@ -52,6 +53,8 @@ class GroupImpl : public std::enable_shared_from_this<GroupImpl> {
  public:
   /// `seats`: all seats of the group in group-rank order, vacant ones too.
   GroupImpl(JobImpl& job, std::string name, std::vector<Rank> seats);
+  GroupImpl(const GroupImpl&) = delete;
+  GroupImpl& operator=(const GroupImpl&) = delete;
   ~GroupImpl();
 
   /// Wires the group for an epoch; the communicator of the epoch before is thrown away.
@@ -98,8 +101,8 @@ class GroupImpl : public std::enable_shared_from_this<GroupImpl> {
   int me_ = -1;
   std::optional<collective::SlotRunner> runner_;
   std::atomic<bool> closed_{false};
-  std::atomic<int> pending_{0};            ///< asynchronous operations not finished yet
-  std::atomic<bool> on_engine_{false};     ///< the operation in progress runs on the engine thread
+  std::atomic<int> pending_{0};         ///< asynchronous operations not finished yet
+  std::atomic<bool> on_engine_{false};  ///< the operation in progress runs on the engine thread
   const char* operation_name_ = "";
 };
 

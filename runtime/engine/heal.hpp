@@ -1,7 +1,8 @@
 /// Heal: the members of a new epoch find out who holds the state and bring it to those who do not.
 ///
-/// A collective on the callers' threads: under `replay` every survivor stands in next() anyway, so nobody changes the
-/// state while it is read. Who sends what is state::plan_heal's decision, the same on every member.
+/// A collective on the callers' threads: under `replay` every survivor stands in next() anyway, so
+/// nobody changes the state while it is read. Who sends what is state::plan_heal's decision, the
+/// same on every member.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +25,8 @@ struct HealRound {
   std::vector<Rank> newcomers;
 };
 
-/// What a heal that a loss interrupted had brought by then. It counts as long as the state to be brought is the same,
-/// that is, the step to resume at.
+/// What a heal that a loss interrupted had brought by then. It counts as long as the state to be
+/// brought is the same, that is, the step to resume at.
 struct HealBook {
   std::uint64_t resume = 0;
   std::optional<state::HealProgress> progress;
@@ -35,16 +36,17 @@ struct HealBook {
 class Healer {
  public:
   using FaultHook = std::function<void(const char* phase, std::uint64_t chunk)>;
-  /// Memory: world, state and book outlive it. The hook is called before each chunk is given ("give") or taken
-  /// ("take") and before the digests are compared ("verify").
+  /// Memory: world, state and book outlive it. The hook is called before each chunk is given
+  /// ("give") or taken ("take") and before the digests are compared ("verify").
   Healer(GroupImpl& world, const RegisteredState& state, HealBook& book, FaultHook hook);
 
-  /// Collective over the world. Errors: those of an operation; FailedPrecondition when nobody holds the state;
-  /// InvalidArgument when the members registered different state.
+  /// Collective over the world. Errors: those of an operation; FailedPrecondition when nobody
+  /// holds the state; InvalidArgument when the members registered different state.
   Result<HealRound> exchange(bool holds_state);
 
-  /// Collective over the world; afterwards every newcomer has all tensors, verified by digest, and its book says what
-  /// came from whom (group ranks). Errors: those of an operation; Internal when digests differ again and again.
+  /// Collective over the world; afterwards every newcomer has all tensors, verified by digest, and
+  /// its book says what came from whom (group ranks). Errors: those of an operation; Internal when
+  /// digests differ again and again.
   Status run(const HealRound& round);
 
  private:

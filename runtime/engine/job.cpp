@@ -217,6 +217,29 @@ Status JobImpl::enter_bound() {
   return link_->entered(std::move(report));
 }
 
+/// Shows a heal in the beacon page for as long as it lasts.
+class JobImpl::HealRecord {
+ public:
+  explicit HealRecord(JobImpl& job) : job_(job) {
+    metrics::begin_operation(job_.link_->page(), {.operation = metrics::Operation::Heal,
+                                                  .phase = metrics::Phase::AwaitOthers,
+                                                  .epoch = job_.epoch().value(),
+                                                  .step = job_.resume_step(),
+                                                  .started_ns = metrics::monotonic_ns()});
+  }
+  HealRecord(const HealRecord&) = delete;
+  HealRecord& operator=(const HealRecord&) = delete;
+  ~HealRecord() {
+    const bool done = job_.holds_state_ && !job_.world_->wedged();
+    metrics::end_operation(job_.link_->page(),
+                           done ? metrics::Outcome::Done : metrics::Outcome::Revoked,
+                           metrics::monotonic_ns());
+  }
+
+ private:
+  JobImpl& job_;
+};
+
 Status JobImpl::exchange_and_heal(control::Entered& report) {
   const std::uint64_t resume = resume_step();
   if (holds_state_ && applied_ + 1 != resume) {
@@ -225,7 +248,11 @@ Status JobImpl::exchange_and_heal(control::Entered& report) {
                         seat().rank.value(), applied_, epoch().value(), resume)};
   }
   if (heal_book_.resume != resume) heal_book_ = {resume, std::nullopt};
+  const HealRecord record(*this);
   Healer healer(*world_, state_, heal_book_, [this](const char* phase, std::uint64_t chunk) {
+    const bool verifying = std::string_view(phase) == "verify";
+    metrics::set_phase(link_->page(),
+                       verifying ? metrics::Phase::Verify : metrics::Phase::Transfer);
     if (has_faults())
       hit_fault({.op = "heal", .phase = phase, .step = resume_step() - 1, .chunk = chunk});
   });

@@ -89,6 +89,7 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   Status bind_groups();
   Status enter_bound();
   Status await_next_view();
+  class HealRecord;
   Status exchange_and_heal(control::Entered& report);
   Status prepare_first_entry();
   Status inherit_mirror(std::uint64_t step);

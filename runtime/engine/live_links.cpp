@@ -35,7 +35,7 @@ void after_fork_in_child() {
   registry().mutex.unlock();
 }
 void at_exit() {
-  std::lock_guard lock(registry().mutex);
+  const std::lock_guard lock(registry().mutex);
   for (auto* link : registry().links) link->leave();
 }
 
@@ -51,12 +51,12 @@ void install_handlers() {
 
 void LiveLinks::add(AgentLink& link) {
   install_handlers();
-  std::lock_guard lock(registry().mutex);
+  const std::lock_guard lock(registry().mutex);
   registry().links.insert(&link);
 }
 
 void LiveLinks::remove(AgentLink& link) {
-  std::lock_guard lock(registry().mutex);
+  const std::lock_guard lock(registry().mutex);
   registry().links.erase(&link);
 }
 

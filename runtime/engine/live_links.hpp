@@ -7,9 +7,10 @@ namespace regroup::engine {
 
 class AgentLink;
 
-/// The attachments of this process. A forked child may use none of them: it closes their channels, so that its life
-/// does not hide its parent's death, and every call on them answers FailedPrecondition. At exit() the agent is told
-/// that the process leaves in order. Thread safety: any thread.
+/// The attachments of this process. A forked child may use none of them: it closes their channels,
+/// so that its life does not hide its parent's death, and every call on them answers
+/// FailedPrecondition. At exit() the agent is told that the process leaves in order. Thread
+/// safety: any thread.
 class LiveLinks {
  public:
   static void add(AgentLink& link);

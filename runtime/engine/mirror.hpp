@@ -1,4 +1,5 @@
-/// The copy of a seat's volatile state that outlives its process: two generations, in memory that the agent keeps.
+/// The copy of a seat's volatile state that outlives its process: two generations, in memory that
+/// the agent keeps.
 #pragma once
 
 #include <atomic>
@@ -12,9 +13,9 @@
 
 namespace regroup::engine {
 
-/// A view of kept memory (not owned; page-aligned). The generation of step s lies in half s & 1, so that the one that
-/// a survivor may be told to resume from is intact while the next is written. Thread safety: one writer, no reader
-/// while it lives.
+/// A view of kept memory (not owned; page-aligned). The generation of step s lies in half s & 1,
+/// so that the one that a survivor may be told to resume from is intact while the next is written.
+/// Thread safety: one writer, no reader while it lives.
 class Mirror {
  public:
   [[nodiscard]] static std::size_t bytes_needed(std::size_t volatile_bytes);
@@ -34,7 +35,8 @@ class Mirror {
     std::uint64_t volatile_bytes;
     std::atomic<std::uint64_t> steps[2];
   };
-  Mirror(std::span<std::byte> memory, std::size_t volatile_bytes) : memory_(memory), bytes_(volatile_bytes) {}
+  Mirror(std::span<std::byte> memory, std::size_t volatile_bytes)
+      : memory_(memory), bytes_(volatile_bytes) {}
   [[nodiscard]] Header& header() const;
   [[nodiscard]] std::byte* half(std::uint64_t step) const;
 

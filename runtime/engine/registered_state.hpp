@@ -1,4 +1,5 @@
-/// What the program registered: tensors that heal, and volatile state that next() saves and restores.
+/// What the program registered: tensors that heal, and volatile state that next() saves and
+/// restores.
 #pragma once
 
 #include <cstddef>
@@ -19,12 +20,16 @@ struct Tensor {
   std::size_t bytes = 0;
 };
 
-/// Thread safety: the program's thread only. Registration ends with seal(); errors of add() are kept for it, so that
-/// registrations can be chained.
+/// Thread safety: the program's thread only. Registration ends with seal(); errors of add() are
+/// kept for it, so that registrations can be chained.
 class RegisteredState {
  public:
-  void add(std::string_view name, void* data, std::size_t bytes) { insert(tensors_, name, data, bytes); }
-  void add_volatile(std::string_view name, void* data, std::size_t bytes) { insert(volatiles_, name, data, bytes); }
+  void add(std::string_view name, void* data, std::size_t bytes) {
+    insert(tensors_, name, data, bytes);
+  }
+  void add_volatile(std::string_view name, void* data, std::size_t bytes) {
+    insert(volatiles_, name, data, bytes);
+  }
 
   /// Ends registration. The first error of any add(), if there was one.
   Status seal();

@@ -13,8 +13,8 @@ namespace regroup::engine {
 /// Thread safety: the thread that made it.
 class StepsImpl {
  public:
-  /// Steps are numbered through the whole job; this loop's begin after those applied so far. A newcomer starts at 0
-  /// and finds in its first next() how far the job is.
+  /// Steps are numbered through the whole job; this loop's begin after those applied so far. A
+  /// newcomer starts at 0 and finds in its first next() how far the job is.
   StepsImpl(std::shared_ptr<JobImpl> job, std::uint64_t total)
       : job_(std::move(job)), first_(job_->steps_given()), total_(total) {
     job_->give_steps(total);
@@ -35,7 +35,7 @@ class StepsImpl {
 
  private:
   std::shared_ptr<JobImpl> job_;
-  std::uint64_t first_;   ///< steps of earlier loops
+  std::uint64_t first_;  ///< steps of earlier loops
   std::uint64_t total_;
   Status status_;
 };

@@ -167,6 +167,12 @@ TEST(Job, DescriptorLimitIsNamed) {
   EXPECT_EQ(job.lines_with("ResourceExhausted").size(), 2U) << story(job);
 }
 
+TEST(Job, MemoryForSegmentsNotToBeHadIsNamed) {
+  const auto job = run_job({"-n", "2"}, {"memory"});
+  EXPECT_FALSE(job.timed_out) << story(job);
+  EXPECT_EQ(job.lines_with("ResourceExhausted").size(), 2U) << story(job);
+}
+
 TEST(Job, AJobOfOneNeedsNoLauncher) {
   const auto job = run_job({"-n", "1"}, {"train", kSteps});
   EXPECT_EQ(job.exit_code, 0) << story(job);

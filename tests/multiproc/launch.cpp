@@ -23,6 +23,8 @@ class RunFolder {
     std::string pattern = (std::filesystem::temp_directory_path() / "regroup-test-XXXXXX").string();
     path_ = ::mkdtemp(pattern.data());
   }
+  RunFolder(const RunFolder&) = delete;
+  RunFolder& operator=(const RunFolder&) = delete;
   ~RunFolder() {
     std::error_code ignored;
     std::filesystem::remove_all(path_, ignored);

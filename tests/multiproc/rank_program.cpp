@@ -8,6 +8,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <map>
 #include <string>
 #include <vector>
@@ -231,6 +232,23 @@ int descriptors(Job& job) {
   return status ? 1 : 0;
 }
 
+int memory(Job& job) {
+  std::size_t pages = 0;
+  {
+    std::ifstream statm("/proc/self/statm");
+    statm >> pages;
+  }
+  const auto in_use = static_cast<rlim_t>(pages) * static_cast<rlim_t>(::sysconf(_SC_PAGESIZE));
+  rlimit limit{};
+  ::getrlimit(RLIMIT_AS, &limit);
+  const rlimit tight{in_use, limit.rlim_max};
+  ::setrlimit(RLIMIT_AS, &tight);
+  auto group = job.world().split(0, 0, "more");
+  ::setrlimit(RLIMIT_AS, &limit);
+  say(fmt::format("rank {}: {}", job.rank(), group.error().to_string()));
+  return group.error() ? 1 : 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -249,6 +267,7 @@ int main(int argc, char** argv) {
   if (mode == "after_fork") return after_fork(job);
   if (mode == "deadline") return deadline(job);
   if (mode == "descriptors") return descriptors(job);
+  if (mode == "memory") return memory(job);
   say("unknown mode " + mode);
   return 64;
 }
