@@ -191,12 +191,13 @@ class World {
     std::size_t away = 0;
     for (const Incarnation who : coordinator_.machine()->view().seats) {
       const Process* process = ranks_.find(who);
-      if (!process || process->exited) continue;
+      if (!process) continue;
+      // The end of a program on such a host may never have been heard of: it counts as away too.
       const bool is_away =
           coordinator_.is_isolated(process->host) || agents_.is_lost(process->host);
       if (is_away)
         ++away;
-      else if (process->alive && evict_asked_.count(who) == 0)
+      else if (process->alive && !process->exited && evict_asked_.count(who) == 0)
         ++here;
     }
     return here < away;
