@@ -1,5 +1,6 @@
-/// How a person talks to a running job: an abstract socket `@regroup/<uid>/<job>` that the launcher answers, one JSON
-/// request a connection. Nothing of it lies in the file system. docs/schemas/status.md describes the answers.
+/// How a person talks to a running job: an abstract socket `@regroup/<uid>/<job>` that the
+/// launcher answers, one JSON request a connection. Nothing of it lies in the file system.
+/// docs/schemas/status.md describes the answers.
 #pragma once
 
 #include <cstdint>
@@ -56,13 +57,16 @@ class JobControl {
  public:
   virtual ~JobControl() = default;
   [[nodiscard]] virtual JobStatus status() = 0;
-  /// Sends `signal` to the process that holds this seat now. Errors: FailedPrecondition (seat vacant).
+  /// Sends `signal` to the process that holds this seat now. Errors: FailedPrecondition (seat
+  /// vacant).
   virtual Status signal(Rank rank, int signal) = 0;
-  /// Takes the process out of the job as if it had been lost. Errors: FailedPrecondition (seat vacant).
+  /// Takes the process out of the job as if it had been lost. Errors: FailedPrecondition (seat
+  /// vacant).
   virtual Status evict(Rank rank, const std::string& why) = 0;
   /// SIGKILLs the coordinator. Errors: FailedPrecondition (there is none at the moment).
   virtual Status kill_coordinator() = 0;
-  /// What the process in this seat is doing now, from its beacon page; empty when the seat is vacant.
+  /// What the process in this seat is doing now, from its beacon page; empty when the seat is
+  /// vacant.
   [[nodiscard]] virtual std::optional<metrics::Doing> doing(Rank rank) = 0;
 };
 
@@ -78,8 +82,9 @@ struct Trigger {
   static Result<Trigger> parse(std::string_view text);
 };
 
-/// The launcher's end. Serves requests of the same user and of root only (peer credentials), each at most
-/// kRequestBytesMax long and kRequestTime in all; more than kConnectionsMax at once wait in the kernel's queue.
+/// The launcher's end. Serves requests of the same user and of root only (peer credentials), each
+/// at most kRequestBytesMax long and kRequestTime in all; more than kConnectionsMax at once wait
+/// in the kernel's queue.
 /// Thread safety: one thread. Never blocks.
 class ControlSocket {
  public:
@@ -89,14 +94,17 @@ class ControlSocket {
   static constexpr std::size_t kArmedMax = 64;  ///< injected actions that wait for their instant
 
   /// Memory: `control` and `log` (may be null) outlive this object.
-  /// Errors: FailedPrecondition (a job of this name runs already), InvalidArgument (name too long or with '/'),
-  /// ResourceExhausted.
+  /// Errors: FailedPrecondition (a job of this name runs already), InvalidArgument (name too long
+  /// or with '/'), ResourceExhausted.
   static Result<ControlSocket> open(const std::string& job, JobControl& control, EventLog* log);
+  ControlSocket(const ControlSocket&) = delete;
+  ControlSocket& operator=(const ControlSocket&) = delete;
   ControlSocket(ControlSocket&&) noexcept;
   ControlSocket& operator=(ControlSocket&&) noexcept;
   ~ControlSocket();
 
-  /// Readable when turn() has something to do, timeouts and armed actions included: put it into the launcher's epoll.
+  /// Readable when turn() has something to do, timeouts and armed actions included: put it into
+  /// the launcher's epoll.
   [[nodiscard]] int fd() const;
   /// Serves what is ready.
   void turn();
@@ -107,7 +115,7 @@ class ControlSocket {
   std::unique_ptr<Impl> impl_;
 };
 
-// ---- the asking side ----------------------------------------------------------------------------------------------
+// ---- the asking side ---------------------------------------------------------------------------
 
 /// A job whose launcher listens on this machine.
 struct RunningJob {
@@ -121,8 +129,8 @@ struct RunningJob {
 [[nodiscard]] std::vector<RunningJob> running_jobs();
 
 /// Asks one job and waits for the answer.
-/// Errors: FailedPrecondition (no such job), Unauthenticated (the socket is not the job owner's), DeadlineExceeded,
-/// InvalidArgument (the job refused the request: its text).
+/// Errors: FailedPrecondition (no such job), Unauthenticated (the socket is not the job owner's),
+/// DeadlineExceeded, InvalidArgument (the job refused the request: its text).
 Result<nlohmann::json> ask(const RunningJob& job, const nlohmann::json& request, TimePoint until);
 
 }  // namespace regroup::launcher

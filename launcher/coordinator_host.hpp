@@ -1,6 +1,6 @@
-/// The process around the membership machine: reads the agent's messages, steps the machine, performs its effects in
-/// order. All that must survive it stands in its state file before anybody else hears of it, so it may be killed at
-/// any instant and started again.
+/// The process around the membership machine: reads the agent's messages, steps the machine,
+/// performs its effects in order. All that must survive it stands in its state file before anybody
+/// else hears of it, so it may be killed at any instant and started again.
 #pragma once
 
 #include <cstdint>
@@ -48,12 +48,14 @@ class CoordinatorHost {
   /// Errors: those of Wal::open() and of decoding its record.
   static Result<CoordinatorHost> open(CoordinatorOptions options);
   static Result<CoordinatorHost> open(CoordinatorOptions options, Probe probe);
+  CoordinatorHost(const CoordinatorHost&) = delete;
+  CoordinatorHost& operator=(const CoordinatorHost&) = delete;
   CoordinatorHost(CoordinatorHost&&) noexcept;
   CoordinatorHost& operator=(CoordinatorHost&&) noexcept;
   ~CoordinatorHost();
 
-  /// Blocks until the channel is closed by the agent: Ok. Errors: the state cannot be written, or the agent sends what
-  /// this version does not understand.
+  /// Blocks until the channel is closed by the agent: Ok. Errors: the state cannot be written, or
+  /// the agent sends what this version does not understand.
   Status run();
 
  private:

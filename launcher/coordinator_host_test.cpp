@@ -30,6 +30,8 @@ class PretendedJob {
  public:
   PretendedJob(std::filesystem::path state, CoordinatorHost::Probe probe)
       : state_(std::move(state)), first_probe_(std::move(probe)), agent_(kLocalAgent) {}
+  PretendedJob(const PretendedJob&) = delete;
+  PretendedJob& operator=(const PretendedJob&) = delete;
   ~PretendedJob() { stop_coordinator(); }
 
   /// False when the job did not end within ten seconds.
@@ -150,6 +152,8 @@ class CoordinatorHostTest : public ::testing::Test {
     std::string pattern = ::testing::TempDir() + "/coordinator_XXXXXX";
     dir_ = ::mkdtemp(pattern.data());
   }
+  CoordinatorHostTest(const CoordinatorHostTest&) = delete;
+  CoordinatorHostTest& operator=(const CoordinatorHostTest&) = delete;
   ~CoordinatorHostTest() override { std::filesystem::remove_all(dir_); }
 
   /// What holds whatever happened to the coordinator.

@@ -222,6 +222,8 @@ class EventLog {
   /// and the system's reason.
   static Result<EventLog> open(const std::filesystem::path& log_dir, Options options);
   static Result<EventLog> open(const std::filesystem::path& log_dir);
+  EventLog(const EventLog&) = delete;
+  EventLog& operator=(const EventLog&) = delete;
   EventLog(EventLog&&) noexcept;
   EventLog& operator=(EventLog&&) noexcept;
   ~EventLog();

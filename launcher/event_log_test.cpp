@@ -18,6 +18,8 @@ class EventLogTest : public ::testing::Test {
     std::string pattern = ::testing::TempDir() + "/event_log_XXXXXX";
     dir_ = ::mkdtemp(pattern.data());
   }
+  EventLogTest(const EventLogTest&) = delete;
+  EventLogTest& operator=(const EventLogTest&) = delete;
   ~EventLogTest() override { std::filesystem::remove_all(dir_); }
 
   std::vector<std::string> lines(const std::string& file = std::string(kEventFile)) {

@@ -21,6 +21,8 @@ class Guardian {
  public:
   /// Errors: those of spawn().
   static Result<Guardian> start(const std::string& job);
+  Guardian(const Guardian&) = delete;
+  Guardian& operator=(const Guardian&) = delete;
   Guardian(Guardian&&) noexcept = default;
   Guardian& operator=(Guardian&&) = delete;
   ~Guardian();

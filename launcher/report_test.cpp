@@ -251,6 +251,8 @@ class ReportFiles : public ::testing::Test {
     std::string pattern = ::testing::TempDir() + "/report_XXXXXX";
     dir_ = ::mkdtemp(pattern.data());
   }
+  ReportFiles(const ReportFiles&) = delete;
+  ReportFiles& operator=(const ReportFiles&) = delete;
   ~ReportFiles() override { std::filesystem::remove_all(dir_); }
   std::filesystem::path dir_;
 };

@@ -21,6 +21,8 @@ class WalTest : public ::testing::Test {
     dir_ = ::mkdtemp(pattern.data());
     path_ = dir_ / "state";
   }
+  WalTest(const WalTest&) = delete;
+  WalTest& operator=(const WalTest&) = delete;
   ~WalTest() override { std::filesystem::remove_all(dir_); }
 
   static std::span<const std::byte> bytes(std::string_view text) {

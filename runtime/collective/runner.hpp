@@ -77,6 +77,8 @@ class SlotRunner {
  public:
   SlotRunner(spi::SharedSlots slots, int me, RunnerOptions options);
   ~SlotRunner();
+  SlotRunner(const SlotRunner&) = delete;
+  SlotRunner& operator=(const SlotRunner&) = delete;
   SlotRunner(SlotRunner&&) noexcept;
   SlotRunner& operator=(SlotRunner&&) noexcept;
 

@@ -63,7 +63,7 @@ class SlotRunner::Impl {
   Outcome decide(Deadline until);
   Outcome finish();
   Outcome stop(Progress why, Deadline until);
-  Outcome answer(OutcomeKind kind, std::string text = {}) const;
+  [[nodiscard]] Outcome answer(OutcomeKind kind, std::string text = {}) const;
   Outcome step_verdict(std::uint64_t step, Deadline until);
 
   Progress execute(Deadline until);

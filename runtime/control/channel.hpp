@@ -46,6 +46,8 @@ class Channel {
   static Result<std::pair<Channel, Channel>> pair();
   /// Takes over one end, inherited or received; makes it non-blocking and close-on-exec.
   explicit Channel(base::Fd fd);
+  Channel(const Channel&) = delete;
+  Channel& operator=(const Channel&) = delete;
   Channel(Channel&&) noexcept = default;
   Channel& operator=(Channel&&) noexcept = default;
 

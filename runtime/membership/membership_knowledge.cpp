@@ -219,7 +219,8 @@ void Membership::set_seat(Incarnation incarnation, Rank rank) {
   }
 }
 
-/// After a restart, when hosts tell of a seat's holders in any order: the dead and removed, the member, newcomers.
+/// After a restart, when hosts tell of a seat's holders in any order: the dead and removed, the
+/// member, newcomers.
 void Membership::order_holders(Rank rank, Incarnation member) {
   std::vector<Incarnation>& holders = in_seat_[rank];
   const auto rest = std::stable_partition(holders.begin(), holders.end(), [&](Incarnation holder) {

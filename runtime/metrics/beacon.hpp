@@ -27,6 +27,8 @@ class BeaconHolder {
   /// beacon.
   static Result<BeaconHolder> hold(BeaconPage& page);
 
+  BeaconHolder(const BeaconHolder&) = delete;
+  BeaconHolder& operator=(const BeaconHolder&) = delete;
   BeaconHolder(BeaconHolder&& other) noexcept;
   BeaconHolder& operator=(BeaconHolder&&) = delete;
   /// Releases in order: the watch reports Released, not Died.

@@ -27,6 +27,8 @@ struct Digest {
 class Digester {
  public:
   Digester();
+  Digester(const Digester&) = delete;
+  Digester& operator=(const Digester&) = delete;
   Digester(Digester&&) noexcept;
   Digester& operator=(Digester&&) noexcept;
   ~Digester();

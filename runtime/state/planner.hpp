@@ -135,7 +135,7 @@ struct HealPlan {
 /// Thread safety: none.
 class HealProgress {
  public:
-  explicit HealProgress(Layout layout) : HealProgress(layout, ChunkSet(layout.chunks())) {}
+  explicit HealProgress(const Layout& layout) : HealProgress(layout, ChunkSet(layout.chunks())) {}
   /// Goes on from what an earlier attempt had; `have` belongs to this layout (asserted).
   HealProgress(Layout layout, ChunkSet have);
 

@@ -16,6 +16,8 @@ class Arena {
   /// Errors: InvalidArgument, ResourceExhausted.
   static Result<Arena> create(Epoch epoch, std::uint32_t group, std::uint32_t members,
                               spi::ArenaOptions options = {});
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
   Arena(Arena&&) noexcept = default;
   Arena& operator=(Arena&&) noexcept = default;
   [[nodiscard]] const spi::SharedSlots& slots() const { return slots_; }

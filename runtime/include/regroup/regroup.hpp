@@ -5,13 +5,15 @@
 ///   job.state().add("params", params);
 ///   for (auto step = job.steps(100); step.next();) {
 ///     compute(step.index(), grads);
-///     if (!world.all_reduce(std::span<float>(grads), regroup::ReduceOp::Avg)) continue;  // this step again
+///     // A rank was lost: this step again.
+///     if (!world.all_reduce(grads, regroup::ReduceOp::Avg)) continue;
 ///     if (!step.commit()) continue;
 ///     apply(grads);
 ///   }
 ///
 /// Order of operations: every rank of a group starts the same operations in the same order.
-/// Threads: each object may be used from one thread at a time; different groups from different threads.
+/// Threads: each object may be used from one thread at a time; different groups from different
+/// threads.
 /// No hang: every call ends, with Ok or with an error that names the lost rank.
 #pragma once
 
@@ -40,7 +42,8 @@ class StepsImpl;
 struct OpOptions {
   /// How long the call may take; 0 waits until the operation is done or a rank is lost.
   nanoseconds timeout{0};
-  /// In place and outside a step: keep a copy, so that an aborted operation leaves the buffer as it was.
+  /// In place and outside a step: keep a copy, so that an aborted operation leaves the buffer as
+  /// it was.
   bool keep_input = true;
 };
 
@@ -50,6 +53,8 @@ struct OpOptions {
 class REGROUP_EXPORT Work {
  public:
   Work();
+  Work(const Work&) = delete;
+  Work& operator=(const Work&) = delete;
   Work(Work&&) noexcept;
   Work& operator=(Work&&) noexcept;
   ~Work();
@@ -67,38 +72,43 @@ class REGROUP_EXPORT Work {
 /// Ranks that reduce together. Survives views: after a loss it is wired anew for the next epoch.
 /// A handle: copies mean the same group. Group ranks are 0..size()-1 in seat order of the group.
 ///
-/// Every collective: all ranks of the group call it with the same operation, count, type and root, in the same order;
-/// a mismatch is InvalidArgument on all of them with both sides named. Counts are in elements. Buffers are
-/// contiguous, need no alignment, and belong to the caller again when the call returns (or wait() does). `in` and
-/// `out` are equal (in place) or do not overlap. Blocks until done. Errors: InvalidArgument, RankLost, Revoked,
-/// DeadlineExceeded (the operation itself then ends the epoch for the group), FailedPrecondition.
+/// Every collective: all ranks of the group call it with the same operation, count, type and root,
+/// in the same order; a mismatch is InvalidArgument on all of them with both sides named. Counts
+/// are in elements. Buffers are contiguous, need no alignment, and belong to the caller again when
+/// the call returns (or wait() does). `in` and `out` are equal (in place) or do not overlap.
+/// Blocks until done. Errors: InvalidArgument, RankLost, Revoked, DeadlineExceeded (the operation
+/// itself then ends the epoch for the group), FailedPrecondition.
 class REGROUP_EXPORT ProcessGroup {
  public:
   ProcessGroup() = default;
-  [[nodiscard]] int rank() const;          ///< mine in this group
-  [[nodiscard]] int size() const;          ///< seats of the group, vacant ones not counted
+  [[nodiscard]] int rank() const;  ///< mine in this group
+  [[nodiscard]] int size() const;  ///< seats of the group, vacant ones not counted
   [[nodiscard]] std::string name() const;
-  [[nodiscard]] Epoch epoch() const;       ///< of the communicator in use
+  [[nodiscard]] Epoch epoch() const;  ///< of the communicator in use
 
   /// out[i] = in[i] of all ranks combined; `count` elements in and out.
-  Status all_reduce(const void* in, void* out, std::size_t count, DType type, ReduceOp op, OpOptions options = {});
+  Status all_reduce(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
+                    OpOptions options = {});
   /// As all_reduce; only `root` receives. On the others Ok means handed over: it is not an outcome.
   Status reduce(const void* in, void* out, std::size_t count, DType type, ReduceOp op, int root,
                 OpOptions options = {});
   /// `count` elements of root's buffer into everybody's. On root Ok means handed over.
   Status broadcast(void* buffer, std::size_t count, DType type, int root, OpOptions options = {});
-  /// `count` elements from each rank, concatenated in rank order: out holds count * size() elements.
-  Status all_gather(const void* in, void* out, std::size_t count, DType type, OpOptions options = {});
+  /// `count` elements from each rank, concatenated in rank order: out holds count * size()
+  /// elements.
+  Status all_gather(const void* in, void* out, std::size_t count, DType type,
+                    OpOptions options = {});
   /// in holds count * size() elements; out gets this rank's `count` of the combined ones.
   Status reduce_scatter(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
                         OpOptions options = {});
   /// Returns when all ranks of the group have called it.
   Status barrier(OpOptions options = {});
   /// Point to point, matched by (source, destination, tag) in order. Ok means handed over.
-  Status send(const void* data, std::size_t count, DType type, int destination, std::uint32_t tag = 0,
-              OpOptions options = {});
+  Status send(const void* data, std::size_t count, DType type, int destination,
+              std::uint32_t tag = 0, OpOptions options = {});
   /// Receives exactly `count` elements; another count from the sender is InvalidArgument.
-  Status recv(void* data, std::size_t count, DType type, int source, std::uint32_t tag = 0, OpOptions options = {});
+  Status recv(void* data, std::size_t count, DType type, int source, std::uint32_t tag = 0,
+              OpOptions options = {});
 
   template <class T>
   Status all_reduce(std::span<const T> in, std::span<T> out, ReduceOp op, OpOptions options = {}) {
@@ -108,32 +118,38 @@ class REGROUP_EXPORT ProcessGroup {
   /// In place, over anything that is a contiguous range of an element type.
   template <class Range>
   Status all_reduce(Range&& inout, ReduceOp op, OpOptions options = {}) {
-    std::span view(inout);
-    return all_reduce(view.data(), view.data(), view.size(), DTypeOf<typename decltype(view)::value_type>::value, op,
-                      options);
+    const std::span view(inout);
+    return all_reduce(view.data(), view.data(), view.size(),
+                      DTypeOf<typename decltype(view)::value_type>::value, op, options);
   }
   template <class Range>
   Status broadcast(Range&& buffer, int root, OpOptions options = {}) {
-    std::span view(buffer);
-    return broadcast(view.data(), view.size(), DTypeOf<typename decltype(view)::value_type>::value, root, options);
+    const std::span view(buffer);
+    return broadcast(view.data(), view.size(), DTypeOf<typename decltype(view)::value_type>::value,
+                     root, options);
   }
 
-  /// The same operations, started and not awaited. They run in call order on the job's engine thread.
-  Work all_reduce_async(const void* in, void* out, std::size_t count, DType type, ReduceOp op, OpOptions options = {});
+  /// The same operations, started and not awaited. They run in call order on the job's engine
+  /// thread.
+  Work all_reduce_async(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
+                        OpOptions options = {});
   Work reduce_async(const void* in, void* out, std::size_t count, DType type, ReduceOp op, int root,
                     OpOptions options = {});
-  Work broadcast_async(void* buffer, std::size_t count, DType type, int root, OpOptions options = {});
-  Work all_gather_async(const void* in, void* out, std::size_t count, DType type, OpOptions options = {});
+  Work broadcast_async(void* buffer, std::size_t count, DType type, int root,
+                       OpOptions options = {});
+  Work all_gather_async(const void* in, void* out, std::size_t count, DType type,
+                        OpOptions options = {});
   Work reduce_scatter_async(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
                             OpOptions options = {});
   Work barrier_async(OpOptions options = {});
 
-  /// New groups out of this one: ranks with equal `color` form one, ordered by `key`, then by rank. Collective.
-  /// A negative color joins none and gets FailedPrecondition on use. `name` identifies the group to newcomers; it
-  /// must be the same on all ranks and new in the job.
+  /// New groups out of this one: ranks with equal `color` form one, ordered by `key`, then by
+  /// rank. Collective. A negative color joins none and gets FailedPrecondition on use. `name`
+  /// identifies the group to newcomers; it must be the same on all ranks and new in the job.
   Result<ProcessGroup> split(int color, int key, std::string_view name);
 
-  /// Returns Ok once what this group completed holds even if the ranks that saw it die. Collective, blocks.
+  /// Returns Ok once what this group completed holds even if the ranks that saw it die.
+  /// Collective, blocks.
   Status stabilize(OpOptions options = {});
 
  private:
@@ -144,21 +160,21 @@ class REGROUP_EXPORT ProcessGroup {
   std::shared_ptr<engine::GroupImpl> impl_;
 };
 
-/// What a newcomer must be given. Register before the first next(); every rank registers the same names, types and
-/// sizes in the same order.
+/// What a newcomer must be given. Register before the first next(); every rank registers the same
+/// names, types and sizes in the same order.
 /// Memory: the registered buffers stay valid, at the same address, until the Job is destroyed.
 class REGROUP_EXPORT State {
  public:
   /// Replicated state, equal on all ranks between steps: healed from the other ranks.
   State& add(std::string_view name, void* data, std::size_t bytes);
-  /// This seat's own state that changes before commit (random generators, loader positions): saved by next(),
-  /// restored on a retry, mirrored with commit so that a newcomer in this seat gets it.
+  /// This seat's own state that changes before commit (random generators, loader positions): saved
+  /// by next(), restored on a retry, mirrored with commit so that a newcomer in this seat gets it.
   State& add_volatile(std::string_view name, void* data, std::size_t bytes);
 
   template <class Range>
     requires requires(Range& r) { std::span(r); }
   State& add(std::string_view name, Range& range) {
-    std::span view(range);
+    const std::span view(range);
     return add(name, view.data(), view.size_bytes());
   }
   template <class T>
@@ -182,17 +198,19 @@ class REGROUP_EXPORT State {
 /// Threads: the thread that made it.
 class REGROUP_EXPORT Steps {
  public:
+  Steps(const Steps&) = delete;
+  Steps& operator=(const Steps&) = delete;
   Steps(Steps&&) noexcept;
   ~Steps();
-  /// Begins the next step, or the same one again after a loss; a newcomer blocks here until it is healed. False when
-  /// all steps are committed or the job cannot go on: status() tells which.
+  /// Begins the next step, or the same one again after a loss; a newcomer blocks here until it is
+  /// healed. False when all steps are committed or the job cannot go on: status() tells which.
   [[nodiscard]] bool next();
   /// 0-based number of the step that next() began.
   [[nodiscard]] std::uint64_t index() const;
   /// How often this step was begun; 1 the first time.
   [[nodiscard]] int attempt() const;
-  /// Ok once all ranks hold the step's results: change state only after it. Otherwise continue with next(), which
-  /// begins this step again. Blocks.
+  /// Ok once all ranks hold the step's results: change state only after it. Otherwise continue
+  /// with next(), which begins this step again. Blocks.
   Status commit();
   /// Why next() returned false: Ok when all steps are committed.
   [[nodiscard]] Status status() const;
@@ -208,16 +226,19 @@ struct AttachOptions {
   nanoseconds timeout = std::chrono::seconds(120);  ///< how long to wait for the other ranks
 };
 
-/// This process's place in the job. A handle to one attachment; the last copy's end detaches in order.
+/// This process's place in the job. A handle to one attachment; the last copy's end detaches in
+/// order.
 class REGROUP_EXPORT Job {
  public:
-  /// Reads what the launcher set (nothing set: a job of one rank) and waits for the first view. A spare blocks here
-  /// until it is given a seat, and ends the process with code 0 when the job ends without needing it.
-  /// Errors: FailedPrecondition (twice in one process image), DeadlineExceeded, Fenced, Unsupported.
+  /// Reads what the launcher set (nothing set: a job of one rank) and waits for the first view. A
+  /// spare blocks here until it is given a seat, and ends the process with code 0 when the job
+  /// ends without needing it.
+  /// Errors: FailedPrecondition (twice in one process image), DeadlineExceeded, Fenced,
+  /// Unsupported.
   static Result<Job> attach(AttachOptions options = {});
 
-  [[nodiscard]] int rank() const;   ///< this seat
-  [[nodiscard]] int size() const;   ///< seats of the job, vacant ones included
+  [[nodiscard]] int rank() const;  ///< this seat
+  [[nodiscard]] int size() const;  ///< seats of the job, vacant ones included
   [[nodiscard]] Incarnation incarnation() const;
   /// True when this process took over a seat that somebody else held before.
   [[nodiscard]] bool is_replacement() const;
@@ -225,7 +246,8 @@ class REGROUP_EXPORT Job {
   [[nodiscard]] State state();
   /// The job's steps 0..total-1. One loop at a time.
   [[nodiscard]] Steps steps(std::uint64_t total);
-  /// Without steps: enters the newest view after RankLost, healing newcomers. Collective among its members; blocks.
+  /// Without steps: enters the newest view after RankLost, healing newcomers. Collective among its
+  /// members; blocks.
   Status reform();
 
  private:

@@ -16,17 +16,17 @@
 namespace regroup {
 
 enum class Code : std::uint8_t {
-  Ok,
+  Ok,                  ///< done
   InvalidArgument,     ///< the call itself is wrong; nothing happened
   FailedPrecondition,  ///< right call, wrong moment (after destroy, after fork, outside a step)
   Unsupported,         ///< not offered in this build, on this machine or by this version
   ResourceExhausted,   ///< memory, descriptors or a limit of ours
-  DeadlineExceeded,    ///< the caller's own deadline passed; the operation is still uniform among the ranks
+  DeadlineExceeded,    ///< the caller's own deadline passed; the outcome is uniform all the same
   RankLost,            ///< a rank of this epoch was lost; the text names it
   Revoked,             ///< the epoch ended for another reason
   Fenced,              ///< this process was removed from the job
   Cancelled,           ///< the job is ending
-  Unauthenticated,
+  Unauthenticated,     ///< the other side could not show who it is
   Internal,            ///< a defect of ours
 };
 
@@ -58,20 +58,24 @@ struct Where {
   std::optional<Sequence> sequence;
 };
 
-/// Success, or a code with a text that says what to do. Converts to true when it is a success. Costs one pointer.
+/// Success, or a code with a text that says what to do. Converts to true when it is a success.
+/// Costs one pointer.
 /// Thread safety: a value; concurrent reads are fine.
 class [[nodiscard]] Status {
  public:
   Status() = default;
   Status(Code code, std::string text, Where where = {})
       : error_(code == Code::Ok ? nullptr
-                                : std::make_shared<const Error>(Error{code, std::move(text), std::move(where)})) {}
+                                : std::make_shared<const Error>(
+                                      Error{code, std::move(text), std::move(where)})) {}
 
   [[nodiscard]] bool ok() const { return error_ == nullptr; }
   explicit operator bool() const { return ok(); }
   [[nodiscard]] Code code() const { return error_ ? error_->code : Code::Ok; }
   /// Empty on success.
-  [[nodiscard]] std::string_view text() const { return error_ ? std::string_view(error_->text) : std::string_view(); }
+  [[nodiscard]] std::string_view text() const {
+    return error_ ? std::string_view(error_->text) : std::string_view();
+  }
   /// Empty fields on success.
   [[nodiscard]] const Where& where() const {
     static const Where nowhere;
@@ -92,12 +96,15 @@ class [[nodiscard]] Status {
 };
 
 /// A value or the Status that explains its absence; member names follow std::expected.
+/// Thread safety: a value; concurrent reads are fine.
 template <class T>
 class [[nodiscard]] Result {
  public:
   using value_type = T;
-  Result(T value) : data_(std::in_place_index<0>, std::move(value)) {}          // NOLINT(google-explicit-constructor)
-  Result(Status error) : data_(std::in_place_index<1>, std::move(error)) {}     // NOLINT(google-explicit-constructor)
+  Result(T value)
+      : data_(std::in_place_index<0>, std::move(value)) {}  // NOLINT(google-explicit-constructor)
+  Result(Status error)
+      : data_(std::in_place_index<1>, std::move(error)) {}  // NOLINT(google-explicit-constructor)
 
   [[nodiscard]] bool has_value() const { return data_.index() == 0; }
   explicit operator bool() const { return has_value(); }

@@ -49,16 +49,12 @@ inline constexpr int kDTypeCount = 7;
 [[nodiscard]] constexpr std::size_t size_of(DType type) {
   switch (type) {
     case DType::F64:
-    case DType::I64:
-      return 8;
+    case DType::I64: return 8;
     case DType::F32:
-    case DType::I32:
-      return 4;
+    case DType::I32: return 4;
     case DType::F16:
-    case DType::BF16:
-      return 2;
-    case DType::U8:
-      return 1;
+    case DType::BF16: return 2;
+    case DType::U8: return 1;
   }
   return 0;
 }
@@ -75,16 +71,38 @@ struct BFloat16 {
 
 template <class T>
 struct DTypeOf;
-template <> struct DTypeOf<double> { static constexpr DType value = DType::F64; };
-template <> struct DTypeOf<float> { static constexpr DType value = DType::F32; };
-template <> struct DTypeOf<Half> { static constexpr DType value = DType::F16; };
-template <> struct DTypeOf<BFloat16> { static constexpr DType value = DType::BF16; };
-template <> struct DTypeOf<std::int32_t> { static constexpr DType value = DType::I32; };
-template <> struct DTypeOf<std::int64_t> { static constexpr DType value = DType::I64; };
-template <> struct DTypeOf<std::uint8_t> { static constexpr DType value = DType::U8; };
+template <>
+struct DTypeOf<double> {
+  static constexpr DType value = DType::F64;
+};
+template <>
+struct DTypeOf<float> {
+  static constexpr DType value = DType::F32;
+};
+template <>
+struct DTypeOf<Half> {
+  static constexpr DType value = DType::F16;
+};
+template <>
+struct DTypeOf<BFloat16> {
+  static constexpr DType value = DType::BF16;
+};
+template <>
+struct DTypeOf<std::int32_t> {
+  static constexpr DType value = DType::I32;
+};
+template <>
+struct DTypeOf<std::int64_t> {
+  static constexpr DType value = DType::I64;
+};
+template <>
+struct DTypeOf<std::uint8_t> {
+  static constexpr DType value = DType::U8;
+};
 
-/// How contributions are combined: folded over the seats 0..N-1 in that order, Avg then divided by the number of
-/// contributors. Avg of integers is InvalidArgument. Min and Max propagate NaN and order -0 below +0.
+/// How contributions are combined: folded over the seats 0..N-1 in that order, Avg then divided by
+/// the number of contributors. Avg of integers is InvalidArgument. Min and Max propagate NaN and
+/// order -0 below +0.
 enum class ReduceOp : std::uint8_t { Sum, Avg, Prod, Min, Max };
 inline constexpr int kReduceOpCount = 5;
 
@@ -92,9 +110,10 @@ inline constexpr int kReduceOpCount = 5;
 enum class OnLoss : std::uint8_t {
   Replay,   ///< survivors stop at the step's start, the newcomer heals to it, all redo the step
   CarryOn,  ///< survivors finish the step without the lost contribution
-  Replace,  ///< the operation fails fast, the group re-forms with a spare, the caller reruns the request
-  Shrink,   ///< the seat stays vacant
-  Abort,    ///< the job ends and names the first cause
+  /// The operation fails fast, the group re-forms with a spare, the caller reruns the request
+  Replace,
+  Shrink,  ///< the seat stays vacant
+  Abort,   ///< the job ends and names the first cause
 };
 
 using Clock = std::chrono::steady_clock;
@@ -105,5 +124,7 @@ using std::chrono::nanoseconds;
 
 template <class Tag, class Rep>
 struct std::hash<regroup::StrongId<Tag, Rep>> {
-  std::size_t operator()(regroup::StrongId<Tag, Rep> id) const noexcept { return std::hash<Rep>{}(id.value()); }
+  std::size_t operator()(regroup::StrongId<Tag, Rep> id) const noexcept {
+    return std::hash<Rep>{}(id.value());
+  }
 };
