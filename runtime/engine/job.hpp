@@ -1,4 +1,5 @@
-/// One process's attachment: link, groups, registered state, the epoch that the program has entered.
+/// One process's attachment: link, groups, registered state, the epoch that the program has
+/// entered.
 #pragma once
 
 #include <atomic>
@@ -25,12 +26,14 @@ namespace regroup::engine {
 
 class GroupImpl;
 
-/// Thread safety: program_mutex() is held by whoever runs an operation that changes what is below it; the members say
-/// which. Groups of one job may be used from different threads.
+/// Thread safety: program_mutex() is held by whoever runs an operation that changes what is below
+/// it; the members say which. Groups of one job may be used from different threads.
 class JobImpl : public std::enable_shared_from_this<JobImpl> {
  public:
   /// Blocks until the first view. Errors: as Job::attach().
   static Result<std::shared_ptr<JobImpl>> attach(const AttachOptions& options);
+  JobImpl(const JobImpl&) = delete;
+  JobImpl& operator=(const JobImpl&) = delete;
   ~JobImpl();
 
   [[nodiscard]] const Seat& seat() const { return link_->seat(); }
@@ -45,13 +48,15 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   /// Finds or makes the group of these seats (group-rank order, vacant ones too).
   Result<std::shared_ptr<GroupImpl>> group(const std::string& name, const std::vector<Rank>& seats);
 
-  // ---- steps and epochs: the program's thread ---------------------------------------------------------------------
+  // ---- steps and epochs: the program's thread --------------------------------------------------
 
-  /// Makes this process a member that holds the state, in the newest view: exchanges who holds what, heals newcomers.
-  /// Does nothing when it is one already and nothing was lost. Blocks. `resume` is then the step to begin (1-based).
+  /// Makes this process a member that holds the state, in the newest view: exchanges who holds
+  /// what, heals newcomers. Does nothing when it is one already and nothing was lost. Blocks.
+  /// `resume` is then the step to begin (1-based).
   Status enter();
   [[nodiscard]] std::uint64_t resume_step() const { return bound_->view.resume_step; }
-  /// True when the program stands in an epoch that is over, or has not yet entered the one that it is bound to.
+  /// True when the program stands in an epoch that is over, or has not yet entered the one that it
+  /// is bound to.
   [[nodiscard]] bool must_enter() const;
   /// Saves (first attempt) or restores (retry) the volatile state at the start of `step`.
   Status begin_step(std::uint64_t step, bool retry);
@@ -65,9 +70,10 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   [[nodiscard]] std::uint64_t current_step() const { return current_step_; }
   [[nodiscard]] int attempt() const { return attempt_; }
 
-  // ---- for operations ---------------------------------------------------------------------------------------------
+  // ---- for operations --------------------------------------------------------------------------
 
-  /// Before the first enter(): answers a newcomer's collective from its predecessor's record. true: answered.
+  /// Before the first enter(): answers a newcomer's collective from its predecessor's record.
+  /// true: answered.
   Result<bool> answer_from_record(const PrologueCall& call, std::span<std::byte> result);
   void record(const PrologueCall& call, std::span<const std::byte> result);
   [[nodiscard]] bool in_prologue() const { return !entered_once_; }
@@ -105,7 +111,7 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   metrics::FastClock clock_;
   std::optional<metrics::Ledger> ledger_;
 
-  std::shared_ptr<OpenView> bound_;             ///< the epoch that the program uses
+  std::shared_ptr<OpenView> bound_;  ///< the epoch that the program uses
   std::shared_ptr<GroupImpl> world_;
   mutable std::mutex groups_mutex_;
   std::map<std::string, std::shared_ptr<GroupImpl>> groups_;
@@ -113,8 +119,8 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   RegisteredState state_;
   bool holds_state_ = false;
   bool entered_once_ = false;
-  Epoch entered_;                               ///< last epoch that enter() completed
-  std::uint64_t applied_ = 0;                   ///< steps whose commit was Ok here, or healed
+  Epoch entered_;              ///< last epoch that enter() completed
+  std::uint64_t applied_ = 0;  ///< steps whose commit was Ok here, or healed
   HealBook heal_book_;
 
   std::uint64_t steps_given_ = 0;
@@ -126,7 +132,7 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   std::optional<KeptMemory> mirror_memory_;
   std::optional<Mirror> mirror_;
   std::optional<KeptMemory> record_memory_;
-  std::optional<PrologueRecord> record_;        ///< written
+  std::optional<PrologueRecord> record_;  ///< written
   std::optional<KeptMemory> inherited_record_memory_;
   std::optional<PrologueRecord> inherited_record_;
 };
