@@ -117,4 +117,21 @@ bool runs(pid_t pid) {
   return !fields.empty() && fields[0] != 'Z' && fields[0] != 'X';
 }
 
+std::optional<int> dying_status(pid_t pid) {
+  const auto stat = read_whole(fmt::format("/proc/{}/stat", pid));
+  if (!stat) return std::nullopt;
+  // proc(5): exit_code is field 52; the state, field 3, is the first one after the name.
+  constexpr int kFieldsBetween = 52 - 3;
+  std::string_view fields = after_name(*stat);
+  for (int i = 0; i < kFieldsBetween; ++i) {
+    const std::size_t end = fields.find(' ');
+    if (end == std::string_view::npos) return std::nullopt;
+    fields.remove_prefix(end + 1);
+  }
+  int status = 0;
+  std::from_chars(fields.data(), fields.data() + fields.size(), status);
+  if (status == 0) return std::nullopt;
+  return status;
+}
+
 }  // namespace regroup::launcher

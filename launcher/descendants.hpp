@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,5 +23,10 @@ namespace regroup::launcher {
 [[nodiscard]] std::vector<pid_t> processes_with(std::string_view key_value);
 /// Whether it still runs (a zombie does not).
 [[nodiscard]] bool runs(pid_t pid);
+
+/// The wait status (as of waitpid) of a process that is ending but not yet reaped, which the kernel
+/// knows before the memory is torn down; none: it is not ending, ends with 0, or is not ours to
+/// read.
+[[nodiscard]] std::optional<int> dying_status(pid_t pid);
 
 }  // namespace regroup::launcher

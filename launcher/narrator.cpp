@@ -83,11 +83,12 @@ void Narrator::lost(const RankProcess& process, const membership::Evidence& evid
   line.text = fmt::format("{} {} (pid {}) lost: ", stamp(now), process.name(), process.spawned.pid);
   line.tail = did + (process.fault.empty() ? "" : fmt::format("; it said: {}", process.fault));
   line.important = true;
-  if (process.exit || evidence.kind == membership::EvidenceKind::Silence ||
+  const bool known = evidence.signal != 0 || evidence.exit_code >= 0;
+  if (known || evidence.kind == membership::EvidenceKind::Silence ||
       evidence.kind == membership::EvidenceKind::Requested) {
-    line.text += process.exit ? process.exit->text() : evidence.text;
-    if (process.exit && process.exit->signal != 0)
-      line.text += fmt::format(" (exit {})", 128 + process.exit->signal);
+    const ExitStatus status{evidence.exit_code, evidence.signal};
+    line.text += known ? status.text() : evidence.text;
+    if (evidence.signal != 0) line.text += fmt::format(" (exit {})", 128 + evidence.signal);
     line.text += line.tail;
   } else {
     line.awaits_exit = process.incarnation;

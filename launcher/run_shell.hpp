@@ -160,6 +160,8 @@ class RunShell final : public JobControl {
   bool draining_ = false;
   std::optional<TimePoint> supervisor_timer_;
   std::optional<TimePoint> agent_timer_;
+  std::vector<Incarnation> refills_;  ///< spares that are started a moment after a recovery
+  std::optional<TimePoint> refill_due_;
 
   ProcessMap processes_;
   std::map<Rank, std::uint32_t> lives_;                   ///< lives begun in each seat

@@ -1,9 +1,11 @@
 /// RunShell: performs what the machines decided.
 #include <fmt/format.h>
+#include <sys/wait.h>
 
 #include <algorithm>
 #include <csignal>
 
+#include "launcher/descendants.hpp"
 #include "launcher/exit_codes.hpp"
 #include "launcher/run_shell.hpp"
 
@@ -46,13 +48,32 @@ void RunShell::perform(const sv::Signal& effect) {
 
 void RunShell::perform(const sv::Sweep& effect) { sweep(effect.incarnation); }
 
+namespace {
+
+/// How a process ends whose beacon fired: the kernel says so long before it can be reaped.
+std::optional<ExitStatus> dying(const RankProcess& process) {
+  const std::optional<int> status =
+      dying_status(process.page->page().beacon.pid.load(std::memory_order_relaxed));
+  if (!status) return std::nullopt;
+  ExitStatus out;
+  if (WIFSIGNALED(*status)) out.signal = WTERMSIG(*status);
+  if (WIFEXITED(*status)) out.exit_code = WEXITSTATUS(*status);
+  return out;
+}
+
+}  // namespace
+
 Evidence RunShell::evidence_of(const RankProcess& process, const sv::Lost& effect) const {
   Evidence evidence;
   evidence.kind = effect.kind;
   evidence.exit_code = effect.exit_code;
   evidence.signal = effect.signal;
-  if (process.exit) {
-    evidence.text = process.exit->text();
+  std::optional<ExitStatus> status = process.exit;
+  if (!status && effect.kind == EvidenceKind::Beacon) status = dying(process);
+  if (status) {
+    evidence.text = status->text();
+    evidence.signal = status->signal;
+    evidence.exit_code = status->signal == 0 ? status->exit_code : -1;
   } else {
     evidence.text = effect.kind == EvidenceKind::Beacon ? "its death beacon fired"
                                                         : "its control channel closed";
@@ -103,6 +124,8 @@ void RunShell::perform(const sv::AllGone&) { all_gone_ = true; }
 void RunShell::perform(const host::WedgeWords& effect) {
   const membership::WedgeReport report = arenas_.wedge();
   wedged_since_ = Clock::now();
+  // Another loss before the refill: now the spare is what the recovery may be waiting for.
+  if (refill_due_) refill_due_ = wedged_since_;
   post(host::WordsWedged{report});
   std::vector<Member> lost;
   for (const auto& [incarnation, process] : processes_) {
@@ -173,6 +196,13 @@ void RunShell::perform(const host::MakeView& effect) {
 }
 
 void RunShell::perform(const host::Spawn& effect) {
+  constexpr std::chrono::milliseconds kRefillAfter{50};
+  if (!effect.process.seat && agent_.installed().epoch != Epoch{} && !ending_) {
+    // A fresh spare would start up on the cores on which the recovery is under way.
+    refills_.push_back(effect.process.incarnation);
+    refill_due_ = Clock::now() + kRefillAfter;
+    return;
+  }
   post(sv::StartRequested{effect.process.incarnation, effect.process.seat});
 }
 
