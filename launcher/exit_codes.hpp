@@ -6,14 +6,13 @@ namespace regroup::launcher {
 
 enum ExitCode : int {
   kExitDone = 0,
-  kExitBadUsage = 64,   ///< the command line
-  kExitNoProgram = 66,  ///< program missing or not executable
-  kExitUnavailable =
-      69,  ///< this machine lacks something that is needed, or the coordinator will not run
-  kExitFault = 70,       ///< a defect of ours
-  kExitTryAgain = 75,    ///< too few ranks left, replacement allowance used
-  kExitNotAllowed = 77,  ///< log directory not writable
-  kExitTimedOut = 124,   ///< --timeout
+  kExitBadUsage = 64,     ///< the command line
+  kExitNoProgram = 66,    ///< program missing or not executable
+  kExitUnavailable = 69,  ///< the machine lacks something, or the coordinator will not run
+  kExitFault = 70,        ///< a defect of ours
+  kExitTryAgain = 75,     ///< too few ranks left, replacement allowance used
+  kExitNotAllowed = 77,   ///< log directory not writable
+  kExitTimedOut = 124,    ///< --timeout
 };
 
 }  // namespace regroup::launcher
