@@ -226,6 +226,7 @@ class Membership {
   void resume();
   void begin_round(const std::string& why);
   void check_reports();
+  bool exclude_outdone();
   void decide();
   void check_stored();
   void check_installed();

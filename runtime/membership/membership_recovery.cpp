@@ -158,7 +158,41 @@ void Membership::check_reports() {
     waiting_for_ = why;
     return;
   }
+  if (exclude_outdone()) {
+    begin_round("an earlier decision went on without a host that is back");
+    return;
+  }
   decide();
+}
+
+/// A decision that somebody was told counted every host that took part in it. A host whose members completed more was
+/// given up by the coordinator that decided; what it completed is revoked on the others, so it cannot go on.
+bool Membership::exclude_outdone() {
+  std::map<std::uint32_t, std::uint64_t> told;
+  bool any_told = false;
+  for (const auto& [id, agent] : agents_) {
+    if (!agent.report || !agent.report->told_step) continue;
+    any_told = true;
+    for (const auto& cut : agent.report->groups) {
+      told[cut.group] = std::max(told[cut.group], cut.completed);
+    }
+  }
+  if (!any_told) return false;
+  bool excluded = false;
+  for (const auto& [id, agent] : agents_) {
+    if (!agent.report || agent.report->told_step) continue;
+    const auto& groups = agent.report->groups;
+    const bool outdone = std::any_of(groups.begin(), groups.end(), [&told](const auto& cut) {
+      return cut.completed > told[cut.group];
+    });
+    if (!outdone) continue;
+    for (const Incarnation incarnation : survivors()) {
+      if (find(incarnation)->agent != id) continue;
+      revoke(incarnation, "an earlier decision went on without it");
+      excluded = true;
+    }
+  }
+  return excluded;
 }
 
 /// Cut: the highest number that anybody completed, per group. Step: what a survivor was told
