@@ -28,6 +28,8 @@ metrics::Phase phase_of(std::string_view phase) {
   if (phase == "after_await") return metrics::Phase::Reduce;
   if (phase == "after_reduce") return metrics::Phase::CopyOut;
   if (phase == "before_complete") return metrics::Phase::AwaitExit;
+  if (phase == "before_prepare") return metrics::Phase::Publish;
+  if (phase == "after_prepare") return metrics::Phase::AwaitOthers;
   return metrics::Phase::Idle;
 }
 
@@ -72,7 +74,7 @@ class GroupImpl::Scope {
                               .group = group.group_->id,
                               .epoch = group.epoch_.value(),
                               .sequence = collective ? group.runner_->sequence() + 1 : 0,
-                              .step = job.current_step(),
+                              .step = job.current_index(),
                               .attempt = static_cast<std::uint64_t>(job.attempt()),
                               .bytes = bytes,
                               .started_ns = now});
@@ -127,7 +129,7 @@ void GroupImpl::on_phase(const char* phase, std::uint64_t number, std::int64_t c
   job_.hit_fault({.op = operation_name_,
                   .phase = phase,
                   .sequence = number,
-                  .step = job_.current_step() - 1,
+                  .step = job_.current_index(),
                   .chunk = static_cast<std::uint64_t>(std::max<std::int64_t>(chunk, 0))});
 }
 

@@ -224,7 +224,7 @@ class JobImpl::HealRecord {
     metrics::begin_operation(job_.link_->page(), {.operation = metrics::Operation::Heal,
                                                   .phase = metrics::Phase::AwaitOthers,
                                                   .epoch = job_.epoch().value(),
-                                                  .step = job_.resume_step(),
+                                                  .step = job_.resume_step() - 1,
                                                   .started_ns = metrics::monotonic_ns()});
   }
   HealRecord(const HealRecord&) = delete;

@@ -68,6 +68,10 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   void give_steps(std::uint64_t total) { steps_given_ += total; }
   [[nodiscard]] bool in_step() const { return in_step_; }
   [[nodiscard]] std::uint64_t current_step() const { return current_step_; }
+  /// As programs and people count: from 0; 0 before the first step too.
+  [[nodiscard]] std::uint64_t current_index() const {
+    return current_step_ == 0 ? 0 : current_step_ - 1;
+  }
   [[nodiscard]] int attempt() const { return attempt_; }
 
   // ---- for operations --------------------------------------------------------------------------
