@@ -53,7 +53,10 @@ void Membership::absorb(AgentId id, const AgentHello& hello) {
   for (const ProcessInfo& info : hello.processes) {
     const auto& seats = hello.installed.seats;
     const bool was_member = std::find(seats.begin(), seats.end(), info.incarnation) != seats.end();
-    absorb_process(id, info, was_member);
+    // Views that neither this host nor this coordinator knows may have had its spare as a member.
+    const bool missed_views = state_ == State::Gathering && !info.seat &&
+                              hello.installed.epoch.value() + 1 < durable_.view.epoch.value();
+    absorb_process(id, info, was_member || missed_views);
   }
   for (auto& [incarnation, process] : processes_) {
     if (process.agent != id) continue;

@@ -63,7 +63,7 @@ void draw_faults(Random& random, Swarm& swarm) {
   swarm.slow_kill = draw_rate(random, 0.1, 1.0);
   swarm.self_wedge = draw_rate(random, 0.0005, 0.005);
   swarm.start_fails = draw_rate(random, 0.01, 0.1);
-  swarm.evict = draw_rate(random, 0.0005, 0.005);
+  swarm.evict = draw_rate(random, 0.002, 0.02);
   swarm.stop = random.chance(0.1) ? 0.01 * random.unit() : 0.0;
   swarm.message_lost = draw_rate(random, 0.002, 0.05);
   swarm.message_twice = draw_rate(random, 0.01, 0.3);
