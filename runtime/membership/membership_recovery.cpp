@@ -165,8 +165,9 @@ void Membership::check_reports() {
   decide();
 }
 
-/// A decision that somebody was told counted every host that took part in it. A host whose members completed more was
-/// given up by the coordinator that decided; what it completed is revoked on the others, so it cannot go on.
+/// A decision that somebody was told counted every host that took part in it. A host whose members
+/// completed more was given up by the coordinator that decided; what it completed is revoked on the
+/// others, so it cannot go on.
 bool Membership::exclude_outdone() {
   std::map<std::uint32_t, std::uint64_t> told;
   bool any_told = false;
