@@ -6,6 +6,7 @@ namespace regroup::launcher {
 
 enum ExitCode : int {
   kExitDone = 0,
+  kExitProgramError = 1,  ///< the program broke the rules of the API; no code of its own says so
   kExitBadUsage = 64,     ///< the command line
   kExitNoProgram = 66,    ///< program missing or not executable
   kExitUnavailable = 69,  ///< the machine lacks something, or the coordinator will not run

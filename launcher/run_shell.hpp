@@ -136,6 +136,8 @@ class RunShell final : public JobControl {
   void look_for_first_operation();
   void say_who_is_missing();
   void say_who_stalls();
+  void end_for_the_left(const control::ViewInstalled::Group& group, const metrics::Doing& oldest,
+                        const std::string& left);
 
   [[nodiscard]] RankProcess* find(Incarnation incarnation);
   [[nodiscard]] RankProcess* holder(Rank rank);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <csignal>
 
+#include "launcher/exit_codes.hpp"
 #include "launcher/run_shell.hpp"
 
 namespace regroup::launcher {
@@ -70,10 +71,14 @@ void RunShell::say_who_stalls() {
   for (std::size_t index = 0; index < arenas_.groups(); ++index) {
     const control::ViewInstalled::Group group = arenas_.group(index);
     std::optional<metrics::Doing> oldest;
+    std::vector<std::string> left;
     std::vector<std::pair<Rank, metrics::Doing>> doing;
     for (const Rank seat : group.seats) {
       const RankProcess* process = holder(seat);
-      if (process == nullptr || process->gone) continue;
+      if (process == nullptr || process->gone) {
+        left.push_back(fmt::format("rank {}", seat.value()));
+        continue;
+      }
       doing.emplace_back(seat, metrics::read_doing(process->page->page()));
       const metrics::Doing& d = doing.back().second;
       if (d.operation == metrics::Operation::None || d.group != group.id) continue;
@@ -87,7 +92,10 @@ void RunShell::say_who_stalls() {
       if (!inside)
         missing.push_back(fmt::format("rank {} ({})", seat.value(), metrics::describe(d)));
     }
-    if (missing.empty()) continue;
+    if (missing.empty()) {
+      if (!left.empty()) end_for_the_left(group, *oldest, fmt::format("{}", fmt::join(left, ", ")));
+      continue;
+    }
     stall_told_ = now;
     narrator_.warning(
         "E-STALL-1",
@@ -97,6 +105,17 @@ void RunShell::say_who_stalls() {
                     (now_ns - oldest->started_ns) / 1'000'000'000, fmt::join(missing, ", ")));
     return;
   }
+}
+
+// Whose program ended with 0 is not replaced: an operation that needs it can never end.
+void RunShell::end_for_the_left(const control::ViewInstalled::Group& group,
+                                const metrics::Doing& oldest, const std::string& left) {
+  const std::string why =
+      fmt::format("{} #{} on group {} waits for {}, whose program has ended with 0; every rank of a "
+                  "group must make the same calls",
+                  metrics::name(oldest.operation), oldest.sequence, group.name, left);
+  narrator_.warning("E-LEFT-1", why);
+  post(membership::host::Stop{why, kExitProgramError});
 }
 
 JobStatus RunShell::status() {

@@ -231,9 +231,16 @@ std::span<std::byte> GroupImpl::result_of(const Request& request) const {
 }
 
 Status GroupImpl::perform(const Request& request) {
-  if (auto status = validate(request); !status) return status;
-  if (pending_.load(std::memory_order_acquire) == 0) return perform_now(request, false);
-  return start(request)->wait();
+  auto status = validate(request);
+  if (status && pending_.load(std::memory_order_acquire) != 0) return start(request)->wait();
+  if (status) status = perform_now(request, false);
+  return noted(std::move(status));
+}
+
+Status GroupImpl::noted(Status status) {
+  const bool by_a_loss = status.code() == Code::RankLost || status.code() == Code::Revoked;
+  if (!status && !by_a_loss && !closed_.load()) job_.note_failure(status);
+  return status;
 }
 
 std::shared_ptr<WorkImpl> GroupImpl::start(const Request& request) {
@@ -242,7 +249,7 @@ std::shared_ptr<WorkImpl> GroupImpl::start(const Request& request) {
   pending_.fetch_add(1, std::memory_order_acq_rel);
   job_.link().submit([self = shared_from_this(), request, work] {
     auto status = self->validate(request);
-    if (status) status = self->perform_now(request, true);
+    if (status) status = self->noted(self->perform_now(request, true));
     self->pending_.fetch_sub(1, std::memory_order_acq_rel);
     work->finish(std::move(status));
   });

@@ -85,6 +85,8 @@ class GroupImpl : public std::enable_shared_from_this<GroupImpl> {
   Status validate(const Request& request) const;
   Status validate_collective(const collective::OpSpec& spec) const;
   Status perform_now(const Request& request, bool on_engine);
+  /// Tells the job of a failure that is no loss; passes the status on.
+  Status noted(Status status);
   Status run(const Request& request, bool on_engine);
   collective::Outcome settle(const Request& request, collective::Outcome outcome);
   Status to_status(const Request& request, const collective::Outcome& outcome);

@@ -304,6 +304,10 @@ Status JobImpl::begin_step(std::uint64_t step, bool retry) {
   attempt_ = retry ? attempt_ + 1 : 1;
   current_step_ = step;
   in_step_ = true;
+  {
+    std::lock_guard lock(failure_mutex_);
+    step_failure_ = {};
+  }
   if (mirror_ || state_.volatile_bytes() == 0) return {};
   auto memory = KeptMemory::create("regroup-mirror", Mirror::bytes_needed(state_.volatile_bytes()));
   if (!memory) return memory.error();
@@ -313,6 +317,21 @@ Status JobImpl::begin_step(std::uint64_t step, bool retry) {
   // first commit.
   if (step > 1) mirror_->write(step - 1, state_);
   return link_->keep_memory(kMirror, mirror_memory_->fd(), mirror_memory_->bytes().size());
+}
+
+Status JobImpl::left_open() const {
+  if (!in_step_ || must_enter()) return {};
+  std::lock_guard lock(failure_mutex_);
+  if (!step_failure_) return step_failure_;
+  return {Code::FailedPrecondition,
+          fmt::format("next() was called in step {}, which was not committed and has lost no rank; "
+                      "end every step with commit()",
+                      current_index())};
+}
+
+void JobImpl::note_failure(const Status& status) {
+  std::lock_guard lock(failure_mutex_);
+  if (step_failure_) step_failure_ = status;
 }
 
 Status JobImpl::commit(std::uint64_t step) {

@@ -136,6 +136,19 @@ TEST(Job, MismatchIsNamedOnAllRanks) {
   }
 }
 
+TEST(Job, AStepThatFailsWithoutALossEndsTheLoop) {
+  const auto job = run_job({"-n", "2"}, {"mismatch_in_step"}, {}, 20);
+  EXPECT_FALSE(job.timed_out) << story(job);
+  EXPECT_EQ(job.lines_with("InvalidArgument").size(), 2U) << story(job);
+}
+
+TEST(Job, WaitingForARankThatHasLeftEndsTheJob) {
+  const auto job = run_job({"-n", "2"}, {"leave"}, {}, 40);
+  EXPECT_FALSE(job.timed_out) << story(job);
+  EXPECT_EQ(job.exit_code, 1) << story(job);
+  EXPECT_NE(job.err.find("E-LEFT-1"), std::string::npos) << story(job);
+}
+
 TEST(Job, BadArgumentsAreRefusedAndLoseNothing) {
   const auto job = run_job({"-n", "2"}, {"bad_arguments"});
   EXPECT_EQ(job.exit_code, 0) << story(job);

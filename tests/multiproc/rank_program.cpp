@@ -151,6 +151,23 @@ int mismatch(Job& job, const std::string& what) {
   return status ? 1 : 0;
 }
 
+/// A step that fails for another reason than a loss ends the loop: trying again would fail alike, for ever.
+int mismatch_in_step(Job& job) {
+  auto world = job.world();
+  std::vector<float> a(16, 1.0F), b(16);
+  auto loop = job.steps(3);
+  while (loop.next()) {
+    const std::size_t count = job.rank() == 1 ? 15 : 16;
+    if (!world.all_reduce(a.data(), b.data(), count, regroup::DType::F32, ReduceOp::Sum)) continue;
+    if (!loop.commit()) continue;
+  }
+  say(fmt::format("rank {}: {}", job.rank(), loop.status().to_string()));
+  return loop.status() ? 0 : 1;
+}
+
+/// Rank 0 leaves while the others wait for it.
+int leave(Job& job) { return job.rank() == 0 || job.world().barrier() ? 0 : 2; }
+
 int bad_arguments(Job& job) {
   auto world = job.world();
   std::vector<float> a(8), b(8);
@@ -263,6 +280,8 @@ int main(int argc, char** argv) {
   auto job = std::move(*attached);
   if (mode == "train") return train(job, std::stoull(argument));
   if (mode == "mismatch") return mismatch(job, argument);
+  if (mode == "mismatch_in_step") return mismatch_in_step(job);
+  if (mode == "leave") return leave(job);
   if (mode == "bad_arguments") return bad_arguments(job);
   if (mode == "after_fork") return after_fork(job);
   if (mode == "deadline") return deadline(job);

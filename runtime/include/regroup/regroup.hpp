@@ -203,7 +203,8 @@ class REGROUP_EXPORT Steps {
   Steps(Steps&&) noexcept;
   ~Steps();
   /// Begins the next step, or the same one again after a loss; a newcomer blocks here until it is
-  /// healed. False when all steps are committed or the job cannot go on: status() tells which.
+  /// healed. False when all steps are committed, when the job cannot go on, or when the step before
+  /// failed for a reason that trying again would not mend: status() tells which.
   [[nodiscard]] bool next();
   /// 0-based number of the step that next() began.
   [[nodiscard]] std::uint64_t index() const;
