@@ -7,18 +7,13 @@
 #include <new>
 
 #include "base/check.hpp"
+#include "base/hash.hpp"
 
 namespace regroup::engine {
 namespace {
 
 constexpr std::uint64_t kPrologueMagic = 0x6f72707267ULL;
 constexpr std::size_t kAlign = 16;
-
-std::uint64_t group_hash(std::string_view group) {
-  std::uint64_t digest = 14695981039346656037ULL;  // FNV-1a: equal in every build of the program
-  for (const char c : group) digest = (digest ^ static_cast<unsigned char>(c)) * 1099511628211ULL;
-  return digest;
-}
 
 constexpr std::size_t aligned(std::size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
@@ -42,7 +37,7 @@ struct PrologueRecord::Entry {
   bool healed;
 
   [[nodiscard]] bool matches(const PrologueCall& call) const {
-    return group == group_hash(call.group) && count == call.count && kind == call.kind &&
+    return group == base::fnv1a(call.group) && count == call.count && kind == call.kind &&
            root == call.root && dtype == call.dtype && op == call.op;
   }
 };
@@ -78,7 +73,7 @@ void PrologueRecord::append(const PrologueCall& call, std::span<const std::byte>
     return;
   }
   std::byte* const at = memory_.data() + sizeof(Header) + used;
-  new (at) Entry{group_hash(call.group),
+  new (at) Entry{base::fnv1a(call.group),
                  call.count,
                  result.size(),
                  call.kind,

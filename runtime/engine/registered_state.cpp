@@ -6,6 +6,8 @@
 #include <cstring>
 #include <functional>
 
+#include "base/hash.hpp"
+
 namespace regroup::engine {
 
 void RegisteredState::insert(std::vector<Tensor>& list, std::string_view name, void* data,
@@ -49,13 +51,12 @@ std::size_t RegisteredState::volatile_bytes() const {
 }
 
 std::uint64_t RegisteredState::layout_digest() const {
-  std::uint64_t digest = 14695981039346656037ULL;  // FNV-1a
-  const auto mix = [&](std::string_view bytes) {
-    for (const char c : bytes) digest = (digest ^ static_cast<unsigned char>(c)) * 1099511628211ULL;
-  };
+  std::uint64_t digest = base::kFnvStart;
   for (const auto* list : {&tensors_, &volatiles_}) {
-    for (const auto& tensor : *list) mix(fmt::format("{}:{};", tensor.name, tensor.bytes));
-    mix("|");
+    for (const auto& tensor : *list) {
+      digest = base::fnv1a(fmt::format("{}:{};", tensor.name, tensor.bytes), digest);
+    }
+    digest = base::fnv1a("|", digest);
   }
   return digest;
 }

@@ -1,1 +1,0 @@
-#include "spi/agreement.hpp"
