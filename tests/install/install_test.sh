@@ -71,8 +71,8 @@ case "$what" in
     find "$prefix/include" -name '*.hpp' | sort >"$scratch/headers"
     [[ -s "$scratch/headers" ]] || fail "no header was installed"
     while read -r header; do
-      "${CXX:-c++}" -std=c++20 -Wall -Wextra -Werror -fsyntax-only -x c++ \
-        -I "$prefix/include" "$header"
+      "${CXX:-c++}" -std=c++20 -Wall -Wextra -Werror -fsyntax-only -I "$prefix/include" -x c++ - \
+        <<<"#include <${header#"$prefix/include/"}>"
     done <"$scratch/headers"
     ;;
   *) fail "no case $what" ;;
