@@ -110,10 +110,10 @@ void RunShell::say_who_stalls() {
 // Whose program ended with 0 is not replaced: an operation that needs it can never end.
 void RunShell::end_for_the_left(const control::ViewInstalled::Group& group,
                                 const metrics::Doing& oldest, const std::string& left) {
-  const std::string why =
-      fmt::format("{} #{} on group {} waits for {}, whose program has ended with 0; every rank of a "
-                  "group must make the same calls",
-                  metrics::name(oldest.operation), oldest.sequence, group.name, left);
+  const std::string why = fmt::format(
+      "{} #{} on group {} waits for {}, whose program has ended with 0; every rank of a "
+      "group must make the same calls",
+      metrics::name(oldest.operation), oldest.sequence, group.name, left);
   narrator_.warning("E-LEFT-1", why);
   post(membership::host::Stop{why, kExitProgramError});
 }

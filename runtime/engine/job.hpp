@@ -60,7 +60,8 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   [[nodiscard]] bool must_enter() const;
   /// Saves (first attempt) or restores (retry) the volatile state at the start of `step`.
   Status begin_step(std::uint64_t step, bool retry);
-  /// Why the step that was begun cannot be tried again: it was neither committed nor ended by a loss. Ok when it can.
+  /// Why the step that was begun cannot be tried again: it was neither committed nor ended by a
+  /// loss. Ok when it can.
   [[nodiscard]] Status left_open() const;
   /// An operation failed for another reason than a loss: trying again would fail alike.
   void note_failure(const Status& status);
@@ -135,7 +136,7 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   bool in_step_ = false;
   std::uint64_t current_step_ = 0;
   mutable std::mutex failure_mutex_;
-  Status step_failure_;                         ///< first failure in this step that is no loss
+  Status step_failure_;  ///< first failure in this step that is no loss
   int attempt_ = 0;
   std::vector<std::byte> saved_volatile_;
 

@@ -151,7 +151,8 @@ int mismatch(Job& job, const std::string& what) {
   return status ? 1 : 0;
 }
 
-/// A step that fails for another reason than a loss ends the loop: trying again would fail alike, for ever.
+/// A step that fails for another reason than a loss ends the loop: trying again would fail alike,
+/// for ever.
 int mismatch_in_step(Job& job) {
   auto world = job.world();
   std::vector<float> a(16, 1.0F), b(16);
