@@ -50,6 +50,7 @@ class Channel {
   Channel& operator=(const Channel&) = delete;
   Channel(Channel&&) noexcept = default;
   Channel& operator=(Channel&&) noexcept = default;
+  ~Channel() = default;
 
   /// For poll(): readable means try_recv() has something; wait for writable while wants_write().
   [[nodiscard]] int fd() const { return fd_.get(); }

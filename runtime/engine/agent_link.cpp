@@ -102,10 +102,10 @@ Status AgentLink::await_seat(TimePoint until) {
 void AgentLink::start_engine() {
   wake_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   LiveLinks::add(*this);
-  engine_ = std::jthread([this](std::stop_token stop) { engine_main(std::move(stop)); });
+  engine_ = std::jthread([this](const std::stop_token& stop) { engine_main(stop); });
 }
 
-void AgentLink::engine_main(std::stop_token stop) {
+void AgentLink::engine_main(const std::stop_token& stop) {
   std::optional<metrics::BeaconHolder> beacon;
   if (auto held = metrics::BeaconHolder::hold(page()); held) {
     beacon.emplace(std::move(*held));

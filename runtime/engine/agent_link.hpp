@@ -95,7 +95,7 @@ class AgentLink {
   Status greet(TimePoint until);
   Status await_seat(TimePoint until);
   void start_engine();
-  void engine_main(std::stop_token stop);
+  void engine_main(const std::stop_token& stop);
   void serve_channel();
   void handle(control::AgentToRank message, std::vector<base::Fd> fds);
   void install(const control::ViewInstalled& message, std::vector<base::Fd> fds);

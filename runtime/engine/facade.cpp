@@ -14,52 +14,78 @@ using engine::Request;
 using metrics::Operation;
 using spi::OpKind;
 
-Request collective(OpKind kind, Operation operation, const void* in, void* out, std::size_t count,
-                   DType type, ReduceOp op, int root, const OpOptions& options) {
+Request collective(Operation operation, const collective::OpSpec& spec, const OpOptions& options) {
   Request request;
   request.operation = operation;
   request.options = options;
-  request.spec = {
-      .kind = kind, .dtype = type, .op = op, .root = root, .count = count, .in = in, .out = out};
+  request.spec = spec;
   return request;
 }
 
 Request all_reduce_request(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
                            const OpOptions& options) {
-  return collective(OpKind::AllReduce, Operation::AllReduce, in, out, count, type, op, 0, options);
+  return collective(
+      Operation::AllReduce,
+      {.kind = OpKind::AllReduce, .dtype = type, .op = op, .count = count, .in = in, .out = out},
+      options);
 }
 Request reduce_request(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
                        int root, const OpOptions& options) {
-  return collective(OpKind::Reduce, Operation::Reduce, in, out, count, type, op, root, options);
+  return collective(Operation::Reduce,
+                    {.kind = OpKind::Reduce,
+                     .dtype = type,
+                     .op = op,
+                     .root = root,
+                     .count = count,
+                     .in = in,
+                     .out = out},
+                    options);
 }
 Request broadcast_request(void* buffer, std::size_t count, DType type, int root,
                           const OpOptions& options) {
-  return collective(OpKind::Broadcast, Operation::Broadcast, buffer, buffer, count, type,
-                    ReduceOp::Sum, root, options);
+  return collective(Operation::Broadcast,
+                    {.kind = OpKind::Broadcast,
+                     .dtype = type,
+                     .root = root,
+                     .count = count,
+                     .in = buffer,
+                     .out = buffer},
+                    options);
 }
 Request all_gather_request(const void* in, void* out, std::size_t count, DType type,
                            const OpOptions& options) {
-  return collective(OpKind::AllGather, Operation::AllGather, in, out, count, type, ReduceOp::Sum, 0,
-                    options);
+  return collective(
+      Operation::AllGather,
+      {.kind = OpKind::AllGather, .dtype = type, .count = count, .in = in, .out = out}, options);
 }
 Request reduce_scatter_request(const void* in, void* out, std::size_t count, DType type,
                                ReduceOp op, const OpOptions& options) {
-  return collective(OpKind::ReduceScatter, Operation::ReduceScatter, in, out, count, type, op, 0,
+  return collective(Operation::ReduceScatter,
+                    {.kind = OpKind::ReduceScatter,
+                     .dtype = type,
+                     .op = op,
+                     .count = count,
+                     .in = in,
+                     .out = out},
                     options);
 }
 Request barrier_request(Operation operation, const OpOptions& options) {
-  return collective(OpKind::Barrier, operation, nullptr, nullptr, 0, DType::U8, ReduceOp::Sum, 0,
-                    options);
+  return collective(operation, {.kind = OpKind::Barrier}, options);
 }
-Request message_request(Request::Kind kind, const void* in, void* out, std::size_t count,
-                        DType type, int other, std::uint32_t tag, const OpOptions& options) {
-  Request request;
-  request.kind = kind;
-  request.operation = kind == Request::Kind::Send ? Operation::Send : Operation::Recv;
-  request.options = options;
-  request.other = other;
+Request send_request(const void* data, std::size_t count, DType type, int destination,
+                     std::uint32_t tag, const OpOptions& options) {
+  auto request = collective(Operation::Send, {.dtype = type, .count = count, .in = data}, options);
+  request.kind = Request::Kind::Send;
+  request.other = destination;
   request.tag = tag;
-  request.spec = {.dtype = type, .count = count, .in = in, .out = out};
+  return request;
+}
+Request recv_request(void* data, std::size_t count, DType type, int source, std::uint32_t tag,
+                     const OpOptions& options) {
+  auto request = collective(Operation::Recv, {.dtype = type, .count = count, .out = data}, options);
+  request.kind = Request::Kind::Recv;
+  request.other = source;
+  request.tag = tag;
   return request;
 }
 
@@ -130,15 +156,12 @@ Status ProcessGroup::stabilize(OpOptions options) {
 }
 Status ProcessGroup::send(const void* data, std::size_t count, DType type, int destination,
                           std::uint32_t tag, OpOptions options) {
-  if (!impl_) return no_group();
-  return impl_->perform(
-      message_request(Request::Kind::Send, data, nullptr, count, type, destination, tag, options));
+  return impl_ ? impl_->perform(send_request(data, count, type, destination, tag, options))
+               : no_group();
 }
 Status ProcessGroup::recv(void* data, std::size_t count, DType type, int source, std::uint32_t tag,
                           OpOptions options) {
-  if (!impl_) return no_group();
-  return impl_->perform(
-      message_request(Request::Kind::Recv, nullptr, data, count, type, source, tag, options));
+  return impl_ ? impl_->perform(recv_request(data, count, type, source, tag, options)) : no_group();
 }
 
 Work ProcessGroup::all_reduce_async(const void* in, void* out, std::size_t count, DType type,
@@ -187,6 +210,7 @@ State& State::add_volatile(std::string_view name, void* data, std::size_t bytes)
 
 Steps::Steps(std::unique_ptr<engine::StepsImpl> impl) : impl_(std::move(impl)) {}
 Steps::Steps(Steps&&) noexcept = default;
+Steps& Steps::operator=(Steps&&) noexcept = default;
 Steps::~Steps() = default;
 bool Steps::next() { return impl_->next(); }
 std::uint64_t Steps::index() const { return impl_->index(); }

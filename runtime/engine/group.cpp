@@ -380,6 +380,7 @@ Result<std::shared_ptr<GroupImpl>> GroupImpl::split(int color, int key, std::str
   }
   std::ranges::stable_sort(chosen, {}, [&](std::size_t i) { return all[i].key; });
   std::vector<Rank> seats;
+  seats.reserve(chosen.size());
   for (const auto i : chosen) seats.push_back(group_->seats[i]);
   return job_.group(fmt::format("{}/{}", name, color), seats);
 }

@@ -102,7 +102,7 @@ Status JobImpl::bind(std::shared_ptr<OpenView> view) {
 }
 
 Status JobImpl::bind_groups() {
-  std::lock_guard lock(groups_mutex_);
+  const std::lock_guard lock(groups_mutex_);
   for (const auto& open : bound_->groups) {
     if (std::ranges::find(open->seats, seat().rank) == open->seats.end()) continue;
     auto& group = groups_[open->name];
@@ -116,7 +116,7 @@ Status JobImpl::bind_groups() {
 Result<std::shared_ptr<GroupImpl>> JobImpl::group(const std::string& name,
                                                   const std::vector<Rank>& seats) {
   {
-    std::lock_guard lock(groups_mutex_);
+    const std::lock_guard lock(groups_mutex_);
     if (const auto found = groups_.find(name); found != groups_.end()) {
       if (found->second->present_seats() == seats) return found->second;
       return Status(Code::InvalidArgument,
@@ -125,7 +125,7 @@ Result<std::shared_ptr<GroupImpl>> JobImpl::group(const std::string& name,
   }
   auto open = link_->attach_group(epoch(), name, seats, spi::kNoDeadline);
   if (!open) return open.error();
-  std::lock_guard lock(groups_mutex_);
+  const std::lock_guard lock(groups_mutex_);
   auto group = std::make_shared<GroupImpl>(*this, name, seats);
   if (auto status = group->bind(std::move(*open), epoch()); !status) return status;
   groups_[name] = group;
@@ -149,7 +149,7 @@ Status JobImpl::lost(Epoch epoch, const std::string& group, std::uint64_t sequen
 }
 
 void JobImpl::book(Category category) {
-  std::lock_guard lock(ledger_mutex_);
+  const std::lock_guard lock(ledger_mutex_);
   ledger_->enter(category, now_ns());
 }
 
@@ -296,7 +296,7 @@ Status JobImpl::inherit_mirror(std::uint64_t step) {
 Status JobImpl::begin_step(std::uint64_t step, bool retry) {
   if (retry) {
     state_.restore_volatile(saved_volatile_.data());
-    std::lock_guard lock(ledger_mutex_);
+    const std::lock_guard lock(ledger_mutex_);
     ledger_->begin_replay(now_ns());
   } else {
     state_.save_volatile(saved_volatile_.data());
@@ -305,7 +305,7 @@ Status JobImpl::begin_step(std::uint64_t step, bool retry) {
   current_step_ = step;
   in_step_ = true;
   {
-    std::lock_guard lock(failure_mutex_);
+    const std::lock_guard lock(failure_mutex_);
     step_failure_ = {};
   }
   if (mirror_ || state_.volatile_bytes() == 0) return {};
@@ -321,7 +321,7 @@ Status JobImpl::begin_step(std::uint64_t step, bool retry) {
 
 Status JobImpl::left_open() const {
   if (!in_step_ || must_enter()) return {};
-  std::lock_guard lock(failure_mutex_);
+  const std::lock_guard lock(failure_mutex_);
   if (!step_failure_) return step_failure_;
   return {Code::FailedPrecondition,
           fmt::format("next() was called in step {}, which was not committed and has lost no rank; "
@@ -330,7 +330,7 @@ Status JobImpl::left_open() const {
 }
 
 void JobImpl::note_failure(const Status& status) {
-  std::lock_guard lock(failure_mutex_);
+  const std::lock_guard lock(failure_mutex_);
   if (step_failure_) step_failure_ = status;
 }
 
@@ -345,7 +345,7 @@ Status JobImpl::commit(std::uint64_t step) {
   in_step_ = false;
   if (!status) return status;
   applied_ = step;
-  std::lock_guard lock(ledger_mutex_);
+  const std::lock_guard lock(ledger_mutex_);
   ledger_->end_replay(now_ns());
   return {};
 }

@@ -201,6 +201,7 @@ class REGROUP_EXPORT Steps {
   Steps(const Steps&) = delete;
   Steps& operator=(const Steps&) = delete;
   Steps(Steps&&) noexcept;
+  Steps& operator=(Steps&&) noexcept;
   ~Steps();
   /// Begins the next step, or the same one again after a loss; a newcomer blocks here until it is
   /// healed. False when all steps are committed, when the job cannot go on, or when the step before
