@@ -21,7 +21,7 @@ ArenaReserve::ArenaReserve() {
 
 ArenaReserve::~ArenaReserve() = default;
 
-void ArenaReserve::want(std::vector<std::size_t> sizes) {
+void ArenaReserve::want(const std::vector<std::size_t>& sizes) {
   const std::lock_guard lock(mutex_);
   std::vector<shm::Memory> kept;
   std::size_t total = 0;

@@ -26,7 +26,7 @@ class ArenaReserve {
   ~ArenaReserve();
 
   /// From now on one piece of each of these sizes is wanted; others are given back.
-  void want(std::vector<std::size_t> sizes);
+  void want(const std::vector<std::size_t>& sizes);
   /// A cleared, sealed piece of exactly this size; none: make one.
   [[nodiscard]] std::optional<shm::Memory> take(std::size_t bytes);
 

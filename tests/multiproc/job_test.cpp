@@ -139,7 +139,10 @@ TEST(Job, MismatchIsNamedOnAllRanks) {
 TEST(Job, AStepThatFailsWithoutALossEndsTheLoop) {
   const auto job = run_job({"-n", "2"}, {"mismatch_in_step"}, {}, 20);
   EXPECT_FALSE(job.timed_out) << story(job);
-  EXPECT_EQ(job.lines_with("InvalidArgument").size(), 2U) << story(job);
+  // Who leaves first with code 1 is a loss to the other, and is replaced until the step counts as
+  // poisoned.
+  EXPECT_EQ(job.exit_code, 1) << story(job);
+  EXPECT_FALSE(job.lines_with("InvalidArgument").empty()) << story(job);
 }
 
 TEST(Job, WaitingForARankThatHasLeftEndsTheJob) {
