@@ -146,6 +146,11 @@ TEST_F(ChannelTest, DeadlinesHold) {
 // In a child, as the limit is the process's: descriptors beyond it are an error that says so, not a
 // short message.
 TEST_F(ChannelTest, DescriptorLimitSaysWhatToDo) {
+#if defined(__SANITIZE_ADDRESS__)
+  // Its check of virtual tables opens a pipe to probe an address, and reports an error when it
+  // cannot.
+  GTEST_SKIP() << "the sanitizer itself needs the descriptors that this test takes away";
+#endif
   const base::Fd one = memory('1');
   ASSERT_TRUE(near_.send(pattern(5, 5), std::vector<int>(8, one.get())));
   const pid_t child = ::fork();
