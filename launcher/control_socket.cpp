@@ -320,7 +320,7 @@ json ControlSocket::Impl::inject(const json& request) {
                    "E-INJ-3 --at looks at what a rank is doing: name it with --rank R");
   }
   if (what.trigger.immediate()) {
-    if (Status status = act(what); !status) return refusal(status);
+    if (const Status status = act(what); !status) return refusal(status);
     return {{"v", kStatusSchema}, {"ok", true}, {"done", true}};
   }
   if (armed.size() >= kArmedMax) {

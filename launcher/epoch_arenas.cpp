@@ -75,7 +75,7 @@ void EpochArenas::prepare_next(bool losing) {
     const std::size_t members = group.members.size() - (losing && group.members.size() > 1 ? 1 : 0);
     sizes.push_back(spi::arena_bytes(static_cast<std::uint32_t>(members)));
   }
-  reserve_.want(std::move(sizes));
+  reserve_.want(sizes);
 }
 
 Result<std::size_t> EpochArenas::attach(const std::string& name, const std::vector<Rank>& seats) {
