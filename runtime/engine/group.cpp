@@ -113,8 +113,7 @@ class GroupImpl::Scope {
   bool timed_;
 };
 
-GroupImpl::GroupImpl(JobImpl& job, std::string name, std::vector<Rank> seats)
-    : job_(job), name_(std::move(name)), seats_(std::move(seats)) {}
+GroupImpl::GroupImpl(JobImpl& job, std::string name) : job_(job), name_(std::move(name)) {}
 
 GroupImpl::~GroupImpl() = default;
 
@@ -276,16 +275,7 @@ Status GroupImpl::run(const Request& request, bool on_engine) {
   // Inside a step the buffers are computed anew after a loss, so that no copy is kept there.
   spec.keep_input = request.options.keep_input && !job_.in_step();
   Scope scope(*this, request, bytes, !on_engine);
-  Outcome outcome;
-  switch (request.kind) {
-    case Request::Kind::Collective: outcome = runner_->run(spec, until); break;
-    case Request::Kind::Send:
-      outcome = runner_->send(spec.in, spec.count, spec.dtype, request.other, request.tag, until);
-      break;
-    case Request::Kind::Recv:
-      outcome = runner_->recv(spec.out, spec.count, spec.dtype, request.other, request.tag, until);
-      break;
-  }
+  auto outcome = execute(request, spec, until);
   const auto expired = outcome;
   if (request.kind == Request::Kind::Collective) outcome = settle(request, std::move(outcome));
   scope.end(outcome, bytes);
@@ -329,19 +319,19 @@ Status GroupImpl::to_status(const Request& request, const Outcome& outcome) {
 Status GroupImpl::perform_inside(const Request& request) {
   operation_name_ = metrics::name(request.operation).data();
   on_engine_.store(false, std::memory_order_relaxed);
-  Outcome outcome;
+  return to_status(request, execute(request, request.spec, spi::kNoDeadline));
+}
+
+Outcome GroupImpl::execute(const Request& request, const collective::OpSpec& spec,
+                           spi::Deadline until) {
   switch (request.kind) {
-    case Request::Kind::Collective: outcome = runner_->run(request.spec, spi::kNoDeadline); break;
+    case Request::Kind::Collective: return runner_->run(spec, until);
     case Request::Kind::Send:
-      outcome = runner_->send(request.spec.in, request.spec.count, request.spec.dtype,
-                              request.other, request.tag, spi::kNoDeadline);
-      break;
+      return runner_->send(spec.in, spec.count, spec.dtype, request.other, request.tag, until);
     case Request::Kind::Recv:
-      outcome = runner_->recv(request.spec.out, request.spec.count, request.spec.dtype,
-                              request.other, request.tag, spi::kNoDeadline);
-      break;
+      return runner_->recv(spec.out, spec.count, spec.dtype, request.other, request.tag, until);
   }
-  return to_status(request, outcome);
+  REGROUP_UNREACHABLE("kind of request");
 }
 
 Status GroupImpl::commit(std::uint64_t step) {

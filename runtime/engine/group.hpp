@@ -51,8 +51,7 @@ struct Request {
 /// Thread safety: perform() and start() from one thread at a time, beside the engine thread.
 class GroupImpl : public std::enable_shared_from_this<GroupImpl> {
  public:
-  /// `seats`: all seats of the group in group-rank order, vacant ones too.
-  GroupImpl(JobImpl& job, std::string name, std::vector<Rank> seats);
+  GroupImpl(JobImpl& job, std::string name);
   GroupImpl(const GroupImpl&) = delete;
   GroupImpl& operator=(const GroupImpl&) = delete;
   ~GroupImpl();
@@ -65,7 +64,6 @@ class GroupImpl : public std::enable_shared_from_this<GroupImpl> {
   [[nodiscard]] int rank() const { return me_; }
   [[nodiscard]] int size() const { return group_ ? static_cast<int>(group_->seats.size()) : 0; }
   [[nodiscard]] const std::string& name() const { return name_; }
-  [[nodiscard]] const std::vector<Rank>& all_seats() const { return seats_; }
   [[nodiscard]] const std::vector<Rank>& present_seats() const { return group_->seats; }
   [[nodiscard]] Epoch epoch() const { return epoch_; }
   [[nodiscard]] bool wedged() const;
@@ -88,6 +86,8 @@ class GroupImpl : public std::enable_shared_from_this<GroupImpl> {
   /// Tells the job of a failure that is no loss; passes the status on.
   Status noted(Status status);
   Status run(const Request& request, bool on_engine);
+  collective::Outcome execute(const Request& request, const collective::OpSpec& spec,
+                              spi::Deadline until);
   collective::Outcome settle(const Request& request, collective::Outcome outcome);
   Status to_status(const Request& request, const collective::Outcome& outcome);
   [[nodiscard]] PrologueCall call_of(const Request& request) const;
@@ -97,7 +97,6 @@ class GroupImpl : public std::enable_shared_from_this<GroupImpl> {
 
   JobImpl& job_;
   std::string name_;
-  std::vector<Rank> seats_;
   std::shared_ptr<OpenGroup> group_;
   Epoch epoch_;
   int me_ = -1;

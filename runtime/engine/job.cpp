@@ -106,7 +106,7 @@ Status JobImpl::bind_groups() {
   for (const auto& open : bound_->groups) {
     if (std::ranges::find(open->seats, seat().rank) == open->seats.end()) continue;
     auto& group = groups_[open->name];
-    if (group == nullptr) group = std::make_shared<GroupImpl>(*this, open->name, open->seats);
+    if (group == nullptr) group = std::make_shared<GroupImpl>(*this, open->name);
     if (auto status = group->bind(open, bound_->view.epoch); !status) return status;
   }
   world_ = groups_[bound_->groups.front()->name];
@@ -126,7 +126,7 @@ Result<std::shared_ptr<GroupImpl>> JobImpl::group(const std::string& name,
   auto open = link_->attach_group(epoch(), name, seats, spi::kNoDeadline);
   if (!open) return open.error();
   const std::lock_guard lock(groups_mutex_);
-  auto group = std::make_shared<GroupImpl>(*this, name, seats);
+  auto group = std::make_shared<GroupImpl>(*this, name);
   if (auto status = group->bind(std::move(*open), epoch()); !status) return status;
   groups_[name] = group;
   return group;
