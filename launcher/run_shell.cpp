@@ -190,7 +190,6 @@ TimePoint RunShell::next_deadline() const {
   sooner(supervisor_timer_);
   sooner(agent_timer_);
   sooner(first_operation_due_);
-  sooner(refill_due_);
   sooner(coordinator_->due());
   sooner(narrator_.due());
   if (options_.timeout.count() > 0 && !ending_) sooner(began_ + options_.timeout);
@@ -215,12 +214,6 @@ void RunShell::timers() {
     end_job(kExitTimedOut, "launcher", "timeout", false);
   }
   if (first_operation_due_ && *first_operation_due_ <= now) look_for_first_operation();
-  if (refill_due_ && *refill_due_ <= now) {
-    refill_due_.reset();
-    for (const Incarnation spare : std::exchange(refills_, {})) {
-      post(supervisor::StartRequested{spare, std::nullopt});
-    }
-  }
   if (now >= next_tick_) {
     next_tick_ = now + seconds(1);
     tick();

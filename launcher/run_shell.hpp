@@ -27,8 +27,8 @@
 #include "launcher/narrator.hpp"
 #include "launcher/options.hpp"
 #include "launcher/rank_process.hpp"
-#include "launcher/supervisor_machine.hpp"
 #include "membership/host_agent.hpp"
+#include "supervisor/supervisor_machine.hpp"
 
 namespace regroup::launcher {
 
@@ -156,14 +156,12 @@ class RunShell final : public JobControl {
   base::Fd signal_fd_;
   base::Fd master_port_holder_;
 
-  SupervisorMachine supervisor_;
+  supervisor::SupervisorMachine supervisor_;
   membership::HostAgent agent_;
   std::deque<Pending> pending_;
   bool draining_ = false;
   std::optional<TimePoint> supervisor_timer_;
   std::optional<TimePoint> agent_timer_;
-  std::vector<Incarnation> refills_;  ///< spares that are started a moment after a recovery
-  std::optional<TimePoint> refill_due_;
 
   ProcessMap processes_;
   std::map<Rank, std::uint32_t> lives_;                   ///< lives begun in each seat

@@ -125,7 +125,7 @@ void RunShell::perform(const host::WedgeWords& effect) {
   const membership::WedgeReport report = arenas_.wedge();
   wedged_since_ = Clock::now();
   // Another loss before the refill: now the spare is what the recovery may be waiting for.
-  if (refill_due_) refill_due_ = wedged_since_;
+  post(sv::HoldOver{});
   post(host::WordsWedged{report});
   std::vector<Member> lost;
   for (const auto& [incarnation, process] : processes_) {
@@ -197,13 +197,10 @@ void RunShell::perform(const host::MakeView& effect) {
 
 void RunShell::perform(const host::Spawn& effect) {
   constexpr std::chrono::milliseconds kRefillAfter{50};
-  if (!effect.process.seat && agent_.installed().epoch != Epoch{} && !ending_) {
-    // A fresh spare would start up on the cores on which the recovery is under way.
-    refills_.push_back(effect.process.incarnation);
-    refill_due_ = Clock::now() + kRefillAfter;
-    return;
-  }
-  post(sv::StartRequested{effect.process.incarnation, effect.process.seat});
+  // A fresh spare would start up on the cores on which the recovery is under way.
+  const bool is_refill = !effect.process.seat && agent_.installed().epoch != Epoch{};
+  post(sv::StartRequested{effect.process.incarnation, effect.process.seat,
+                          is_refill ? kRefillAfter : nanoseconds::zero()});
 }
 
 void RunShell::perform(const host::Kill& effect) {

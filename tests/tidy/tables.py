@@ -49,7 +49,7 @@ PURE_FILES = [
     r"runtime/state/planner",
     r"runtime/collective/schedule",
     r"runtime/control/codec",
-    r"launcher/supervisor_machine",
+    r"runtime/supervisor/",
 ]
 FORBIDDEN_IN_PURE = {
     r"\b\w*[Cc]lock\w*::now\b|\bclock_gettime\b|\bgettimeofday\b": "time is an argument",

@@ -1,4 +1,4 @@
-#include "launcher/supervisor_machine.hpp"
+#include "supervisor/supervisor_machine.hpp"
 
 #include <algorithm>
 #include <csignal>
@@ -6,10 +6,9 @@
 
 #include "base/check.hpp"
 
-namespace regroup::launcher {
+namespace regroup::supervisor {
 
 using membership::EvidenceKind;
-namespace sv = supervisor;
 
 const char* name(ProcessPhase phase) {
   switch (phase) {
@@ -25,27 +24,27 @@ const char* name(ProcessPhase phase) {
   return "?";
 }
 
-SupervisorMachine::Effects SupervisorMachine::step(const sv::Event& event, TimePoint now) {
+Effects SupervisorMachine::step(const Event& event, TimePoint now) {
   out_.clear();
   std::visit(
       [&](const auto& e) {
         using E = std::decay_t<decltype(e)>;
-        if constexpr (std::is_same_v<E, sv::StartRequested> ||
-                      std::is_same_v<E, sv::EndRequested> || std::is_same_v<E, sv::TimerFired>) {
+        if constexpr (std::is_same_v<E, StartRequested> || std::is_same_v<E, EndRequested> ||
+                      std::is_same_v<E, TimerFired> || std::is_same_v<E, HoldOver>) {
           on(e, now);
         } else {
           const auto found = processes_.find(e.incarnation);
           if (found == processes_.end()) return;
           Process& p = found->second;
           const Incarnation id = found->first;
-          if constexpr (std::is_same_v<E, sv::StartSucceeded>) on_started(id, p, now);
-          if constexpr (std::is_same_v<E, sv::StartRefused>) on_refused(id, p, e, now);
-          if constexpr (std::is_same_v<E, sv::AttachSeen>) on_attach(p);
-          if constexpr (std::is_same_v<E, sv::DetachSeen>) on_detach(p);
-          if constexpr (std::is_same_v<E, sv::OwnerDied>) on_owner_died(id, p);
-          if constexpr (std::is_same_v<E, sv::ChannelClosed>) on_channel_closed(id, p, now);
-          if constexpr (std::is_same_v<E, sv::Exited>) on_exited(id, p, e);
-          if constexpr (std::is_same_v<E, sv::KillRequested>) on_kill(id, p);
+          if constexpr (std::is_same_v<E, StartSucceeded>) on_started(id, p, now);
+          if constexpr (std::is_same_v<E, StartRefused>) on_refused(id, p, e, now);
+          if constexpr (std::is_same_v<E, AttachSeen>) on_attach(p);
+          if constexpr (std::is_same_v<E, DetachSeen>) on_detach(p);
+          if constexpr (std::is_same_v<E, OwnerDied>) on_owner_died(id, p);
+          if constexpr (std::is_same_v<E, ChannelClosed>) on_channel_closed(id, p, now);
+          if constexpr (std::is_same_v<E, Exited>) on_exited(id, p, e);
+          if constexpr (std::is_same_v<E, KillRequested>) on_kill(id, p);
         }
       },
       event);
@@ -53,10 +52,10 @@ SupervisorMachine::Effects SupervisorMachine::step(const sv::Event& event, TimeP
   for (const auto& [id, p] : processes_) {
     if (p.due && (!due || *p.due < *due)) due = p.due;
   }
-  if (due) out_.emplace_back(sv::SetTimer{*due});
+  if (due) out_.emplace_back(SetTimer{*due});
   if (ending_ && !all_gone_said_ && alive() == 0) {
     all_gone_said_ = true;
-    out_.emplace_back(sv::AllGone{});
+    out_.emplace_back(AllGone{});
   }
   return std::move(out_);
 }
@@ -73,20 +72,24 @@ std::size_t SupervisorMachine::alive() const {
                     [](const auto& entry) { return entry.second.phase != ProcessPhase::Gone; }));
 }
 
-void SupervisorMachine::on(const sv::StartRequested& e, TimePoint) {
+void SupervisorMachine::on(const StartRequested& e, TimePoint now) {
   if (processes_.contains(e.incarnation)) return;  // a repeated request of a restarted coordinator
   if (ending_) {
-    out_.emplace_back(sv::GaveUp{e.incarnation, "the job is ending"});
+    out_.emplace_back(GaveUp{e.incarnation, "the job is ending"});
     return;
   }
   Process& p = processes_[e.incarnation];
   p.seat = e.seat;
+  if (e.hold > nanoseconds::zero()) {
+    p.due = now + e.hold;
+    return;
+  }
   p.attempts = 1;
   p.forking = true;
-  out_.emplace_back(sv::Fork{e.incarnation, e.seat, 1});
+  out_.emplace_back(Fork{e.incarnation, e.seat, 1});
 }
 
-void SupervisorMachine::on(const sv::EndRequested& e, TimePoint now) {
+void SupervisorMachine::on(const EndRequested& e, TimePoint now) {
   ending_ = true;
   ending_now_ = ending_now_ || e.now;
   for (auto& [id, p] : processes_) end_one(id, p, now);
@@ -100,7 +103,7 @@ void SupervisorMachine::end_one(Incarnation id, Process& p, TimePoint now) {
       } else {
         p.phase = ProcessPhase::Gone;
         p.due.reset();
-        out_.emplace_back(sv::GaveUp{id, "the job is ending"});
+        out_.emplace_back(GaveUp{id, "the job is ending"});
       }
       return;
     case ProcessPhase::Running:
@@ -110,7 +113,7 @@ void SupervisorMachine::end_one(Incarnation id, Process& p, TimePoint now) {
       if (ending_now_) return kill(id, p);
       p.phase = ProcessPhase::Ending;
       p.due = now + config_.grace;
-      out_.emplace_back(sv::Signal{id, SIGTERM});
+      out_.emplace_back(Signal{id, SIGTERM});
       return;
     case ProcessPhase::Ending:
       if (ending_now_) kill(id, p);
@@ -120,9 +123,15 @@ void SupervisorMachine::end_one(Incarnation id, Process& p, TimePoint now) {
   }
 }
 
-void SupervisorMachine::on(const sv::TimerFired&, TimePoint now) {
+void SupervisorMachine::on(const TimerFired&, TimePoint now) {
   for (auto& [id, p] : processes_) {
     if (p.due && *p.due <= now) timer_of(id, p, now);
+  }
+}
+
+void SupervisorMachine::on(const HoldOver&, TimePoint now) {
+  for (auto& [id, p] : processes_) {
+    if (p.phase == ProcessPhase::Starting && p.attempts == 0) timer_of(id, p, now);
   }
 }
 
@@ -132,7 +141,7 @@ void SupervisorMachine::timer_of(Incarnation id, Process& p, TimePoint) {
     case ProcessPhase::Starting:
       p.attempts += 1;
       p.forking = true;
-      out_.emplace_back(sv::Fork{id, p.seat, p.attempts});
+      out_.emplace_back(Fork{id, p.seat, p.attempts});
       return;
     case ProcessPhase::Closing:
       lose(id, p, EvidenceKind::ChannelClosed);
@@ -171,7 +180,7 @@ void SupervisorMachine::on_started(Incarnation id, Process& p, TimePoint now) {
   }
 }
 
-void SupervisorMachine::on_refused(Incarnation id, Process& p, const sv::StartRefused& e,
+void SupervisorMachine::on_refused(Incarnation id, Process& p, const StartRefused& e,
                                    TimePoint now) {
   switch (p.phase) {
     case ProcessPhase::Starting: {
@@ -183,7 +192,7 @@ void SupervisorMachine::on_refused(Incarnation id, Process& p, const sv::StartRe
       }
       p.phase = ProcessPhase::Gone;
       p.reported = true;
-      out_.emplace_back(sv::GaveUp{id, e.why});
+      out_.emplace_back(GaveUp{id, e.why});
       return;
     }
     case ProcessPhase::Running:
@@ -265,13 +274,13 @@ void SupervisorMachine::on_channel_closed(Incarnation id, Process& p, TimePoint 
   (void)id;
 }
 
-void SupervisorMachine::on_exited(Incarnation id, Process& p, const sv::Exited& e) {
+void SupervisorMachine::on_exited(Incarnation id, Process& p, const Exited& e) {
   switch (p.phase) {
     case ProcessPhase::Running:
     case ProcessPhase::Detached:
       if (e.exit_code == 0 && e.signal == 0) {
         p.reported = true;
-        out_.emplace_back(sv::Finished{id});
+        out_.emplace_back(Finished{id});
       } else {
         lose(id, p, EvidenceKind::Reaped, e.exit_code, e.signal);
       }
@@ -281,7 +290,7 @@ void SupervisorMachine::on_exited(Incarnation id, Process& p, const sv::Exited& 
       // Ended with 0 without leaving the job in order: a program that ends with 0 has ended.
       if (e.exit_code == 0 && e.signal == 0) {
         p.reported = true;
-        out_.emplace_back(sv::Finished{id});
+        out_.emplace_back(Finished{id});
       } else {
         lose(id, p, EvidenceKind::Reaped, e.exit_code, e.signal);
       }
@@ -290,15 +299,15 @@ void SupervisorMachine::on_exited(Incarnation id, Process& p, const sv::Exited& 
       // Our own TERM is never a cause; who ends with 0 all the same has finished.
       if (e.exit_code == 0 && e.signal == 0) {
         p.reported = true;
-        out_.emplace_back(sv::Finished{id});
+        out_.emplace_back(Finished{id});
       }
       break;
     case ProcessPhase::Killed:
       // The exit status completes what is known of the loss, and says that it touches memory no
       // more.
       if (!ending_)
-        out_.emplace_back(sv::Lost{id, EvidenceKind::Reaped, e.signal == 0 ? e.exit_code : -1,
-                                   e.signal, p.attached});
+        out_.emplace_back(
+            Lost{id, EvidenceKind::Reaped, e.signal == 0 ? e.exit_code : -1, e.signal, p.attached});
       break;
     case ProcessPhase::Starting: REGROUP_UNREACHABLE("reaped before its fork was answered");
     case ProcessPhase::Gone: return;
@@ -307,7 +316,7 @@ void SupervisorMachine::on_exited(Incarnation id, Process& p, const sv::Exited& 
   p.phase = ProcessPhase::Gone;
   p.due.reset();
   // What a finished program left running on purpose lives until the job ends.
-  if (!finished) out_.emplace_back(sv::Sweep{id});
+  if (!finished) out_.emplace_back(Sweep{id});
 }
 
 void SupervisorMachine::on_kill(Incarnation id, Process& p) {
@@ -334,13 +343,13 @@ void SupervisorMachine::lose(Incarnation id, Process& p, EvidenceKind kind, std:
                              std::int32_t sig) {
   if (p.reported) return;
   p.reported = true;
-  out_.emplace_back(sv::Lost{id, kind, sig == 0 ? code : -1, sig, p.attached});
+  out_.emplace_back(Lost{id, kind, sig == 0 ? code : -1, sig, p.attached});
 }
 
 void SupervisorMachine::kill(Incarnation id, Process& p) {
   p.phase = ProcessPhase::Killed;
   p.due.reset();
-  out_.emplace_back(sv::Signal{id, SIGKILL});
+  out_.emplace_back(Signal{id, SIGKILL});
 }
 
-}  // namespace regroup::launcher
+}  // namespace regroup::supervisor

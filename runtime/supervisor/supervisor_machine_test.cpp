@@ -1,18 +1,17 @@
-#include "launcher/supervisor_machine.hpp"
+#include "supervisor/supervisor_machine.hpp"
 
 #include <gtest/gtest.h>
 
 #include <csignal>
 #include <functional>
 
-namespace regroup::launcher {
+namespace regroup::supervisor {
 namespace {
 
 using membership::EvidenceKind;
-namespace sv = supervisor;
+namespace sv = regroup::supervisor;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
-using Effects = SupervisorMachine::Effects;
 
 constexpr Incarnation kOne{1};
 constexpr Rank kSeat{0};
@@ -61,6 +60,32 @@ TEST_F(Supervisor, AProgramThatNeverAttachesAndEndsWithZeroHasFinished) {
 TEST_F(Supervisor, ARepeatedStartRequestStartsNothing) {
   start();
   EXPECT_TRUE(step(sv::StartRequested{kOne, kSeat}).empty());
+}
+
+TEST_F(Supervisor, AHeldStartWaitsForItsMoment) {
+  const Effects held = step(sv::StartRequested{kOne, std::nullopt, milliseconds(50)});
+  EXPECT_TRUE(all_of<sv::Fork>(held).empty());
+  EXPECT_EQ(all_of<sv::SetTimer>(held), (std::vector<sv::SetTimer>{{now + milliseconds(50)}}));
+  now += milliseconds(50);
+  EXPECT_EQ(all_of<sv::Fork>(step(sv::TimerFired{})),
+            (std::vector<sv::Fork>{{kOne, std::nullopt, 1}}));
+}
+
+TEST_F(Supervisor, AHeldStartIsHurriedOnce) {
+  (void)step(sv::StartRequested{kOne, std::nullopt, milliseconds(50)});
+  EXPECT_EQ(all_of<sv::Fork>(step(sv::HoldOver{})).size(), 1U);
+  EXPECT_TRUE(all_of<sv::Fork>(step(sv::HoldOver{})).empty());
+  now += milliseconds(50);
+  EXPECT_TRUE(all_of<sv::Fork>(step(sv::TimerFired{})).empty());
+}
+
+TEST_F(Supervisor, AHeldStartThatIsNotWantedAnyMoreNeverHappens) {
+  (void)step(sv::StartRequested{kOne, std::nullopt, milliseconds(50)});
+  (void)step(sv::KillRequested{kOne});
+  EXPECT_EQ(phase(), ProcessPhase::Gone);
+  now += milliseconds(50);
+  EXPECT_TRUE(all_of<sv::Fork>(step(sv::TimerFired{})).empty());
+  EXPECT_TRUE(all_of<sv::Fork>(step(sv::HoldOver{})).empty());
 }
 
 TEST_F(Supervisor, ABeaconIsALossAtOnceAndTheExitStatusFollows) {
@@ -217,7 +242,8 @@ TEST(SupervisorTable, EveryCellIsWrittenOut) {
                                          sv::KillRequested{kOne},
                                          sv::EndRequested{false},
                                          sv::EndRequested{true},
-                                         sv::TimerFired{}};
+                                         sv::TimerFired{},
+                                         sv::HoldOver{}};
   for (const auto& [phase, path] : phases) {
     for (const sv::Event& event : events) {
       SupervisorMachine machine{SupervisorConfig{}};
@@ -237,4 +263,4 @@ TEST(SupervisorTable, EveryCellIsWrittenOut) {
 }
 
 }  // namespace
-}  // namespace regroup::launcher
+}  // namespace regroup::supervisor

@@ -17,7 +17,7 @@
 
 #include "membership/types.hpp"
 
-namespace regroup::launcher {
+namespace regroup::supervisor {
 
 struct SupervisorConfig {
   nanoseconds grace = std::chrono::seconds(15);  ///< from TERM to KILL
@@ -32,7 +32,7 @@ struct SupervisorConfig {
 
 /// Life of one process. Every (state, event) pair is written out in the machine.
 enum class ProcessPhase : std::uint8_t {
-  Starting,  ///< asked for: the fork is under way, or waits for its next attempt
+  Starting,  ///< asked for: the fork is under way, or waits for its (next) attempt
   Running,   ///< runs, has not attached
   Attached,  ///< said Hello and holds its beacon
   Detached,  ///< left the job in order and goes on by itself
@@ -43,12 +43,16 @@ enum class ProcessPhase : std::uint8_t {
 };
 [[nodiscard]] const char* name(ProcessPhase phase);
 
-namespace supervisor {
 // ---- events ----
 struct StartRequested {
   Incarnation incarnation;
   std::optional<Rank> seat;
+  /// Not before this much later: a fresh spare would start up on the cores on which a recovery is
+  /// under way.
+  nanoseconds hold{};
 };
+/// Another recovery waits for a spare: what is held back starts now.
+struct HoldOver {};
 struct StartSucceeded {
   Incarnation incarnation;
 };
@@ -88,7 +92,7 @@ struct EndRequested {
 struct TimerFired {};
 using Event =
     std::variant<StartRequested, StartSucceeded, StartRefused, AttachSeen, DetachSeen, OwnerDied,
-                 ChannelClosed, Exited, KillRequested, EndRequested, TimerFired>;
+                 ChannelClosed, Exited, KillRequested, EndRequested, TimerFired, HoldOver>;
 
 // ---- effects ----
 struct Fork {
@@ -137,16 +141,15 @@ struct AllGone {
   bool operator==(const AllGone&) const = default;
 };
 using Effect = std::variant<Fork, Signal, Sweep, Lost, Finished, GaveUp, SetTimer, AllGone>;
-}  // namespace supervisor
+using Effects = std::vector<Effect>;
 
 /// Thread safety: one thread.
 class SupervisorMachine {
  public:
-  using Effects = std::vector<supervisor::Effect>;
   explicit SupervisorMachine(SupervisorConfig config) : config_(config) {}
 
   /// Events about an incarnation that was never requested, or is Gone, change nothing.
-  [[nodiscard]] Effects step(const supervisor::Event& event, TimePoint now);
+  [[nodiscard]] Effects step(const Event& event, TimePoint now);
 
   [[nodiscard]] bool ending() const { return ending_; }
   /// Empty for an incarnation that was never requested.
@@ -166,16 +169,17 @@ class SupervisorMachine {
     std::optional<TimePoint> due;  ///< next attempt, end of the grace, or end of the channel's wait
   };
 
-  void on(const supervisor::StartRequested& e, TimePoint now);
-  void on(const supervisor::EndRequested& e, TimePoint now);
-  void on(const supervisor::TimerFired& e, TimePoint now);
+  void on(const StartRequested& e, TimePoint now);
+  void on(const EndRequested& e, TimePoint now);
+  void on(const TimerFired& e, TimePoint now);
+  void on(const HoldOver& e, TimePoint now);
   void on_started(Incarnation id, Process& p, TimePoint now);
-  void on_refused(Incarnation id, Process& p, const supervisor::StartRefused& e, TimePoint now);
+  void on_refused(Incarnation id, Process& p, const StartRefused& e, TimePoint now);
   void on_attach(Process& p);
   void on_detach(Process& p);
   void on_owner_died(Incarnation id, Process& p);
   void on_channel_closed(Incarnation id, Process& p, TimePoint now);
-  void on_exited(Incarnation id, Process& p, const supervisor::Exited& e);
+  void on_exited(Incarnation id, Process& p, const Exited& e);
   void on_kill(Incarnation id, Process& p);
   void end_one(Incarnation id, Process& p, TimePoint now);
   void timer_of(Incarnation id, Process& p, TimePoint now);
@@ -191,4 +195,4 @@ class SupervisorMachine {
   Effects out_;
 };
 
-}  // namespace regroup::launcher
+}  // namespace regroup::supervisor
