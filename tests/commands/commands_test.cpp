@@ -10,7 +10,7 @@
 
 #include "launcher/control_socket.hpp"
 #include "launcher/report.hpp"
-#include "tests/launch/job.hpp"
+#include "tests/support/job.hpp"
 
 namespace regroup::test {
 namespace {
@@ -34,7 +34,7 @@ class Commands : public ::testing::Test {
 
   /// Asks until the answer satisfies `good`; the job's own state is all there is to wait for.
   json status_when(const std::function<bool(const json&)>& good) {
-    const TimePoint deadline = Clock::now() + Job::kPatience;
+    const TimePoint deadline = Clock::now() + JobOptions{}.patience;
     json last;
     while (Clock::now() < deadline) {
       const Ended asked = run({"status", job_->id(), "--json"});

@@ -7,11 +7,10 @@
 #include <unistd.h>
 
 #include <csignal>
-#include <fstream>
 #include <sstream>
 
-#include "job.hpp"
 #include "launcher/descendants.hpp"
+#include "tests/support/job.hpp"
 
 namespace regroup::test {
 namespace {
@@ -20,19 +19,6 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::Not;
 using Words = std::vector<std::string>;
-
-std::string read_file(const std::filesystem::path& path) {
-  std::ifstream file(path);
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
-std::size_t count(const std::string& text, const std::string& part) {
-  std::size_t found = 0;
-  for (std::size_t at = 0; (at = text.find(part, at)) != std::string::npos; ++at) ++found;
-  return found;
-}
 
 class Launch : public testing::Test {
  protected:
@@ -243,18 +229,6 @@ TEST_F(Launch, WhoIgnoresTheRequestIsKilledWhenTheGraceIsOver) {
   ASSERT_TRUE(job.wait_for("0: ready"));
   job.signal(SIGTERM);
   EXPECT_EQ(job.wait(), 143);
-}
-
-TEST_F(Launch, OtherSignalsAreForwarded) {
-  for (const auto& [number, name] :
-       {std::pair{SIGUSR1, "USR1"}, {SIGUSR2, "USR2"}, {SIGHUP, "HUP"}, {SIGQUIT, "QUIT"}}) {
-    Job job(shell({"-n", "2"}, std::string("trap 'echo got; exit 0' ") + name +
-                                   "; echo ready; while :; do sleep 0.01; done"));
-    ASSERT_TRUE(job.wait_for("0: ready") && job.wait_for("1: ready"));
-    job.signal(number);
-    EXPECT_EQ(job.wait(), 0) << name;
-    EXPECT_EQ(count(job.out(), "got"), 2U) << name;
-  }
 }
 
 TEST_F(Launch, TheTimeoutEndsTheJobWith124) {

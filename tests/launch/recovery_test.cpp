@@ -4,11 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <csignal>
-#include <fstream>
-#include <sstream>
 
-#include "job.hpp"
 #include "launcher/descendants.hpp"
+#include "tests/support/job.hpp"
 
 namespace regroup::test {
 namespace {
@@ -28,21 +26,16 @@ class Recovery : public testing::Test {
     return words;
   }
   [[nodiscard]] std::filesystem::path logs() const { return temp_.path() / "logs"; }
-  [[nodiscard]] std::string events() const {
-    std::ifstream file(logs() / "events.jsonl");
-    std::stringstream text;
-    text << file.rdbuf();
-    return text.str();
-  }
+  [[nodiscard]] std::string events() const { return read_file(logs() / "events.jsonl"); }
   TempDir temp_;
 };
 
 pid_t coordinator_of(const Job& job) {
   for (const pid_t pid : launcher::children_of(job.pid())) {
-    std::ifstream file("/proc/" + std::to_string(pid) + "/cmdline");
-    std::stringstream text;
-    text << file.rdbuf();
-    if (text.str().find("coordinator") != std::string::npos) return pid;
+    if (read_file("/proc/" + std::to_string(pid) + "/cmdline").find("coordinator") !=
+        std::string::npos) {
+      return pid;
+    }
   }
   return -1;
 }

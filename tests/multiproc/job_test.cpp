@@ -3,18 +3,33 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <map>
 #include <set>
 
-#include "launch.hpp"
+#include "tests/support/job.hpp"
 
 namespace regroup::test {
 namespace {
 
 constexpr const char* kSteps = "6";
 
-std::string story(const Finished& job) { return "--- out\n" + job.out + "--- err\n" + job.err; }
+/// Runs `regroup run FLAGS --log-dir TEMP -- rank_program ARGUMENTS` to its end.
+Ended run_job(const std::vector<std::string>& flags, const std::vector<std::string>& arguments,
+              const std::map<std::string, std::string>& environment = {}, int seconds = 60) {
+  const TempDir temp;
+  std::vector<std::string> words{"run", "--log-dir", (temp.path() / "logs").string()};
+  words.insert(words.end(), flags.begin(), flags.end());
+  words.insert(words.end(), {"--", REGROUP_RANK_PROGRAM});
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  JobOptions options;
+  options.patience = std::chrono::seconds(seconds);
+  for (const auto& [key, value] : environment) options.environment.push_back(key + "=" + value);
+  return run(words, std::move(options));
+}
 
-std::set<std::string> digests(const Finished& job) {
+std::string story(const Ended& job) { return "--- out\n" + job.out + "--- err\n" + job.err; }
+
+std::set<std::string> digests(const Ended& job) {
   std::set<std::string> found;
   for (const auto& line : job.lines_with("digest="))
     found.insert(line.substr(line.find("digest=") + 7, 16));
@@ -34,7 +49,7 @@ std::string undisturbed(int ranks) {
   return digest;
 }
 
-void expect_healed(const Finished& job, int ranks, const std::string& what) {
+void expect_healed(const Ended& job, int ranks, const std::string& what) {
   EXPECT_FALSE(job.timed_out) << what << "\n" << story(job);
   EXPECT_EQ(job.exit_code, 0) << what << "\n" << story(job);
   EXPECT_EQ(job.lines_with("digest=").size(), static_cast<std::size_t>(ranks)) << what << "\n"

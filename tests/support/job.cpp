@@ -1,4 +1,4 @@
-#include "job.hpp"
+#include "tests/support/job.hpp"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -12,6 +12,8 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdlib>
+#include <fstream>
+#include <sstream>
 #include <system_error>
 
 #include "launcher/descendants.hpp"
@@ -56,7 +58,7 @@ TempDir::~TempDir() {
   std::filesystem::remove_all(path_, ignored);
 }
 
-Job::Job(const std::vector<std::string>& words, JobOptions options) {
+Job::Job(const std::vector<std::string>& words, JobOptions options) : patience_(options.patience) {
   std::vector<std::string> line = {REGROUP_BINARY};
   line.insert(line.end(), words.begin(), words.end());
   std::vector<std::string> environment = std::move(options.environment);
@@ -80,6 +82,7 @@ Job::Job(const std::vector<std::string>& words, JobOptions options) {
       ::setrlimit(RLIMIT_NOFILE, &limit);
     }
     if (!options.directory.empty() && ::chdir(options.directory.c_str()) != 0) ::_exit(126);
+    if (options.before_exec) options.before_exec();
     ::execve(argv[0], argv.data(), envp.data());
     ::_exit(127);
   }
@@ -125,7 +128,7 @@ bool Job::pump(TimePoint until) {
 }
 
 bool Job::wait_for(const std::string& text) {
-  const TimePoint until = Clock::now() + kPatience;
+  const TimePoint until = Clock::now() + patience_;
   while (out_.find(text) == std::string::npos && err_.find(text) == std::string::npos) {
     if (Clock::now() > until || !pump(until)) return false;
   }
@@ -133,7 +136,7 @@ bool Job::wait_for(const std::string& text) {
 }
 
 int Job::wait() {
-  const TimePoint until = Clock::now() + kPatience;
+  const TimePoint until = Clock::now() + patience_;
   const base::Fd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0)));
   while (pump(until)) {
     if (Clock::now() > until) break;
@@ -141,11 +144,27 @@ int Job::wait() {
   // The streams may be open a little longer or shorter than the process lives.
   pollfd ready{pidfd.get(), POLLIN, 0};
   if (!ended_ && ::poll(&ready, 1, milliseconds_until(until)) <= 0) {
+    timed_out_ = true;
     ADD_FAILURE() << "the job does not end; it printed:\n" << out_ << err_;
     ::kill(pid_, SIGKILL);
   }
   reap(true);
   return status_;
+}
+
+bool Job::wait_stopped() {
+  const TimePoint until = Clock::now() + patience_;
+  while (Clock::now() < until) {
+    siginfo_t info{};
+    if (::waitid(P_PID, static_cast<id_t>(pid_), &info, WSTOPPED | WEXITED | WNOHANG | WNOWAIT) !=
+        0) {
+      return false;
+    }
+    if (info.si_pid == pid_) return info.si_code == CLD_STOPPED;
+    // Its output says nothing about it, but must not fill its pipes meanwhile.
+    pump(Clock::now() + std::chrono::milliseconds(5));
+  }
+  return false;
 }
 
 std::string Job::id() const {
@@ -168,10 +187,45 @@ std::vector<pid_t> Job::left_behind() {
   return left;
 }
 
+std::string Ended::value_of(const std::string& key) const {
+  const auto at = out.find(key);
+  if (at == std::string::npos) return {};
+  const auto from = at + key.size();
+  return out.substr(from, out.find_first_of(" \n", from) - from);
+}
+
+std::vector<std::string> Ended::lines_with(const std::string& part) const {
+  std::vector<std::string> found;
+  std::istringstream lines(out);
+  for (std::string line; std::getline(lines, line);) {
+    if (line.find(part) != std::string::npos) found.push_back(line);
+  }
+  return found;
+}
+
 Ended run(const std::vector<std::string>& words, JobOptions options) {
   Job job(words, std::move(options));
   const int code = job.wait();
-  return {code, job.out(), job.err()};
+  return {code, job.timed_out(), job.out(), job.err()};
+}
+
+char state_of(pid_t pid) {
+  const std::string text = read_file("/proc/" + std::to_string(pid) + "/stat");
+  const std::size_t name_end = text.rfind(')');
+  return name_end == std::string::npos || name_end + 2 >= text.size() ? '-' : text[name_end + 2];
+}
+
+std::string read_file(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+std::size_t count(const std::string& text, const std::string& part) {
+  std::size_t found = 0;
+  for (std::size_t at = 0; (at = text.find(part, at)) != std::string::npos; ++at) ++found;
+  return found;
 }
 
 }  // namespace regroup::test

@@ -1,10 +1,11 @@
-/// One `regroup run` under test: started, read line by line, signalled, and never left running.
+/// One `regroup` command under test: started, read line by line, signalled, and never left running.
 #pragma once
 
 #include <sys/types.h>
 
 #include <chrono>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -32,14 +33,14 @@ struct JobOptions {
   std::string input;                     ///< its standard input
   unsigned long descriptors_hard = 0;    ///< 0: as here
   std::string directory;                 ///< its working directory; empty: as here
+  std::function<void()> before_exec;     ///< runs in the child; async-signal-safe calls only
+  std::chrono::seconds patience{40};     ///< of every wait
 };
 
 /// Thread safety: one thread. Every wait has a deadline; a job that passes it is killed and the
 /// test fails with all that it printed.
 class Job {
  public:
-  static constexpr std::chrono::seconds kPatience{40};
-
   /// `words` follow the program's name.
   explicit Job(const std::vector<std::string>& words, JobOptions options = {});
   Job(const Job&) = delete;
@@ -53,6 +54,10 @@ class Job {
   bool wait_for(const std::string& text);
   /// Blocks until it has ended. Returns its exit code, or 128 + signal.
   int wait();
+  /// Blocks until it is stopped (SIGSTOP, SIGTSTP). False when it ended or patience ran out.
+  bool wait_stopped();
+  /// Whether a wait for its end was given up.
+  [[nodiscard]] bool timed_out() const { return timed_out_; }
   /// Waits, and then for everything that carries this job's id to be gone. Returns what is left.
   std::vector<pid_t> left_behind();
 
@@ -68,8 +73,10 @@ class Job {
   void reap(bool block);
 
   pid_t pid_ = -1;
+  std::chrono::seconds patience_;
   int status_ = -1;
   bool ended_ = false;
+  bool timed_out_ = false;
   base::Fd out_pipe_;
   base::Fd err_pipe_;
   std::string out_;
@@ -78,10 +85,22 @@ class Job {
 
 /// What one command printed and how it ended.
 struct Ended {
-  int exit_code = -1;
+  int exit_code = -1;      ///< 128 + signal when ended by one
+  bool timed_out = false;  ///< the watchdog ended it; the test has failed already
   std::string out;
   std::string err;
+  /// The text after the first `key` up to white space, over standard output; empty when it is not
+  /// there.
+  [[nodiscard]] std::string value_of(const std::string& key) const;
+  [[nodiscard]] std::vector<std::string> lines_with(const std::string& part) const;
 };
+/// Runs `regroup WORDS` to its end.
 Ended run(const std::vector<std::string>& words, JobOptions options = {});
+
+/// `T`: stopped, `S`: asleep, ... of a process, as /proc says; '-' when there is none.
+[[nodiscard]] char state_of(pid_t pid);
+[[nodiscard]] std::string read_file(const std::filesystem::path& path);
+/// How often `part` stands in `text`.
+[[nodiscard]] std::size_t count(const std::string& text, const std::string& part);
 
 }  // namespace regroup::test
