@@ -57,6 +57,9 @@ class CoordinatorLink {
   [[nodiscard]] pid_t pid() const { return process_ ? process_->pid : 0; }
   [[nodiscard]] std::uint32_t restarts() const { return restarts_; }
   void kill();
+  void signal(int signal) {
+    if (process_) signal_process(*process_, signal);
+  }
 
  private:
   void pump(std::uint32_t events);

@@ -118,6 +118,10 @@ Status RunShell::begin() {
   Result<Guardian> guardian = Guardian::start(setup_.job);
   if (!guardian) return guardian.error();
   guardian_.emplace(std::move(*guardian));
+  Result<std::optional<TerminalInput>> terminal = TerminalInput::open(loop_);
+  if (!terminal) return terminal.error();
+  terminal_ = std::move(*terminal);
+  if (terminal_) terminal_->start();
   narrator_.job_started(options_, setup_);
   loop_.watch(beacons_->fd(), [this](std::uint32_t) { on_beacons(); });
   Result<ControlSocket> control = ControlSocket::open(setup_.job, *this, &log_);
@@ -192,7 +196,8 @@ TimePoint RunShell::next_deadline() const {
   sooner(first_operation_due_);
   sooner(coordinator_->due());
   sooner(narrator_.due());
-  if (options_.timeout.count() > 0 && !ending_) sooner(began_ + options_.timeout);
+  sooner(stop_due_);
+  if (options_.timeout.count() > 0 && !ending_) sooner(began_ + options_.timeout + stopped_for_);
   return at;
 }
 
@@ -207,12 +212,13 @@ void RunShell::timers() {
     agent_timer_.reset();
     read_beats();
   }
-  if (options_.timeout.count() > 0 && !ending_ && now >= began_ + options_.timeout) {
+  if (options_.timeout.count() > 0 && !ending_ && now >= began_ + options_.timeout + stopped_for_) {
     narrator_.warning("E-TIME-1",
                       fmt::format("the job did not end within --timeout ({} ms); ending it",
                                   options_.timeout.count()));
     end_job(kExitTimedOut, "launcher", "timeout", false);
   }
+  if (stop_due_) go_on_stopping();
   if (first_operation_due_ && *first_operation_due_ <= now) look_for_first_operation();
   if (now >= next_tick_) {
     next_tick_ = now + seconds(1);
@@ -229,12 +235,11 @@ void RunShell::drain() {
     const Pending event = std::move(pending_.front());
     pending_.pop_front();
     if (const auto* mine = std::get_if<supervisor::Event>(&event)) {
-      for (const auto& effect : supervisor_.step(*mine, Clock::now())) {
+      for (const auto& effect : supervisor_.step(*mine, job_now())) {
         std::visit([this](const auto& e) { perform(e); }, effect);
       }
     } else {
-      for (const auto& effect :
-           agent_.step(std::get<membership::host::Event>(event), Clock::now())) {
+      for (const auto& effect : agent_.step(std::get<membership::host::Event>(event), job_now())) {
         std::visit([this](const auto& e) { perform(e); }, effect);
       }
     }

@@ -27,6 +27,7 @@
 #include "launcher/narrator.hpp"
 #include "launcher/options.hpp"
 #include "launcher/rank_process.hpp"
+#include "launcher/terminal_input.hpp"
 #include "membership/host_agent.hpp"
 #include "supervisor/supervisor_machine.hpp"
 
@@ -67,6 +68,8 @@ class RunShell final : public JobControl {
   Status begin();
   void turn();
   [[nodiscard]] TimePoint next_deadline() const;
+  /// Time as the machines see it: what this job spent stopped has not passed.
+  [[nodiscard]] TimePoint job_now() const { return Clock::now() - stopped_for_; }
   void timers();
   void post(supervisor::Event event) { pending_.emplace_back(std::move(event)); }
   void post(membership::host::Event event) { pending_.emplace_back(std::move(event)); }
@@ -80,6 +83,10 @@ class RunShell final : public JobControl {
   Status open_signals();
   void on_signals();
   void on_signal(int signal);
+  void forward(int signal);
+  void begin_stop();
+  void go_on_stopping();
+  void stop_here();
   void reap();
   void reaped(pid_t pid, const ExitStatus& status);
   void sweep(Incarnation incarnation);
@@ -155,6 +162,7 @@ class RunShell final : public JobControl {
   std::optional<ControlSocket> control_;
   base::Fd signal_fd_;
   base::Fd master_port_holder_;
+  std::optional<TerminalInput> terminal_;
 
   supervisor::SupervisorMachine supervisor_;
   membership::HostAgent agent_;
@@ -181,6 +189,9 @@ class RunShell final : public JobControl {
   std::optional<Ending> ending_;
   bool all_gone_ = false;
   std::uint32_t finished_ = 0;
+  nanoseconds stopped_for_{0};         ///< in all, by SIGTSTP
+  std::optional<TimePoint> stop_due_;  ///< whoever has not stopped until then is made to
+  bool stop_forced_ = false;           ///< SIGSTOP is sent
   TimePoint next_tick_;
   /// After a recovery: when to look again whether an operation of the new epoch is complete.
   std::optional<TimePoint> first_operation_due_;

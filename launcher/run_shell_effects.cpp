@@ -23,7 +23,7 @@ void RunShell::perform(const sv::Fork& effect) {
   std::uint32_t life = 0;
   if (effect.seat) life = effect.attempt == 1 ? lives_[*effect.seat]++ : lives_[*effect.seat] - 1;
   // Standard input has one reader: rank 0, whichever life.
-  const int stdin_fd = effect.seat == Rank{0} ? 0 : -1;
+  const int stdin_fd = effect.seat != Rank{0} ? -1 : terminal_ ? terminal_->fd() : 0;
   Result<std::unique_ptr<RankProcess>> started =
       start_process(options_, setup_, effect.incarnation, effect.seat, life, stdin_fd);
   if (!started) {
@@ -114,7 +114,7 @@ void RunShell::perform(const sv::GaveUp& effect) {
   post(host::StartFailed{effect.incarnation, effect.why});
 }
 
-void RunShell::perform(const sv::SetTimer& effect) { supervisor_timer_ = effect.at; }
+void RunShell::perform(const sv::SetTimer& effect) { supervisor_timer_ = effect.at + stopped_for_; }
 
 void RunShell::perform(const sv::AllGone&) { all_gone_ = true; }
 
@@ -233,7 +233,7 @@ void RunShell::perform(const host::Log& effect) {
   narrator_.note(effect.note, options_.verbosity > 1);
 }
 
-void RunShell::perform(const host::SetTimer& effect) { agent_timer_ = effect.at; }
+void RunShell::perform(const host::SetTimer& effect) { agent_timer_ = effect.at + stopped_for_; }
 
 void RunShell::read_beats() {
   host::BeatsRead read;

@@ -38,6 +38,10 @@ Status RunShell::open_signals() {
   sigset_t set;
   ::sigemptyset(&set);
   for (const int signal : kHandled) ::sigaddset(&set, signal);
+  // Started by nohup, or by what works like it: the end of the terminal is nothing to the job.
+  struct sigaction hangup {};
+  if (::sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler == SIG_IGN)
+    ::sigdelset(&set, SIGHUP);
   ::sigprocmask(SIG_BLOCK, &set, nullptr);
   signal_fd_.reset(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
   if (!signal_fd_)
@@ -53,6 +57,7 @@ void RunShell::on_signals() {
   }
   // After all of them: several ends may stand behind one SIGCHLD.
   reap();
+  if (stop_due_) go_on_stopping();
   drain();
 }
 
@@ -73,20 +78,82 @@ void RunShell::on_signal(int signal) {
       end_job(128 + signal, "signal", why, again);
       return;
     }
+    case SIGTSTP: return begin_stop();
+    case SIGCONT:
+      stop_due_.reset();
+      if (terminal_) terminal_->start();
+      return forward(signal);
     case SIGHUP:
     case SIGQUIT:
     case SIGUSR1:
     case SIGUSR2:
-    case SIGTSTP:
-    case SIGCONT:
-    case SIGWINCH: break;
+    case SIGWINCH: return forward(signal);
     default: REGROUP_UNREACHABLE("a signal that is not in kHandled");
   }
+}
+
+void RunShell::forward(int signal) {
   for (auto& [incarnation, process] : processes_) {
     if (!process->gone) signal_group(process->spawned, signal);
   }
-  // The ranks are being stopped; a terminal's job control expects the same of us.
-  if (signal == SIGTSTP) ::raise(SIGSTOP);
+}
+
+// ---- stopping the whole job, as a terminal's ctrl-Z wants it
+// ------------------------------------
+
+// Programs are asked first: one that handles SIGTSTP may have a terminal or a lock to give back.
+void RunShell::begin_stop() {
+  constexpr std::chrono::milliseconds kStopGrace{500};
+  stop_due_ = Clock::now() + kStopGrace;
+  stop_forced_ = false;
+  forward(SIGTSTP);
+  go_on_stopping();
+}
+
+void RunShell::go_on_stopping() {
+  constexpr std::chrono::milliseconds kStopMax{500};
+  const bool all = std::all_of(processes_.begin(), processes_.end(), [](const auto& entry) {
+    const Spawned& process = entry.second->spawned;
+    if (entry.second->gone) return true;
+    siginfo_t info{};
+    // Left in place (WNOWAIT), the report holds for as long as it is true.
+    return ::waitid(P_PID, static_cast<id_t>(process.pid), &info,
+                    WSTOPPED | WEXITED | WNOHANG | WNOWAIT) == 0 &&
+           info.si_pid == process.pid;
+  });
+  if (all) return stop_here();
+  if (Clock::now() < *stop_due_) return;
+  // One that sits in the kernel stops when it comes out; this job must not wait for that.
+  if (stop_forced_) return stop_here();
+  stop_forced_ = true;
+  stop_due_ = Clock::now() + kStopMax;
+  forward(SIGSTOP);
+}
+
+void RunShell::stop_here() {
+  stop_due_.reset();
+  sigset_t pending;
+  if (::sigpending(&pending) == 0 && ::sigismember(&pending, SIGCONT) == 1) return;
+  narrator_.note({"stopped", "SIGTSTP: the whole job is stopped until SIGCONT"}, false);
+  narrator_.flush(Clock::now());
+  coordinator_->signal(SIGSTOP);
+  const TimePoint before = Clock::now();
+  ::raise(SIGSTOP);
+  const nanoseconds away = Clock::now() - before;
+  stopped_for_ += away;
+  const auto later = [away](auto& at) {
+    if (at) *at += away;
+  };
+  later(supervisor_timer_);
+  later(agent_timer_);
+  later(first_attach_);
+  wedged_since_ += away;
+  stall_told_ = Clock::now();
+  // The SIGCONT that woke this process is pending, and is forwarded in its turn.
+  coordinator_->signal(SIGCONT);
+  narrator_.note({"continued", fmt::format("the job was stopped for {} ms",
+                                           away / std::chrono::milliseconds(1))},
+                 false);
 }
 
 void RunShell::reap() {

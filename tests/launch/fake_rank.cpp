@@ -19,6 +19,10 @@
 ///
 ///     keep=TEXT  a seat's first life hands the agent memory with this text; a later one prints it
 ///
+///     signals    print the name of each signal that it is sent
+///
+///     deaf       ignore SIGTSTP
+///
 ///     linger     stay after the work is done, until told to stop
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -26,6 +30,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -56,6 +61,8 @@ class FakeRank {
       : actions_(std::move(actions)), channel_(base::Fd(fd)) {}
 
   int run() {
+    if (actions_.contains("deaf")) ::signal(SIGTSTP, SIG_IGN);
+    if (actions_.contains("signals")) watch_signals();
     send(control::Hello{.pid = ::getpid(), .build = "fake"});
     while (!done_) {
       turn();
@@ -72,9 +79,23 @@ class FakeRank {
     if (const Status sent = channel_.send(message, fds); !sent) fail(sent.to_string());
   }
 
+  void watch_signals() {
+    sigset_t set;
+    ::sigemptyset(&set);
+    for (const int signal : {SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGWINCH, SIGCONT})
+      ::sigaddset(&set, signal);
+    ::sigprocmask(SIG_BLOCK, &set, nullptr);
+    signals_.reset(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+  }
+
   void turn() {
-    pollfd ready{channel_.fd(), POLLIN, 0};
-    ::poll(&ready, 1, 20);
+    pollfd ready[]{{channel_.fd(), POLLIN, 0}, {signals_.get(), POLLIN, 0}};
+    ::poll(ready, 2, 20);
+    signalfd_siginfo info{};
+    while (signals_ && ::read(signals_.get(), &info, sizeof info) > 0) {
+      fmt::print("signal={}\n", ::sigabbrev_np(static_cast<int>(info.ssi_signo)));
+      std::fflush(stdout);
+    }
     if (page_) metrics::beat(page_->page(), metrics::monotonic_ns());
     while (!done_) {
       auto received = channel_.try_recv_as<control::AgentToRank>();
@@ -210,6 +231,7 @@ class FakeRank {
   std::uint32_t life_ = 0;
   Epoch epoch_;
   std::optional<shm::Arena> world_;
+  base::Fd signals_;
   int me_ = 0;
   bool leaving_ = false;
   bool done_ = false;
