@@ -142,7 +142,7 @@ int follow(EventReader& reader, const fs::path& path) {
     await_growth(watch);
     const bool gone =
         reader.launcher_pid() > 0 && ::kill(reader.launcher_pid(), 0) != 0 && errno == ESRCH;
-    if (Status status = reader.print_new(); !status) return fail(status);
+    if (const Status status = reader.print_new(); !status) return fail(status);
     if (gone && !reader.ended()) {
       fmt::print(stderr, "regroup: the launcher (pid {}) is gone and the log has no end\n",
                  reader.launcher_pid());
@@ -225,7 +225,7 @@ int events_command(const Arguments& arguments) {
     return fail(
         Status(Code::FailedPrecondition, fmt::format("E-REP-1 cannot read {}", path.string())));
   }
-  if (Status status = reader.print_new(); !status) return fail(status);
+  if (const Status status = reader.print_new(); !status) return fail(status);
   return following ? follow(reader, path) : kExitDone;
 }
 

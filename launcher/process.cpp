@@ -87,7 +87,7 @@ Status system_error(Code code, std::string_view what) {
 Result<Spawned> spawn(const SpawnRequest& request) {
   int pipe_fds[2];
   if (::pipe2(pipe_fds, O_CLOEXEC) != 0) return system_error(Code::ResourceExhausted, "pipe");
-  base::Fd read_end(pipe_fds[0]);
+  const base::Fd read_end(pipe_fds[0]);
   base::Fd write_end(pipe_fds[1]);
   const base::Fd null_fd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   if (!null_fd) return system_error(Code::ResourceExhausted, "/dev/null");

@@ -173,7 +173,7 @@ void RunShell::tell_view(RankProcess& process, const std::string& cause) {
 }
 
 void RunShell::perform(const host::MakeView& effect) {
-  if (Status made = arenas_.install(effect.view); !made) {
+  if (const Status made = arenas_.install(effect.view); !made) {
     narrator_.warning("E-MEM-1", fmt::format("no shared memory for epoch {}: {}",
                                              effect.view.epoch.value(), made.text()));
     end_job(kExitUnavailable, "launcher", "no shared memory for the next epoch", false);

@@ -94,7 +94,6 @@ class Plan {
   OpDescriptor descriptor_;
   PlanShape shape_;
   Algorithm algorithm_ = Algorithm::Inline;
-  std::size_t element_bytes_ = 1;
   std::size_t bytes_total_ = 0;  ///< the unit that chunks cut: count * element bytes
   std::size_t chunk_bytes_max_ = 0;
   std::uint64_t chunks_ = 1;

@@ -92,10 +92,11 @@ void Membership::resume() {
   const bool newer_view = std::any_of(agents_.begin(), agents_.end(), [this](const auto& entry) {
     return entry.second.installed > durable_.view.epoch;
   });
-  bool newer_process =
-      !processes_.empty() && processes_.rbegin()->first >= durable_.next_incarnation;
 #ifdef REGROUP_MUTANT_REUSE_INCARNATION
-  newer_process = false;
+  const bool newer_process = false;
+#else
+  const bool newer_process =
+      !processes_.empty() && processes_.rbegin()->first >= durable_.next_incarnation;
 #endif
   if (newer_view || newer_process) {
     // Going on would issue the same epoch or incarnation twice.

@@ -39,7 +39,7 @@ struct Ending {
 class Checker {
  public:
   virtual ~Checker() = default;
-  virtual const char* property() const = 0;
+  [[nodiscard]] virtual const char* property() const = 0;
   /// Returns what is wrong, if anything.
   virtual std::optional<std::string> on(const Record& record) = 0;
   virtual std::optional<std::string> at_end(const Ending&) { return std::nullopt; }
@@ -49,6 +49,8 @@ class Checker {
 class Checks {
  public:
   explicit Checks(const Swarm& swarm);
+  Checks(const Checks&) = delete;
+  Checks& operator=(const Checks&) = delete;
   ~Checks();
   void on(const Record& record);
   void at_end(const Ending& ending);

@@ -16,7 +16,7 @@ class AtEnd : public Checker {
 /// L1: no call blocks for ever.
 class NoHang final : public AtEnd {
  public:
-  const char* property() const override { return "L1 no hang"; }
+  [[nodiscard]] const char* property() const override { return "L1 no hang"; }
   Wrong at_end(const Ending& e) override {
     if (e.blocked.empty()) return std::nullopt;
     return e.blocked;
@@ -26,7 +26,7 @@ class NoHang final : public AtEnd {
 /// L2: the dead are out of the view.
 class Completeness final : public AtEnd {
  public:
-  const char* property() const override { return "L2 completeness"; }
+  [[nodiscard]] const char* property() const override { return "L2 completeness"; }
   Wrong at_end(const Ending& e) override {
     if (e.dead_in_view.empty() || e.job_ended) return std::nullopt;
     return e.dead_in_view;
@@ -36,7 +36,9 @@ class Completeness final : public AtEnd {
 /// L4, L7 and L9: the healed part goes on, completes further operations, and ends in order.
 class CoreConverges final : public AtEnd {
  public:
-  const char* property() const override { return "L4 core converges (L7 join, L9 clean end)"; }
+  [[nodiscard]] const char* property() const override {
+    return "L4 core converges (L7 join, L9 clean end)";
+  }
   Wrong at_end(const Ending& e) override {
     if (!e.job_ended) return "the job neither ended nor said why, with a healed quorum";
     if (!e.orderly && e.faults == 0) return "nothing was broken, and the job failed: " + e.end;
@@ -50,7 +52,7 @@ class CoreConverges final : public AtEnd {
 /// L5: views are bounded by what happened.
 class NoLivelock final : public AtEnd {
  public:
-  const char* property() const override { return "L5 no livelock"; }
+  [[nodiscard]] const char* property() const override { return "L5 no livelock"; }
   Wrong at_end(const Ending& e) override {
     if (e.views <= 2 * (e.faults + e.joins) + 2) return std::nullopt;
     return fmt::format("{} views after {} faults and {} joins", e.views, e.faults, e.joins);
@@ -61,7 +63,7 @@ class NoLivelock final : public AtEnd {
 /// over.
 class Cascade final : public AtEnd {
  public:
-  const char* property() const override { return "L6 cascade"; }
+  [[nodiscard]] const char* property() const override { return "L6 cascade"; }
   Wrong at_end(const Ending& e) override {
     if (e.rounds <= e.faults + 2 * e.coordinators) return std::nullopt;
     return fmt::format("{} rounds after {} faults and {} lives of the coordinator", e.rounds,
@@ -72,7 +74,7 @@ class Cascade final : public AtEnd {
 /// L8: a removed process that can be reached does not go on running.
 class ZombieLearns final : public AtEnd {
  public:
-  const char* property() const override { return "L8 zombie learns"; }
+  [[nodiscard]] const char* property() const override { return "L8 zombie learns"; }
   Wrong at_end(const Ending& e) override {
     if (e.zombie.empty()) return std::nullopt;
     return e.zombie;

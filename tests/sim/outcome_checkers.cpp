@@ -26,7 +26,7 @@ class VirtualSynchrony final : public Checker {
  public:
   explicit VirtualSynchrony(const Swarm& swarm)
       : applies_(swarm.groups == 1 && swarm.rooted == 0.0) {}
-  const char* property() const override { return "S4 virtual synchrony"; }
+  [[nodiscard]] const char* property() const override { return "S4 virtual synchrony"; }
   Wrong on(const Record& r) override {
     if (!applies_) return std::nullopt;
     if (r.what == What::Done) {
@@ -62,7 +62,7 @@ class VirtualSynchrony final : public Checker {
 /// words were lost it holds for the dead too: what one of them finished, no survivor aborts.
 class AgreedOutcome final : public Checker {
  public:
-  const char* property() const override { return "S5a agreed outcome"; }
+  [[nodiscard]] const char* property() const override { return "S5a agreed outcome"; }
   Wrong on(const Record& r) override {
     if (r.what == What::ChannelDown || r.what == What::HostLost) words_missing_ = true;
     if (r.what == What::Removed) removed_.insert(r.incarnation);
@@ -105,7 +105,7 @@ class AgreedOutcome final : public Checker {
 /// S5b: a step that anybody saw committed, dead or alive, stays committed.
 class UniformCommit final : public Checker {
  public:
-  const char* property() const override { return "S5b uniform commit"; }
+  [[nodiscard]] const char* property() const override { return "S5b uniform commit"; }
   Wrong on(const Record& r) override {
     if (r.what == What::Choose) {
       const bool is_new = resume_.emplace(r.epoch, r.view->resume_step).second;
@@ -144,7 +144,7 @@ class UniformCommit final : public Checker {
 /// S6: a result is the reduction of exactly the members' contributions.
 class ExactReduction final : public Checker {
  public:
-  const char* property() const override { return "S6 exact reduction"; }
+  [[nodiscard]] const char* property() const override { return "S6 exact reduction"; }
   Wrong on(const Record& r) override {
     if (r.what != What::Reduce || (r.other & (kWrongValue | kNotAll)) == 0) return std::nullopt;
     return fmt::format("rank {} reduces {}", r.rank.value(),
@@ -156,7 +156,7 @@ class ExactReduction final : public Checker {
 /// step.
 class SameBits final : public Checker {
  public:
-  const char* property() const override { return "S7 same bits"; }
+  [[nodiscard]] const char* property() const override { return "S7 same bits"; }
   Wrong on(const Record& r) override {
     if (r.what == What::Done) {
       const auto [first, is_new] = results_.emplace(std::pair{r.other, r.seats}, r.digest);
@@ -178,7 +178,7 @@ class SameBits final : public Checker {
 /// S8: no byte of another epoch, incarnation or operation reaches a result.
 class EpochPurity final : public Checker {
  public:
-  const char* property() const override { return "S8 epoch purity"; }
+  [[nodiscard]] const char* property() const override { return "S8 epoch purity"; }
   Wrong on(const Record& r) override {
     if (r.what != What::Reduce || (r.other & kForeign) == 0) return std::nullopt;
     return fmt::format("rank {} reads a contribution that is not of epoch {} group {} operation {}",
@@ -189,7 +189,7 @@ class EpochPurity final : public Checker {
 /// S9: an aborted operation leaves the caller's in-place buffer as it was.
 class InputIntact final : public Checker {
  public:
-  const char* property() const override { return "S9 input intact"; }
+  [[nodiscard]] const char* property() const override { return "S9 input intact"; }
   Wrong on(const Record& r) override {
     if (r.what != What::Lost || r.digest == r.other) return std::nullopt;
     return fmt::format("rank {}: the buffer changed though the operation was aborted",
@@ -200,7 +200,7 @@ class InputIntact final : public Checker {
 /// S12: no contribution counts twice, no step is applied twice or left out.
 class AtMostOnce final : public Checker {
  public:
-  const char* property() const override { return "S12 at most once"; }
+  [[nodiscard]] const char* property() const override { return "S12 at most once"; }
   Wrong on(const Record& r) override {
     if (r.what == What::Reduce && (r.other & kTwice) != 0) {
       return fmt::format("rank {} counts a contribution twice", r.rank.value());

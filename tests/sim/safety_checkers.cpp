@@ -19,7 +19,7 @@ bool shows_view(const Record& r) { return r.what == What::Choose || r.what == Wh
 /// grow.
 class OneIncarnation final : public Checker {
  public:
-  const char* property() const override { return "S1 one incarnation"; }
+  [[nodiscard]] const char* property() const override { return "S1 one incarnation"; }
   Wrong on(const Record& r) override {
     if (!shows_view(r) || r.epoch <= newest_) return std::nullopt;
     newest_ = r.epoch;
@@ -57,7 +57,7 @@ class OneIncarnation final : public Checker {
 /// S2: one digest per epoch everywhere; each view names its parent; nobody goes back.
 class OneHistory final : public Checker {
  public:
-  const char* property() const override { return "S2 one history"; }
+  [[nodiscard]] const char* property() const override { return "S2 one history"; }
   Wrong on(const Record& r) override {
     if (r.what == What::Enter) {
       Epoch& last = entered_[r.incarnation];
@@ -99,7 +99,7 @@ class OneHistory final : public Checker {
 /// anything.
 class NoSplitBrain final : public Checker {
  public:
-  const char* property() const override { return "S3 no split brain"; }
+  [[nodiscard]] const char* property() const override { return "S3 no split brain"; }
   Wrong on(const Record& r) override {
     if (r.what == What::Crash || r.what == What::Finish || r.what == What::Kill) {
       dead_.insert(
@@ -136,7 +136,7 @@ class NoSplitBrain final : public Checker {
 /// S11: whoever is not in an epoch's view neither writes, completes nor commits anything in it.
 class Fencing final : public Checker {
  public:
-  const char* property() const override { return "S11 fencing"; }
+  [[nodiscard]] const char* property() const override { return "S11 fencing"; }
   Wrong on(const Record& r) override {
     if (r.view) views_.emplace(r.epoch, r.view->seats);
     if (!acts(r.what)) return std::nullopt;
@@ -160,7 +160,7 @@ class Fencing final : public Checker {
 /// S13: a newcomer's state is what was committed; it contributes nothing before it holds it.
 class StateTransfer final : public Checker {
  public:
-  const char* property() const override { return "S13 state transfer"; }
+  [[nodiscard]] const char* property() const override { return "S13 state transfer"; }
   Wrong on(const Record& r) override {
     if (r.what == What::Committed) committed_.emplace(r.number, r.digest);
     if (r.what == What::Enter && r.other != 0) holders_.insert(r.incarnation);
@@ -192,7 +192,7 @@ class StateTransfer final : public Checker {
 /// S14: all members of a view go on at the same step, right after what they applied.
 class SameRestart final : public Checker {
  public:
-  const char* property() const override { return "S14 same restart point"; }
+  [[nodiscard]] const char* property() const override { return "S14 same restart point"; }
   Wrong on(const Record& r) override {
     if (r.what != What::Enter) return std::nullopt;
     if (r.number != r.view->resume_step)
@@ -207,13 +207,13 @@ class SameRestart final : public Checker {
 /// coordinator.
 class AuthorityRestart final : public Checker {
  public:
-  const char* property() const override { return "S16 authority restart"; }
+  [[nodiscard]] const char* property() const override { return "S16 authority restart"; }
   Wrong on(const Record& r) override {
     if (r.what == What::Spawn && !spawned_.insert(r.incarnation).second) {
       return fmt::format("incarnation {} is started twice", r.incarnation.value());
     }
     if (r.what == What::Order) {
-      const std::uint64_t where = combine(r.host, static_cast<std::uint64_t>(r.rank.value() + 1));
+      const std::uint64_t where = combine(r.host, static_cast<std::uint64_t>(r.rank.value()) + 1);
       const auto [known, is_new] = ordered_.emplace(r.incarnation, where);
       if (!is_new && known->second != where) {
         return fmt::format("incarnation {} is issued for two processes", r.incarnation.value());
@@ -238,7 +238,7 @@ class AuthorityRestart final : public Checker {
 /// was asked to go.
 class TruthfulBlame final : public Checker {
  public:
-  const char* property() const override { return "S18 truthful blame (L3 accuracy)"; }
+  [[nodiscard]] const char* property() const override { return "S18 truthful blame (L3 accuracy)"; }
   Wrong on(const Record& r) override {
     switch (r.what) {
       case What::Crash:

@@ -20,6 +20,7 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
   Arena(Arena&&) noexcept = default;
   Arena& operator=(Arena&&) noexcept = default;
+  ~Arena() = default;
   [[nodiscard]] const spi::SharedSlots& slots() const { return slots_; }
 
  private:
