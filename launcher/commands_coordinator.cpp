@@ -38,6 +38,10 @@ std::vector<std::string> coordinator_arguments(const CoordinatorOptions& options
                                   std::to_string(config.replacements_max),
                                   "--detect-budget-ms",
                                   std::to_string(options.detect_budget.count())};
+  if (options.beat >= 0) {
+    out.emplace_back("--beat-fd");
+    out.push_back(std::to_string(options.beat));
+  }
   if (config.restart_unattached) out.emplace_back("--restart");
   return out;
 }
@@ -52,6 +56,8 @@ Result<CoordinatorOptions> parse_coordinator(const std::vector<std::string>& arg
                "regroup coordinator");
   app.add_option("--fd", options.fd, "descriptor of the channel to the agent")
       ->required()
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--beat-fd", options.beat, "page in which it shows that it moves")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--state", state, "the write-ahead state file")->required();
   app.add_option("--ranks", config.ranks)->check(CLI::PositiveNumber);

@@ -12,6 +12,7 @@
 
 #include "control/channel.hpp"
 #include "control/codec.hpp"
+#include "launcher/coordinator_watch.hpp"
 #include "launcher/wal.hpp"
 #include "membership/membership.hpp"
 
@@ -46,6 +47,7 @@ struct CoordinatorHost::Impl {
   Status perform(const ms::Persist& effect);
   Status perform(const ms::SetTimer& effect);
   Status wait();
+  [[nodiscard]] std::optional<TimePoint> awake_at() const;
   Status receive();
 
   Wal wal;
@@ -54,6 +56,7 @@ struct CoordinatorHost::Impl {
   Probe probe;
   ms::Membership machine;
   std::optional<TimePoint> timer;
+  std::optional<metrics::PageMapping> page;  ///< none: nobody watches
   bool closed = false;
 };
 
@@ -110,10 +113,17 @@ Status CoordinatorHost::Impl::perform(const ms::SetTimer& effect) {
   return {};
 }
 
+/// The next timer, or the next sign of life.
+std::optional<TimePoint> CoordinatorHost::Impl::awake_at() const {
+  if (!page) return timer;
+  const TimePoint beat = Clock::now() + coordinator_beat_every(options.detect_budget);
+  return timer ? std::min(*timer, beat) : beat;
+}
+
 Status CoordinatorHost::Impl::wait() {
   pollfd ready{channel.fd(), static_cast<short>(channel.wants_write() ? POLLIN | POLLOUT : POLLIN),
                0};
-  if (::poll(&ready, 1, timeout_until(timer)) < 0 && errno != EINTR) {
+  if (::poll(&ready, 1, timeout_until(awake_at())) < 0 && errno != EINTR) {
     return {Code::Internal, fmt::format("poll: {}", std::strerror(errno))};
   }
   if ((ready.revents & POLLOUT) == 0) return {};
@@ -148,16 +158,24 @@ Result<CoordinatorHost> CoordinatorHost::open(CoordinatorOptions options) {
 
 Result<CoordinatorHost> CoordinatorHost::open(CoordinatorOptions options, Probe probe) {
   base::Fd fd(options.fd);
+  base::Fd beat(options.beat);
   Result<Wal> wal = Wal::open(options.state);
   if (!wal) return wal.error();
-  return CoordinatorHost(std::make_unique<Impl>(std::move(*wal), control::Channel(std::move(fd)),
-                                                std::move(options), std::move(probe)));
+  auto impl = std::make_unique<Impl>(std::move(*wal), control::Channel(std::move(fd)),
+                                     std::move(options), std::move(probe));
+  if (beat) {
+    Result<metrics::PageMapping> page = metrics::PageMapping::map(beat.get());
+    if (!page) return page.error();
+    impl->page.emplace(std::move(*page));
+  }
+  return CoordinatorHost(std::move(impl));
 }
 
 Status CoordinatorHost::run() {
   Impl& self = *impl_;
   if (Status status = self.start(); !status) return status;
   while (!self.closed) {
+    if (self.page) metrics::beat(self.page->page(), metrics::monotonic_ns());
     if (Status status = self.wait(); !status) return status;
     if (Status status = self.receive(); !status) return status;
     if (self.timer && Clock::now() >= *self.timer) {

@@ -25,6 +25,7 @@ inline constexpr membership::AgentId kLocalAgent{0};
 /// What `regroup coordinator` is told.
 struct CoordinatorOptions {
   int fd = -1;                   ///< its end of a control channel to the agent
+  int beat = -1;                 ///< page in which it shows that it moves; -1: none
   std::filesystem::path state;   ///< made if missing
   membership::JobConfig config;  ///< used when the state file is new
   std::chrono::milliseconds detect_budget{

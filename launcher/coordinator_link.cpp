@@ -31,6 +31,7 @@ void CoordinatorLink::start(TimePoint now) {
   request.arguments.insert(request.arguments.begin(), "regroup");
   request.environment = {"REGROUP_JOB_ID=" + job_, "PATH=/usr/bin:/bin"};
   request.kept = {theirs.get()};
+  if (options_.beat >= 0) request.kept.push_back(options_.beat);
   Result<Spawned> spawned = spawn(request);
   if (!spawned) return fail(now, std::string(spawned.error().text()));
   process_.emplace(std::move(*spawned));

@@ -139,6 +139,10 @@ Status RunShell::begin() {
   // ended.
   ::unlink(coordinator.state.c_str());
   coordinator.detect_budget = options_.detect_budget;
+  Result<CoordinatorWatch> watch = CoordinatorWatch::make(options_.detect_budget);
+  if (!watch) return watch.error();
+  coordinator_watch_.emplace(std::move(*watch));
+  coordinator.beat = coordinator_watch_->fd();
   coordinator.config = {static_cast<std::uint32_t>(options_.ranks),
                         static_cast<std::uint32_t>(options_.ranks_min),
                         static_cast<std::uint32_t>(options_.spares),
@@ -147,11 +151,13 @@ Status RunShell::begin() {
                         options_.restart};
   CoordinatorLink::Callbacks callbacks;
   callbacks.up = [this] {
+    coordinator_watch_->begin(job_now());
     if (coordinator_->restarts() > 0)
       narrator_.coordinator_restarted(coordinator_->pid(), coordinator_->restarts());
     post(membership::host::ChannelUp{});
   };
   callbacks.down = [this](const std::string& why) {
+    coordinator_watch_->end();
     if (!ending_) narrator_.coordinator_lost(coordinator_->pid(), why);
     post(membership::host::ChannelDown{});
   };
@@ -195,6 +201,7 @@ TimePoint RunShell::next_deadline() const {
   sooner(agent_timer_);
   sooner(first_operation_due_);
   sooner(coordinator_->due());
+  if (const auto look = coordinator_watch_->due()) sooner(*look + stopped_for_);
   sooner(narrator_.due());
   sooner(stop_due_);
   if (options_.timeout.count() > 0 && !ending_) sooner(began_ + options_.timeout + stopped_for_);
@@ -203,6 +210,7 @@ TimePoint RunShell::next_deadline() const {
 
 void RunShell::timers() {
   const TimePoint now = Clock::now();
+  look_at_coordinator();
   coordinator_->turn(now);
   if (supervisor_timer_ && *supervisor_timer_ <= now) {
     supervisor_timer_.reset();
@@ -224,6 +232,16 @@ void RunShell::timers() {
     next_tick_ = now + seconds(1);
     tick();
   }
+}
+
+void RunShell::look_at_coordinator() {
+  const std::optional<std::string> stuck = coordinator_watch_->look(job_now());
+  if (!stuck) return;
+  narrator_.warning("E-COORD-2",
+                    fmt::format("the coordinator (pid {}) is stopped or stuck: {}; killing it, the "
+                                "next one goes on from its state",
+                                coordinator_->pid(), *stuck));
+  coordinator_->kill();
 }
 
 void RunShell::drain() {

@@ -21,6 +21,7 @@
 #include "launcher/beacon_thread.hpp"
 #include "launcher/control_socket.hpp"
 #include "launcher/coordinator_link.hpp"
+#include "launcher/coordinator_watch.hpp"
 #include "launcher/epoch_arenas.hpp"
 #include "launcher/event_loop.hpp"
 #include "launcher/guardian.hpp"
@@ -71,6 +72,7 @@ class RunShell final : public JobControl {
   /// Time as the machines see it: what this job spent stopped has not passed.
   [[nodiscard]] TimePoint job_now() const { return Clock::now() - stopped_for_; }
   void timers();
+  void look_at_coordinator();
   void post(supervisor::Event event) { pending_.emplace_back(std::move(event)); }
   void post(membership::host::Event event) { pending_.emplace_back(std::move(event)); }
   void drain();
@@ -158,6 +160,7 @@ class RunShell final : public JobControl {
   Narrator narrator_;
   std::unique_ptr<BeaconThread> beacons_;
   std::optional<Guardian> guardian_;
+  std::optional<CoordinatorWatch> coordinator_watch_;
   std::unique_ptr<CoordinatorLink> coordinator_;
   std::optional<ControlSocket> control_;
   base::Fd signal_fd_;

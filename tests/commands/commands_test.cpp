@@ -130,6 +130,18 @@ TEST_F(Commands, TheCoordinatorMayBeKilledUnderARunningJob) {
   EXPECT_EQ(report["losses"].size(), 1u);
 }
 
+TEST_F(Commands, AStoppedCoordinatorDelaysARecoveryAndChangesNoResult) {
+  ASSERT_TRUE(job_->wait_for("job "));
+  const json before = status_when([](const json& s) { return runs_in(s, 1); });
+  ASSERT_EQ(::kill(before["coordinator"]["pid"].get<pid_t>(), SIGSTOP), 0);
+  ASSERT_EQ(inject({"kill", "--rank", "1"}).exit_code, 0);
+  const json after = status_when([](const json& s) { return runs_in(s, 2); });
+  EXPECT_EQ(after["coordinator"]["restarts"], 1);
+  const json report = end();
+  EXPECT_EQ(report["losses"].size(), 1u);
+  EXPECT_EQ(report["coordinator_losses"], 1);
+}
+
 TEST_F(Commands, EventsFollowUntilTheJobEnds) {
   ASSERT_TRUE(job_->wait_for("job "));
   status_when([](const json& s) { return runs_in(s, 1); });

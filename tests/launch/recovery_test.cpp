@@ -126,6 +126,35 @@ TEST_F(Recovery, ACoordinatorThatIsKilledDisturbsNobodyAndRecoversTheNextLoss) {
   EXPECT_THAT(events(), HasSubstr("coordinator_restarted"));
 }
 
+TEST_F(Recovery, ACoordinatorThatIsStoppedIsReplacedAndTheLossRepaired) {
+  Job job(line({"-n", "2", "--spares", "1", "--detect-budget", "500ms"}, {"until=2", "linger"}));
+  ASSERT_TRUE(job.wait_for("0: view epoch=1") && job.wait_for("1: view epoch=1"));
+  ::kill(coordinator_of(job), SIGSTOP);
+  for (const pid_t pid : launcher::children_of(job.pid())) {
+    if (launcher::has_variable(pid, "REGROUP_RANK=1")) ::kill(pid, SIGKILL);
+  }
+  ASSERT_TRUE(job.wait_for("0: view epoch=2 seats=1,3")) << job.out() << job.err();
+  EXPECT_THAT(job.out(), Not(HasSubstr("epoch=3")));
+  job.signal(SIGTERM);
+  EXPECT_EQ(job.wait(), 143);
+  EXPECT_THAT(job.err(), HasSubstr("E-COORD-2"));
+  EXPECT_THAT(job.left_behind(), IsEmpty());
+  EXPECT_THAT(events(), HasSubstr("coordinator_restarted"));
+}
+
+TEST_F(Recovery, ACoordinatorThatIsStoppedWhileNothingHappensIsReplaced) {
+  Job job(line({"-n", "2", "--detect-budget", "500ms"}, {"linger"}));
+  ASSERT_TRUE(job.wait_for("0: view epoch=1") && job.wait_for("1: view epoch=1"));
+  const pid_t first = coordinator_of(job);
+  ::kill(first, SIGSTOP);
+  ASSERT_TRUE(job.wait_for("E-COORD-2")) << job.err();
+  ASSERT_TRUE(job.wait_for("starting it again")) << job.err();
+  job.signal(SIGTERM);
+  EXPECT_EQ(job.wait(), 143);
+  EXPECT_THAT(job.left_behind(), IsEmpty()) << "the stopped one included: " << first;
+  EXPECT_THAT(events(), Not(HasSubstr("\"lost\"")));
+}
+
 TEST_F(Recovery, TwoRanksKilledAtOnceAreBothReplaced) {
   Job job(line({"-n", "3", "--spares", "2"}, {"linger"}));
   ASSERT_TRUE(job.wait_for("0: view epoch=1") && job.wait_for("1: view epoch=1") &&
