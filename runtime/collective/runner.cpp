@@ -80,6 +80,11 @@ Outcome SlotRunner::Impl::run(const OpSpec& spec, Deadline until) {
   return drive(until);
 }
 
+std::optional<Algorithm> SlotRunner::Impl::forced_algorithm(const OpDescriptor& d) const {
+  if (options_.algorithm || options_.rules.empty()) return options_.algorithm;
+  return options_.rules.pick(d.kind, d.count * size_of(d.dtype));
+}
+
 void SlotRunner::Impl::begin(const OpSpec& spec) {
   if (sequence_ != 0) record_sends();
   ++sequence_;
@@ -89,7 +94,7 @@ void SlotRunner::Impl::begin(const OpSpec& spec) {
   current_.plan = Plan(descriptor, {.members = members_,
                                     .me = me_,
                                     .slot_bytes = slots_.slot_bytes(),
-                                    .forced = options_.algorithm});
+                                    .forced = forced_algorithm(descriptor)});
   current_.first_turn = next_turn_;
   next_turn_ += current_.plan.turns();
   current_.pending = current_.flushing = current_.output_touched = false;

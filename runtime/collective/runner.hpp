@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "collective/algorithm_rules.hpp"
 #include "collective/schedule.hpp"
 #include "spi/shared_slots.hpp"
 #include "spi/waiting.hpp"
@@ -34,6 +35,7 @@ struct RunnerOptions {
   std::uint64_t (*arrival_clock)() =
       nullptr;  ///< nanoseconds, one clock for all ranks of the host; null: 0 is stored
   std::optional<Algorithm> algorithm;  ///< overrides the choice; equal on all ranks
+  AlgorithmRules rules;                ///< asked without `algorithm`; equal on all ranks
 };
 
 struct OpSpec {

@@ -54,6 +54,7 @@ class SlotRunner::Impl {
   enum class Keep : std::uint8_t { Nothing, InSlot, InCopy };
 
   void begin(const OpSpec& spec);
+  [[nodiscard]] std::optional<Algorithm> forced_algorithm(const OpDescriptor& descriptor) const;
   void keep_input();
   void restore_input();
   void record_sends();

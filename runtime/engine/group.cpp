@@ -146,7 +146,8 @@ Status GroupImpl::bind(std::shared_ptr<OpenGroup> group, Epoch epoch) {
                   static_cast<GroupImpl*>(context)->on_phase(phase, number, chunk);
                 },
                 this},
-      .arrival_clock = &metrics::monotonic_ns};
+      .arrival_clock = &metrics::monotonic_ns,
+      .rules = job_.algorithms()};
   runner_.emplace(group->arena.slots, me_, options);
   group_ = std::move(group);
   epoch_ = epoch;

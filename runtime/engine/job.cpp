@@ -56,6 +56,11 @@ Status JobImpl::start(TimePoint until) {
     if (!faults) return faults.error();
     faults_ = std::move(*faults);
   }
+  if (const char* const text = std::getenv("REGROUP_ALGO"); text != nullptr) {
+    auto rules = collective::AlgorithmRules::parse(text);
+    if (!rules) return rules.error();
+    algorithms_ = std::move(*rules);
+  }
   holds_state_ = !seat().replacement;
   if (base::Fd kept = link_->take_kept(kPrologue)) {
     auto memory = KeptMemory::open(std::move(kept));

@@ -12,6 +12,7 @@
 
 #include <regroup/regroup.hpp>
 
+#include "collective/algorithm_rules.hpp"
 #include "engine/agent_link.hpp"
 #include "engine/faults.hpp"
 #include "engine/heal.hpp"
@@ -92,6 +93,8 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   void hit_fault(const FaultPoint& point) { faults_.hit(point); }
   [[nodiscard]] bool has_faults() const { return !faults_.empty(); }
   [[nodiscard]] int cores() const { return cores_; }
+  /// REGROUP_ALGO.
+  [[nodiscard]] const collective::AlgorithmRules& algorithms() const { return algorithms_; }
   /// Guards ledger and clock, which operations on several threads share.
   [[nodiscard]] std::mutex& ledger_mutex() { return ledger_mutex_; }
   [[nodiscard]] metrics::Ledger& ledger() { return *ledger_; }
@@ -115,6 +118,7 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   std::atomic<bool> closed_{false};
   int cores_ = 1;
   FaultScript faults_;
+  collective::AlgorithmRules algorithms_;
 
   std::mutex ledger_mutex_;
   metrics::FastClock clock_;
