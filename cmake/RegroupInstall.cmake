@@ -14,7 +14,7 @@ install(TARGETS ${regroup_library} EXPORT RegroupTargets
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/runtime/include/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
   FILES_MATCHING PATTERN "*.hpp")
 # The simulator is a test of the tree and is missing where tests are not built.
-foreach(program IN ITEMS regroup regroup-sim)
+foreach(program IN ITEMS regroup regroup-perf regroup-sim)
   if(TARGET ${program})
     install(TARGETS ${program} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
   endif()

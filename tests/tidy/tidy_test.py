@@ -100,7 +100,7 @@ def module_of(name):
         and parts[1] not in ("include", "bindings")
     ):
         return parts[1]
-    return "launcher" if len(parts) > 1 and parts[0] == "launcher" else None
+    return parts[0] if len(parts) > 1 and parts[0] in ("launcher", "perf") else None
 
 
 def module_of_include(path, edges):

@@ -1,0 +1,181 @@
+#include <gmock/gmock.h>
+
+#include "perf/options.hpp"
+#include "perf/results.hpp"
+#include "perf/rivals.hpp"
+#include "perf/statistics.hpp"
+#include "perf/workload.hpp"
+
+namespace regroup::perf {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+Parsed parse(std::vector<std::string> words) {
+  words.insert(words.begin(), "regroup-perf");
+  return parse_options(std::move(words));
+}
+
+TEST(Options, SizesGrowByFactorAndEndAtTheLast) {
+  const auto parsed = parse({"all_reduce", "-b", "8", "-e", "4K", "-f", "8"});
+  ASSERT_FALSE(parsed.exit_code) << parsed.text;
+  EXPECT_THAT(parsed.options.sizes, ElementsAre(8, 64, 512, 4096));
+}
+
+TEST(Options, SizesGrowByStep) {
+  const auto parsed = parse({"broadcast", "-b", "1K", "-e", "3K", "-i", "1K"});
+  EXPECT_THAT(parsed.options.sizes, ElementsAre(1024, 2048, 3072));
+}
+
+TEST(Options, SizesMayBeListed) {
+  EXPECT_THAT(parse({"reduce", "--sizes", "8,1M"}).options.sizes, ElementsAre(8, 1 << 20));
+}
+
+TEST(Options, NcclsWordsAreUnderstood) {
+  const auto parsed =
+      parse({"all-reduce", "-d", "bfloat16", "-o", "max", "-n", "7", "-w", "2", "-c", "3"});
+  ASSERT_FALSE(parsed.exit_code) << parsed.text;
+  EXPECT_THAT(parsed.options.dtypes, ElementsAre(DType::BF16));
+  EXPECT_THAT(parsed.options.ops, ElementsAre(ReduceOp::Max));
+  EXPECT_EQ(parsed.options.iterations, 7U);
+  EXPECT_EQ(parsed.options.warmups, 2U);
+  EXPECT_EQ(parsed.options.checks, 3U);
+}
+
+TEST(Options, AllMeansEveryTypeAndOperation) {
+  const auto parsed = parse({"reduce_scatter", "-d", "all", "-o", "all"});
+  EXPECT_EQ(parsed.options.dtypes.size(), static_cast<std::size_t>(kDTypeCount));
+  EXPECT_EQ(parsed.options.ops.size(), static_cast<std::size_t>(kReduceOpCount));
+}
+
+TEST(Options, KillNamesRankAndOperation) {
+  const auto parsed = parse({"all_reduce", "--kill", "2@17"});
+  ASSERT_TRUE(parsed.options.kill);
+  EXPECT_EQ(parsed.options.kill->rank, 2);
+  EXPECT_EQ(parsed.options.kill->op, 17U);
+}
+
+TEST(Options, WhatIsWrongIsNamedAndEndsWith64) {
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      {{"allreduce2"}, "allreduce2"},
+      {{}, "collective"},
+      {{"all_reduce", "-b", "8X"}, "8X"},
+      {{"all_reduce", "-b", "-8"}, "-8"},
+      {{"all_reduce", "-b", "8", "-e", "4"}, "-e 4"},
+      {{"all_reduce", "-f", "1"}, "-f 1"},
+      {{"all_reduce", "-i", "0"}, "-i 0"},
+      {{"all_reduce", "-d", "fp4"}, "fp4"},
+      {{"all_reduce", "-o", "xor"}, "xor"},
+      {{"all_reduce", "--mode", "fast"}, "fast"},
+      {{"all_reduce", "--kill", "2"}, "--kill 2"},
+      {{"all_reduce", "--kill", "2@0"}, "--kill 2@0"},
+      {{"broadcast", "--kill", "2@1"}, "all_reduce"},
+      {{"all_reduce", "--frobnicate"}, "frobnicate"},
+      {{"all_reduce", "--blocks", "0"}, "blocks"}};
+  for (const auto& [words, named] : cases) {
+    const auto parsed = parse(words);
+    EXPECT_EQ(parsed.exit_code, kExitBadUsage) << testing::PrintToString(words);
+    EXPECT_THAT(parsed.text, HasSubstr(named));
+  }
+}
+
+TEST(Options, HelpIsNoError) {
+  const auto parsed = parse({"--help"});
+  EXPECT_EQ(parsed.exit_code, 0);
+  EXPECT_THAT(parsed.text, HasSubstr("--minbytes"));
+}
+
+TEST(Workload, SizesCountAsInNcclTests) {
+  const auto of = [](Collective c) {
+    return make_workload(c, 1024, DType::F32, ReduceOp::Sum, 0, 4);
+  };
+  EXPECT_EQ(of(Collective::AllReduce).count, 256U);
+  EXPECT_EQ(of(Collective::AllGather).count, 64U);
+  EXPECT_EQ(of(Collective::AllGather).bytes(), 1024U);
+  EXPECT_EQ(of(Collective::ReduceScatter).in_count(), 256U);
+  EXPECT_DOUBLE_EQ(of(Collective::AllReduce).bus_factor(), 1.5);
+  EXPECT_DOUBLE_EQ(of(Collective::AllGather).bus_factor(), 0.75);
+  EXPECT_DOUBLE_EQ(of(Collective::Broadcast).bus_factor(), 1);
+}
+
+TEST(Workload, ValuesRoundOnceToNearestEven) {
+  EXPECT_EQ(encode(DType::F16, 1.0), 0x3c00U);
+  EXPECT_EQ(encode(DType::F16, 1.0 / 3), 0x3555U);
+  EXPECT_EQ(encode(DType::F16, 2049), 0x6800U);  // between 2048 and 2050: the even one
+  EXPECT_EQ(encode(DType::F16, 2051), 0x6802U);
+  EXPECT_EQ(encode(DType::BF16, 1.0), 0x3f80U);
+  EXPECT_EQ(encode(DType::BF16, 257), 0x4380U);
+  EXPECT_EQ(encode(DType::BF16, 259), 0x4382U);
+  EXPECT_EQ(encode(DType::F32, 1.0), 0x3f800000U);
+  EXPECT_EQ(encode(DType::I64, 5), 5U);
+}
+
+/// The result that all ranks together must give, made from what each of them contributes.
+TEST(Workload, CheckAcceptsTheRightResultAndCountsEachWrongElement) {
+  Workload w = make_workload(Collective::AllReduce, 5000, DType::F32, ReduceOp::Sum, 0, 3);
+  Buffers mine(w, 1);
+  mine.fill(4);
+  EXPECT_EQ(mine.count_wrong(4), w.count);  // nothing was written yet
+  std::vector<Buffers> all;
+  for (int rank = 0; rank < 3; ++rank) all.emplace_back(w, rank).fill(4);
+  auto* const out = static_cast<float*>(mine.out());
+  for (std::size_t i = 0; i < w.count; ++i) {
+    out[i] = 0;
+    for (const Buffers& b : all) out[i] += static_cast<const float*>(b.in())[i];
+  }
+  EXPECT_EQ(mine.count_wrong(4), 0U);
+  EXPECT_GT(mine.count_wrong(5), 0U);  // of another operation
+  out[1234] += 1;
+  out[0] += 1;
+  EXPECT_EQ(mine.count_wrong(4), 2U);
+}
+
+TEST(Workload, AnAverageIsDividedOnce) {
+  EXPECT_DOUBLE_EQ(combined(ReduceOp::Avg, 4, 10, 1), combined(ReduceOp::Sum, 4, 10, 1) / 4);
+  EXPECT_LE(combined(ReduceOp::Prod, 128, 3, 1), 4);
+}
+
+TEST(Rivals, ACommandSurvivesItsLine) {
+  Workload w = make_workload(Collective::Reduce, 4096, DType::BF16, ReduceOp::Max, 2, 4);
+  w.in_place = true;
+  const BlockPlan plan{.mode = Mode::Isolated, .iterations = 12, .warmups = 3, .checks = 1};
+  const auto command = parse_line(to_line(w, plan));
+  ASSERT_TRUE(command);
+  EXPECT_EQ(to_line(command->workload, command->plan), to_line(w, plan));
+  EXPECT_FALSE(parse_line("block all_reduce f32"));
+  EXPECT_FALSE(parse_line("dance"));
+}
+
+TEST(Rivals, AnUnknownOneIsRefusedWithTheWayToInstallIt) {
+  const auto found = find_rivals({"openmpi9"}, "/nonexistent", 2);
+  ASSERT_FALSE(found);
+  EXPECT_THAT(std::string(found.error().text()), HasSubstr("perf/rivals/setup.sh"));
+}
+
+TEST(Statistics, PercentilesAreMeasuredValues) {
+  EXPECT_DOUBLE_EQ(percentile({3, 1, 2}, 0.5), 2);
+  EXPECT_DOUBLE_EQ(percentile({1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, 0.9), 9);
+  EXPECT_DOUBLE_EQ(percentile({1, 2}, 0.99), 2);
+  EXPECT_DOUBLE_EQ(percentile({}, 0.5), 0);
+  EXPECT_DOUBLE_EQ(median({1, 2, 3, 10}), 2.5);
+}
+
+TEST(Results, ARowSaysWhatTheTableAndTheFileNeed) {
+  Row row{
+      .implementation = "regroup",
+      .algorithm = "twoshot",
+      .workload = make_workload(Collective::AllReduce, 1 << 20, DType::F32, ReduceOp::Sum, 0, 4),
+      .us = {100, 200, 300}};
+  row.checked = 1;
+  const auto json = to_json(row);
+  EXPECT_DOUBLE_EQ(json.at("time_us"), 200);
+  EXPECT_DOUBLE_EQ(json.at("p90_us"), 300);
+  EXPECT_DOUBLE_EQ(json.at("alg_gbps"), 1048576 / 200e-6 / 1e9);
+  EXPECT_DOUBLE_EQ(json.at("bus_gbps"), 1.5 * 1048576 / 200e-6 / 1e9);
+  EXPECT_THAT(table_line(row, std::nullopt), HasSubstr("1048576        262144     float     sum"));
+  EXPECT_THAT(table_line(row, std::nullopt), HasSubstr("N/A"));
+}
+
+}  // namespace
+}  // namespace regroup::perf

@@ -1,0 +1,319 @@
+#include "perf/workload.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+
+namespace regroup::perf {
+namespace {
+
+// The values of a block repeat after so many elements: a prime, so that no slice or chunk of a
+// collective repeats with them.
+constexpr std::size_t kPeriod = 509;
+
+std::string lower_without_marks(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '_' || c == '-') continue;
+    out += c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  }
+  return out;
+}
+
+std::uint16_t encode_half(float value) {
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, &value, sizeof bits);
+  const std::uint32_t sign = bits >> 16 & 0x8000;
+  const std::uint32_t magnitude = bits & 0x7fffffff;
+  if (magnitude == 0) return static_cast<std::uint16_t>(sign);
+  // Normal numbers of both formats only: the checks use nothing else.
+  const std::uint32_t shifted = magnitude - (112U << 23);
+  const std::uint32_t rounded = shifted + 0xfff + (shifted >> 13 & 1);
+  return static_cast<std::uint16_t>(sign | rounded >> 13);
+}
+
+std::uint16_t encode_bfloat16(float value) {
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, &value, sizeof bits);
+  return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+template <class T>
+std::uint64_t bits_of(T value) {
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  return bits;
+}
+
+}  // namespace
+
+std::string_view name(Collective collective) {
+  switch (collective) {
+    case Collective::AllReduce: return "all_reduce";
+    case Collective::Reduce: return "reduce";
+    case Collective::Broadcast: return "broadcast";
+    case Collective::AllGather: return "all_gather";
+    case Collective::ReduceScatter: return "reduce_scatter";
+    case Collective::Barrier: return "barrier";
+    case Collective::SendRecv: return "sendrecv";
+  }
+  return "?";
+}
+
+std::string_view name(DType type) {
+  switch (type) {
+    case DType::F64: return "f64";
+    case DType::F32: return "f32";
+    case DType::F16: return "f16";
+    case DType::BF16: return "bf16";
+    case DType::I32: return "i32";
+    case DType::I64: return "i64";
+    case DType::U8: return "u8";
+  }
+  return "?";
+}
+
+std::string_view nccl_name(DType type) {
+  switch (type) {
+    case DType::F64: return "double";
+    case DType::F32: return "float";
+    case DType::F16: return "half";
+    case DType::BF16: return "bfloat16";
+    case DType::I32: return "int32";
+    case DType::I64: return "int64";
+    case DType::U8: return "uint8";
+  }
+  return "?";
+}
+
+std::string_view name(ReduceOp op) {
+  switch (op) {
+    case ReduceOp::Sum: return "sum";
+    case ReduceOp::Avg: return "avg";
+    case ReduceOp::Prod: return "prod";
+    case ReduceOp::Min: return "min";
+    case ReduceOp::Max: return "max";
+  }
+  return "?";
+}
+
+std::optional<Collective> parse_collective(std::string_view text) {
+  const std::string wanted = lower_without_marks(text);
+  for (const Collective collective : kCollectives) {
+    if (lower_without_marks(name(collective)) == wanted) return collective;
+  }
+  return std::nullopt;
+}
+
+std::optional<DType> parse_dtype(std::string_view text) {
+  for (int i = 0; i < kDTypeCount; ++i) {
+    const auto type = static_cast<DType>(i);
+    if (text == name(type) || text == nccl_name(type)) return type;
+  }
+  return std::nullopt;
+}
+
+std::optional<ReduceOp> parse_op(std::string_view text) {
+  for (int i = 0; i < kReduceOpCount; ++i) {
+    if (text == name(static_cast<ReduceOp>(i))) return static_cast<ReduceOp>(i);
+  }
+  return std::nullopt;
+}
+
+bool reduces(Collective collective) {
+  return collective == Collective::AllReduce || collective == Collective::Reduce ||
+         collective == Collective::ReduceScatter;
+}
+
+bool has_root(Collective collective) {
+  return collective == Collective::Reduce || collective == Collective::Broadcast;
+}
+
+std::size_t Workload::in_count() const {
+  if (collective == Collective::Barrier) return 0;
+  return collective == Collective::ReduceScatter ? count * static_cast<std::size_t>(ranks) : count;
+}
+
+std::size_t Workload::out_count() const {
+  if (collective == Collective::Barrier) return 0;
+  return collective == Collective::AllGather ? count * static_cast<std::size_t>(ranks) : count;
+}
+
+std::size_t Workload::bytes() const { return std::max(in_count(), out_count()) * size_of(dtype); }
+
+double Workload::bus_factor() const {
+  const double n = ranks;
+  switch (collective) {
+    case Collective::AllReduce: return 2 * (n - 1) / n;
+    case Collective::AllGather:
+    case Collective::ReduceScatter: return (n - 1) / n;
+    case Collective::Reduce:
+    case Collective::Broadcast:
+    case Collective::SendRecv: return 1;
+    case Collective::Barrier: return 0;
+  }
+  return 0;
+}
+
+Workload make_workload(Collective collective, std::size_t bytes, DType dtype, ReduceOp op, int root,
+                       int ranks) {
+  const bool whole = collective == Collective::AllGather || collective == Collective::ReduceScatter;
+  const std::size_t parts = whole ? static_cast<std::size_t>(ranks) : 1;
+  Workload workload{.collective = collective,
+                    .dtype = dtype,
+                    .op = op,
+                    .root = has_root(collective) ? root : 0,
+                    .ranks = ranks,
+                    .count = bytes / size_of(dtype) / parts};
+  if (collective == Collective::Barrier) workload.count = 0;
+  return workload;
+}
+
+std::uint64_t encode(DType type, double value) {
+  switch (type) {
+    case DType::F64: return bits_of(value);
+    case DType::F32: return bits_of(static_cast<float>(value));
+    case DType::F16: return encode_half(static_cast<float>(value));
+    case DType::BF16: return encode_bfloat16(static_cast<float>(value));
+    case DType::I32: return bits_of(static_cast<std::int32_t>(value));
+    case DType::I64: return bits_of(static_cast<std::int64_t>(value));
+    case DType::U8: return static_cast<std::uint64_t>(value) & 0xff;
+  }
+  return 0;
+}
+
+// Small integers: exact in every type, and their sum over 32 ranks too.
+double contribution(ReduceOp op, int rank, std::size_t index, std::uint64_t salt) {
+  const std::size_t position = index % kPeriod + salt * 11 + static_cast<std::size_t>(rank) * 13;
+  // A product stays small: two of the first six ranks contribute 2, all others 1.
+  if (op == ReduceOp::Prod) return rank < 6 && position % 3 == 0 ? 2 : 1;
+  return static_cast<double>(position % 7 + 1);
+}
+
+double combined(ReduceOp op, int ranks, std::size_t index, std::uint64_t salt) {
+  double value = contribution(op, 0, index, salt);
+  for (int rank = 1; rank < ranks; ++rank) {
+    const double next = contribution(op, rank, index, salt);
+    switch (op) {
+      case ReduceOp::Sum:
+      case ReduceOp::Avg: value += next; break;
+      case ReduceOp::Prod: value *= next; break;
+      case ReduceOp::Min: value = std::min(value, next); break;
+      case ReduceOp::Max: value = std::max(value, next); break;
+    }
+  }
+  return op == ReduceOp::Avg ? value / ranks : value;
+}
+
+namespace {
+
+/// Writes or compares the pattern: value(i % kPeriod) for element i.
+class Pattern {
+ public:
+  template <class ValueFn>
+  Pattern(DType type, ValueFn&& value) : element_bytes_(size_of(type)) {
+    block_.resize(kPeriod * element_bytes_);
+    for (std::size_t i = 0; i < kPeriod; ++i) {
+      const std::uint64_t bits = encode(type, value(i));
+      std::memcpy(block_.data() + i * element_bytes_, &bits, element_bytes_);
+    }
+  }
+  void write(std::byte* to, std::size_t count) const {
+    for_blocks(count, [&](std::size_t at, std::size_t n) {
+      std::memcpy(to + at * element_bytes_, block_.data(), n * element_bytes_);
+    });
+  }
+  [[nodiscard]] std::uint64_t count_wrong(const std::byte* from, std::size_t count) const {
+    std::uint64_t wrong = 0;
+    for_blocks(count, [&](std::size_t at, std::size_t n) {
+      const std::byte* const part = from + at * element_bytes_;
+      if (std::memcmp(part, block_.data(), n * element_bytes_) == 0) return;
+      for (std::size_t i = 0; i < n; ++i) {
+        const std::size_t offset = i * element_bytes_;
+        wrong += std::memcmp(part + offset, block_.data() + offset, element_bytes_) != 0 ? 1 : 0;
+      }
+    });
+    return wrong;
+  }
+
+ private:
+  template <class BlockFn>
+  void for_blocks(std::size_t count, BlockFn&& call) const {
+    for (std::size_t at = 0; at < count; at += kPeriod) call(at, std::min(kPeriod, count - at));
+  }
+  std::size_t element_bytes_;
+  std::vector<std::byte> block_;
+};
+
+}  // namespace
+
+Buffers::Buffers(const Workload& workload, int rank) : workload_(workload), rank_(rank) {
+  const std::size_t unit = size_of(workload.dtype);
+  const std::size_t in_bytes = workload.in_count() * unit;
+  const std::size_t out_bytes = workload.out_count() * unit;
+  if (workload.collective == Collective::Broadcast || workload.in_place) {
+    out_memory_.resize(std::max(in_bytes, out_bytes));
+    in_ = out_ = out_memory_.data();
+    return;
+  }
+  in_memory_.resize(in_bytes);
+  out_memory_.resize(out_bytes);
+  in_ = in_memory_.data();
+  out_ = out_memory_.data();
+}
+
+bool Buffers::receives() const {
+  return workload_.collective != Collective::Reduce || rank_ == workload_.root;
+}
+
+void Buffers::fill(std::uint64_t salt) {
+  const Workload& w = workload_;
+  const std::size_t unit = size_of(w.dtype);
+  // A result that is never written shows: no contribution encodes to these bytes.
+  if (in_ != out_) std::memset(out_, 0xee, w.out_count() * unit);
+  const bool root_only = w.collective == Collective::Broadcast;
+  if (root_only && rank_ != w.root) {
+    std::memset(out_, 0xee, w.out_count() * unit);
+    return;
+  }
+  const ReduceOp op = reduces(w.collective) ? w.op : ReduceOp::Sum;
+  const Pattern pattern(w.dtype, [&](std::size_t i) { return contribution(op, rank_, i, salt); });
+  pattern.write(static_cast<std::byte*>(in_), w.in_count());
+}
+
+std::uint64_t Buffers::count_wrong(std::uint64_t salt) const {
+  const Workload& w = workload_;
+  if (w.collective == Collective::Barrier || !receives()) return 0;
+  const auto* const out = static_cast<const std::byte*>(out_);
+  const auto of_rank = [&](int rank) {
+    return Pattern(w.dtype,
+                   [&](std::size_t i) { return contribution(ReduceOp::Sum, rank, i, salt); });
+  };
+  switch (w.collective) {
+    case Collective::AllReduce:
+    case Collective::Reduce:
+    case Collective::ReduceScatter: {
+      const std::size_t first =
+          w.collective == Collective::ReduceScatter ? static_cast<std::size_t>(rank_) * w.count : 0;
+      const Pattern pattern(
+          w.dtype, [&](std::size_t i) { return combined(w.op, w.ranks, first + i, salt); });
+      return pattern.count_wrong(out, w.count);
+    }
+    case Collective::Broadcast: return of_rank(w.root).count_wrong(out, w.count);
+    case Collective::SendRecv:
+      return of_rank((rank_ + w.ranks - 1) % w.ranks).count_wrong(out, w.count);
+    case Collective::AllGather: {
+      std::uint64_t wrong = 0;
+      for (int rank = 0; rank < w.ranks; ++rank) {
+        const std::size_t offset = static_cast<std::size_t>(rank) * w.count * size_of(w.dtype);
+        wrong += of_rank(rank).count_wrong(out + offset, w.count);
+      }
+      return wrong;
+    }
+    case Collective::Barrier: break;
+  }
+  return 0;
+}
+
+}  // namespace regroup::perf
