@@ -211,7 +211,12 @@ void RunShell::perform(const host::Kill& effect) {
     const auto known = agent_.processes().find(effect.incarnation);
     Evidence evidence = known != agent_.processes().end() ? known->second.evidence : Evidence{};
     if (evidence.text.empty()) evidence.text = effect.why;
-    narrator_.lost(*process, evidence, agent_.installed().epoch, std::nullopt, Clock::now());
+    if (effect.superseded) {
+      narrator_.note({"seat", fmt::format("{} ends: {}", process->name(), evidence.text)},
+                     options_.verbosity > 1);
+    } else {
+      narrator_.lost(*process, evidence, agent_.installed().epoch, std::nullopt, Clock::now());
+    }
   }
   post(sv::KillRequested{effect.incarnation});
 }

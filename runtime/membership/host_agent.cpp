@@ -170,7 +170,7 @@ void HostAgent::on(const host::Lost& event) {
   lose(process, event.evidence);
 }
 
-void HostAgent::lose(ProcessInfo& process, const Evidence& evidence) {
+void HostAgent::lose(ProcessInfo& process, const Evidence& evidence, bool superseded) {
   const bool attached = process.state != ProcessState::Starting;
   process.state = ProcessState::Gone;
   process.evidence = evidence;
@@ -185,7 +185,7 @@ void HostAgent::lose(ProcessInfo& process, const Evidence& evidence) {
     if (words_ != Words::Open && words_ != Words::Wedging) tell_ranks();
   }
   if (evidence.kind != EvidenceKind::Reaped) {
-    effects_.emplace_back(host::Kill{process.incarnation, describe(evidence)});
+    effects_.emplace_back(host::Kill{process.incarnation, describe(evidence), superseded});
   }
   send(ProcessLost{process.incarnation, evidence, attached});
 }

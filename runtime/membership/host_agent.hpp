@@ -127,6 +127,7 @@ struct Spawn {
 struct Kill {
   Incarnation incarnation;
   std::string why;
+  bool superseded = false;  ///< a newcomer whose seat another one took first: nobody lost anything
   bool operator==(const Kill&) const = default;
 };
 /// The epoch is wedged on this host: tell every local member.
@@ -212,7 +213,7 @@ class HostAgent {
 
   [[nodiscard]] bool is_member(const ProcessInfo& process) const;
   [[nodiscard]] AgentHello hello() const;
-  void lose(ProcessInfo& process, const Evidence& evidence);
+  void lose(ProcessInfo& process, const Evidence& evidence, bool superseded = false);
   void wedge();
   void tell_ranks();
   void report();

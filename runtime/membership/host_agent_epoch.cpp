@@ -252,7 +252,12 @@ void HostAgent::fence(const View& view) {
         std::find(view.seats.begin(), view.seats.end(), incarnation) != view.seats.end();
     // A process that has a seat and is not in the view was replaced, or is not needed any more.
     if (!removed && (in_view || !process.seat)) continue;
-    lose(process, {.kind = EvidenceKind::Requested, .text = "removed from the job"});
+    // Never a member here: nothing was lost with it.
+    const bool superseded = !is_member(process);
+    lose(process,
+         {.kind = EvidenceKind::Requested,
+          .text = superseded ? "another process took its seat first" : "removed from the job"},
+         superseded);
   }
 }
 

@@ -187,7 +187,8 @@ struct Say {
   }
   std::string operator()(const host::Spawn& e) const { return "Spawn " + (*this)(e.process); }
   std::string operator()(const host::Kill& e) const {
-    return fmt::format("Kill {} ({})", e.incarnation.value(), e.why);
+    return fmt::format("Kill {}{} ({})", e.incarnation.value(), e.superseded ? " superseded" : "",
+                       e.why);
   }
   std::string operator()(const host::TellRanks& e) const {
     return fmt::format("TellRanks {} lost={} ({})", e.epoch.value(), list(e.lost), e.text);
