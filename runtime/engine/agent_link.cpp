@@ -133,6 +133,12 @@ void AgentLink::pump() {
   if (channel_) serve_channel();
 }
 
+void AgentLink::pump_for_a_while() {
+  pollfd wait{channel_ ? channel_->fd() : -1, POLLIN, 0};
+  (void)::poll(&wait, 1, static_cast<int>(kBeatInterval.count()));
+  pump();
+}
+
 void AgentLink::serve_channel() {
   for (;;) {
     {
@@ -235,9 +241,19 @@ Status AgentLink::await(std::unique_lock<std::mutex>& lock, TimePoint until, con
                         Ready ready) {
   while (!ready()) {
     if (!ended_) return ended_;
-    if (until == TimePoint::max()) {
+    bool expired = false;
+    if (on_engine_thread()) {
+      // Nobody else receives what is awaited.
+      lock.unlock();
+      pump_for_a_while();
+      lock.lock();
+      expired = Clock::now() >= until;
+    } else if (until == TimePoint::max()) {
       changed_.wait(lock);
-    } else if (changed_.wait_until(lock, until) == std::cv_status::timeout && !ready()) {
+    } else {
+      expired = changed_.wait_until(lock, until) == std::cv_status::timeout;
+    }
+    if (expired && !ready()) {
       return {Code::DeadlineExceeded,
               fmt::format("waited {} until the deadline; the launcher's output says who is "
                           "missing",
@@ -294,17 +310,6 @@ Result<std::shared_ptr<OpenGroup>> AgentLink::attach_group(Epoch epoch, const st
 std::optional<control::LossNotice> AgentLink::loss_of(Epoch epoch, TimePoint until) {
   const auto known = [&] { return last_loss_ && last_loss_->epoch >= epoch; };
   std::unique_lock lock(mutex_);
-  if (std::this_thread::get_id() == engine_.get_id()) {
-    // Nobody else receives the notice: an asynchronous operation asks on the engine thread itself.
-    while (!known() && ended_ && Clock::now() < until) {
-      lock.unlock();
-      pollfd wait{channel_ ? channel_->fd() : -1, POLLIN, 0};
-      (void)::poll(&wait, 1, static_cast<int>(kBeatInterval.count()));
-      pump();
-      lock.lock();
-    }
-    return known() ? last_loss_ : std::nullopt;
-  }
   if (auto status = await(lock, until, "for the cause", known); !status) return std::nullopt;
   return last_loss_;
 }

@@ -88,6 +88,11 @@ class AgentLink {
   /// For tasks on the engine thread that wait: keeps the conversation alive meanwhile. Never
   /// blocks.
   void pump();
+  [[nodiscard]] bool on_engine_thread() const {
+    return std::this_thread::get_id() == engine_.get_id();
+  }
+  /// Engine thread, in a wait: waits a little for the agent to say something, and receives it.
+  void pump_for_a_while();
 
  private:
   explicit AgentLink(std::optional<control::Channel> channel) : channel_(std::move(channel)) {}

@@ -215,7 +215,14 @@ Status GroupImpl::validate(const Request& request) const {
 PrologueCall GroupImpl::call_of(const Request& request) const {
   const auto kind = static_cast<std::uint32_t>(request.operation);
   const auto root = request.kind == Request::Kind::Collective ? request.spec.root : request.other;
-  return {kind, request.spec.dtype, request.spec.op, root, request.spec.count, name_};
+  return {.kind = kind,
+          .dtype = request.spec.dtype,
+          .op = request.spec.op,
+          .root = root,
+          .count = request.spec.count,
+          .group = name_,
+          .members = static_cast<std::uint32_t>(size()),
+          .message = request.kind != Request::Kind::Collective};
 }
 
 std::span<std::byte> GroupImpl::result_of(const Request& request) const {
@@ -257,21 +264,15 @@ std::shared_ptr<WorkImpl> GroupImpl::start(const Request& request) {
 }
 
 Status GroupImpl::perform_now(const Request& request, bool on_engine) {
-  if (!job_.in_prologue()) return run(request, on_engine);
-  auto answered = job_.answer_from_record(call_of(request), result_of(request));
-  if (!answered) return answered.error();
-  if (*answered) return {};
-  auto status = run(request, on_engine);
-  if (status) job_.record(call_of(request), result_of(request));
-  return status;
+  if (job_.keeps_prologue()) return perform_in_prologue(request, on_engine);
+  return to_status(request, run(request, on_engine, request.deadline()));
 }
 
-Status GroupImpl::run(const Request& request, bool on_engine) {
-  const auto until = request.options.timeout.count() > 0 ? Clock::now() + request.options.timeout
-                                                         : spi::kNoDeadline;
+Outcome GroupImpl::run(const Request& request, bool on_engine, spi::Deadline until) {
   const auto bytes = request.spec.count * size_of(request.spec.dtype);
   on_engine_.store(on_engine, std::memory_order_relaxed);
-  operation_name_ = metrics::name(request.operation).data();
+  operation_name_ =
+      request.label != nullptr ? request.label : metrics::name(request.operation).data();
   auto spec = request.spec;
   // Inside a step the buffers are computed anew after a loss, so that no copy is kept there.
   spec.keep_input = request.options.keep_input && !job_.in_step();
@@ -281,7 +282,7 @@ Status GroupImpl::run(const Request& request, bool on_engine) {
   if (request.kind == Request::Kind::Collective) outcome = settle(request, std::move(outcome));
   scope.end(outcome, bytes);
   const bool gave_up = expired.kind == OutcomeKind::Expired || expired.kind == OutcomeKind::Damaged;
-  return to_status(request, gave_up && !outcome.ok() ? expired : outcome);
+  return gave_up && !outcome.ok() ? expired : outcome;
 }
 
 Outcome GroupImpl::settle(const Request& request, Outcome outcome) {
@@ -318,8 +319,9 @@ Status GroupImpl::to_status(const Request& request, const Outcome& outcome) {
 }
 
 Status GroupImpl::perform_inside(const Request& request) {
-  operation_name_ = metrics::name(request.operation).data();
-  on_engine_.store(false, std::memory_order_relaxed);
+  operation_name_ =
+      request.label != nullptr ? request.label : metrics::name(request.operation).data();
+  on_engine_.store(job_.link().on_engine_thread(), std::memory_order_relaxed);
   return to_status(request, execute(request, request.spec, spi::kNoDeadline));
 }
 

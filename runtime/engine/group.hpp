@@ -46,6 +46,11 @@ struct Request {
   std::uint32_t tag = 0;
   metrics::Operation operation = metrics::Operation::None;
   OpOptions options;
+  const char* label = nullptr;  ///< for the fault script; null: the operation's name
+
+  [[nodiscard]] spi::Deadline deadline() const {
+    return options.timeout.count() > 0 ? Clock::now() + options.timeout : spi::kNoDeadline;
+  }
 };
 
 /// Thread safety: perform() and start() from one thread at a time, beside the engine thread.
@@ -85,7 +90,11 @@ class GroupImpl : public std::enable_shared_from_this<GroupImpl> {
   Status perform_now(const Request& request, bool on_engine);
   /// Tells the job of a failure that is no loss; passes the status on.
   Status noted(Status status);
-  Status run(const Request& request, bool on_engine);
+  /// group_prologue.cpp: a call before the first step, which outlives losses.
+  Status perform_in_prologue(const Request& request, bool on_engine);
+  collective::Outcome run_and_confirm(const Request& request, const PrologueCall& call,
+                                      bool on_engine, spi::Deadline until);
+  collective::Outcome run(const Request& request, bool on_engine, spi::Deadline until);
   collective::Outcome execute(const Request& request, const collective::OpSpec& spec,
                               spi::Deadline until);
   collective::Outcome settle(const Request& request, collective::Outcome outcome);
@@ -102,8 +111,10 @@ class GroupImpl : public std::enable_shared_from_this<GroupImpl> {
   int me_ = -1;
   std::optional<collective::SlotRunner> runner_;
   std::atomic<bool> closed_{false};
-  std::atomic<int> pending_{0};         ///< asynchronous operations not finished yet
-  std::atomic<bool> on_engine_{false};  ///< the operation in progress runs on the engine thread
+  std::uint64_t prologue_calls_ = 0;     ///< collectives of this life that are done
+  std::uint64_t prologue_messages_ = 0;  ///< sends and receives of this life that are done
+  std::atomic<int> pending_{0};          ///< asynchronous operations not finished yet
+  std::atomic<bool> on_engine_{false};   ///< the operation in progress runs on the engine thread
   const char* operation_name_ = "";
 };
 

@@ -62,16 +62,12 @@ Status JobImpl::start(TimePoint until) {
     algorithms_ = std::move(*rules);
   }
   holds_state_ = !seat().replacement;
-  if (base::Fd kept = link_->take_kept(kPrologue)) {
-    auto memory = KeptMemory::open(std::move(kept));
-    if (!memory) return memory.error();
-    inherited_record_memory_ = std::move(*memory);
-    auto record = PrologueRecord::open(inherited_record_memory_->bytes());
-    if (!record) return record.error();
-    inherited_record_ = *record;
-  }
+  const bool refills = seat().on_loss == OnLoss::Replay || seat().on_loss == OnLoss::Replace;
+  meets_ = refills && seat().ranks > 1;
+  if (auto status = prologue_.inherit(link_->take_kept(kPrologue)); !status) return status;
   auto view = link_->await_view(Epoch(0), until);
   if (!view) return view.error();
+  if (seat().replacement && (*view)->view.epoch > Epoch(1)) prologue_.begin_unresolved();
   book(Category::Connect);
   if (auto status = bind(std::move(*view)); !status) return status;
   book(Category::Compute);
@@ -120,6 +116,18 @@ Status JobImpl::bind_groups() {
 
 Result<std::shared_ptr<GroupImpl>> JobImpl::group(const std::string& name,
                                                   const std::vector<Rank>& seats) {
+  if (!keeps_prologue()) return find_or_attach(name, seats);
+  for (Epoch than{};;) {
+    auto share = share_epoch(than, spi::kNoDeadline);
+    if (!share) return share.error();
+    auto found = find_or_attach(name, seats);
+    if (found || found.error().code() != Code::RankLost) return found;
+    than = epoch();
+  }
+}
+
+Result<std::shared_ptr<GroupImpl>> JobImpl::find_or_attach(const std::string& name,
+                                                           const std::vector<Rank>& seats) {
   {
     const std::lock_guard lock(groups_mutex_);
     if (const auto found = groups_.find(name); found != groups_.end()) {
@@ -154,26 +162,61 @@ Status JobImpl::lost(Epoch epoch, const std::string& group, std::uint64_t sequen
 }
 
 void JobImpl::book(Category category) {
+  // The engine thread works beside the program, whose time this is.
+  if (link_->on_engine_thread()) return;
   const std::lock_guard lock(ledger_mutex_);
   ledger_->enter(category, now_ns());
 }
 
 // ---- prologue ----------------------------------------------------------------------------------
 
-Result<bool> JobImpl::answer_from_record(const PrologueCall& call, std::span<std::byte> result) {
-  if (!inherited_record_) return false;
-  return inherited_record_->answer(call, result);
+Status JobImpl::record(const PrologueCall& call, std::span<const std::byte> result) {
+  const auto keep = [](void* job, int fd, std::uint64_t bytes) {
+    return static_cast<JobImpl*>(job)->link_->keep_memory(kPrologue, fd, bytes);
+  };
+  return prologue_.append(call, result, state_.covers(result.data(), result.size()), keep, this);
 }
 
-void JobImpl::record(const PrologueCall& call, std::span<const std::byte> result) {
-  if (!record_) {
-    auto memory = KeptMemory::create("regroup-prologue", PrologueRecord::kBytesMax);
-    if (!memory) return;
-    record_memory_ = std::move(*memory);
-    record_ = PrologueRecord::format(record_memory_->bytes());
-    (void)link_->keep_memory(kPrologue, record_memory_->fd(), PrologueRecord::kBytesMax);
+template <class Lock>
+Lock JobImpl::lock_epoch() {
+  Lock lock(epoch_mutex_, std::defer_lock);
+  if (!link_->on_engine_thread()) {
+    lock.lock();
+  } else {
+    while (!lock.try_lock()) link_->pump_for_a_while();
   }
-  record_->append(call, result, state_.covers(result.data(), result.size()));
+  return lock;
+}
+
+Result<JobImpl::EpochShare> JobImpl::share_epoch(Epoch than, TimePoint until) {
+  for (;;) {
+    {
+      auto share = lock_epoch<EpochShare>();
+      if (epoch() > than && met_ >= epoch()) return share;
+    }
+    const auto alone = lock_epoch<std::unique_lock<std::shared_mutex>>();
+    if (auto status = catch_up(than, until); !status) return status;
+  }
+}
+
+Status JobImpl::catch_up(Epoch than, TimePoint until) {
+  while (epoch() <= than || met_ < epoch()) {
+    Status status;
+    if (epoch() <= than || world_->wedged()) {
+      const auto before = bound_->view.seats;
+      const bool called_in_it = epoch() == than;
+      status = await_next_view(until);
+      if (status && called_in_it && bound_->view.seats == before) return lost(than, "", 0);
+    } else {
+      status = meet();
+    }
+    if (!status && status.code() != Code::RankLost && status.code() != Code::Revoked) {
+      book(Category::Compute);
+      return status;
+    }
+  }
+  book(Category::Compute);
+  return {};
 }
 
 // ---- epochs ------------------------------------------------------------------------------------
@@ -183,7 +226,7 @@ bool JobImpl::must_enter() const { return entered_ != epoch() || world_->wedged(
 Status JobImpl::prepare_first_entry() {
   if (entered_once_) return {};
   if (auto status = state_.seal(); !status) return status;
-  if (record_) record_->close();
+  prologue_.close();
   saved_volatile_.resize(state_.volatile_bytes());
   return {};
 }
@@ -192,7 +235,7 @@ Status JobImpl::enter() {
   if (auto status = usable(); !status) return status;
   if (auto status = prepare_first_entry(); !status) return status;
   while (must_enter()) {
-    auto status = world_->wedged() ? await_next_view() : enter_bound();
+    auto status = world_->wedged() ? await_next_view(spi::kNoDeadline) : enter_bound();
     if (!status && status.code() != Code::RankLost && status.code() != Code::Revoked) {
       book(Category::Compute);
       // Without this the others would wait for a rank that has given up.
@@ -204,9 +247,9 @@ Status JobImpl::enter() {
   return {};
 }
 
-Status JobImpl::await_next_view() {
+Status JobImpl::await_next_view(TimePoint until) {
   book(Category::Reform);
-  auto view = link_->await_view(epoch(), spi::kNoDeadline);
+  auto view = link_->await_view(epoch(), until);
   if (!view) return view.error();
   book(Category::Connect);
   return bind(std::move(*view));
@@ -214,11 +257,12 @@ Status JobImpl::await_next_view() {
 
 Status JobImpl::enter_bound() {
   control::Entered report{.epoch = epoch()};
+  if (meets_ && met_ < epoch()) {
+    if (auto status = meet(); !status) return status;
+  }
   if (auto status = exchange_and_heal(report); !status) return status;
   entered_ = epoch();
   entered_once_ = true;
-  inherited_record_.reset();
-  inherited_record_memory_.reset();
   return link_->entered(std::move(report));
 }
 
@@ -245,6 +289,29 @@ class JobImpl::HealRecord {
   JobImpl& job_;
 };
 
+// The members of a new epoch tell each other how far they are in the prologue, so that newcomers
+// know which calls to answer and which to make.
+Status JobImpl::meet() {
+  book(Category::ReplaceWait);
+  const HealRecord record(*this);
+  const PrologueInfo mine = prologue_.info();
+  std::vector<PrologueInfo> all(static_cast<std::size_t>(world_->size()));
+  Request request;
+  request.operation = metrics::Operation::Heal;
+  request.label = "join";
+  request.spec = {.kind = spi::OpKind::AllGather,
+                  .dtype = DType::I64,
+                  .count = sizeof(PrologueInfo) / sizeof(std::int64_t),
+                  .in = &mine,
+                  .out = all.data()};
+  if (auto status = world_->perform_inside(request); !status) return status;
+  auto agreement = agree_on_prologue(all);
+  if (!agreement) return agreement.error();
+  if (auto status = prologue_.settle(*agreement); !status) return status;
+  met_ = epoch();
+  return {};
+}
+
 Status JobImpl::exchange_and_heal(control::Entered& report) {
   const std::uint64_t resume = resume_step();
   if (holds_state_ && applied_ + 1 != resume) {
@@ -264,6 +331,7 @@ Status JobImpl::exchange_and_heal(control::Entered& report) {
   book(Category::ReplaceWait);
   auto round = healer.exchange(holds_state_);
   if (!round) return round.error();
+  prologue_.finish();
   if (round->newcomers.empty()) return {};
   book(Category::Heal);
   const auto started_ns = metrics::monotonic_ns();

@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <shared_mutex>
 #include <string>
 #include <vector>
 
@@ -18,7 +19,7 @@
 #include "engine/heal.hpp"
 #include "engine/kept_memory.hpp"
 #include "engine/mirror.hpp"
-#include "engine/prologue.hpp"
+#include "engine/prologue_progress.hpp"
 #include "engine/registered_state.hpp"
 #include "metrics/clock.hpp"
 #include "metrics/ledger.hpp"
@@ -82,11 +83,17 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
 
   // ---- for operations --------------------------------------------------------------------------
 
-  /// Before the first enter(): answers a newcomer's collective from its predecessor's record.
-  /// true: answered.
-  Result<bool> answer_from_record(const PrologueCall& call, std::span<std::byte> result);
-  void record(const PrologueCall& call, std::span<const std::byte> result);
-  [[nodiscard]] bool in_prologue() const { return !entered_once_; }
+  /// True while calls are recorded, so that a newcomer can be answered and a loss survived: before
+  /// the first enter(), where the policy fills a lost seat again.
+  [[nodiscard]] bool keeps_prologue() const { return !entered_once_ && meets_; }
+  [[nodiscard]] PrologueProgress& prologue() { return prologue_; }
+  /// Records a call before it is confirmed.
+  Status record(const PrologueCall& call, std::span<const std::byte> result);
+  using EpochShare = std::shared_lock<std::shared_mutex>;
+  /// In the prologue: enters an epoch after `than` in which the members have agreed how far they
+  /// are, and holds it: while the share lives nobody rewires the groups. Blocks. Errors: Revoked
+  /// when epoch `than` ended though nobody was lost, DeadlineExceeded, and those of meet().
+  Result<EpochShare> share_epoch(Epoch than, TimePoint until);
 
   /// The status of an operation that was lost with `epoch`: names who and why.
   Status lost(Epoch epoch, const std::string& group, std::uint64_t sequence);
@@ -103,10 +110,16 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
  private:
   explicit JobImpl(std::unique_ptr<AgentLink> link);
   Status start(TimePoint until);
+  Result<std::shared_ptr<GroupImpl>> find_or_attach(const std::string& name,
+                                                    const std::vector<Rank>& seats);
   Status bind(std::shared_ptr<OpenView> view);
   Status bind_groups();
   Status enter_bound();
-  Status await_next_view();
+  Status await_next_view(TimePoint until);
+  template <class Lock>
+  Lock lock_epoch();
+  Status catch_up(Epoch than, TimePoint until);
+  Status meet();
   class HealRecord;
   Status exchange_and_heal(control::Entered& report);
   Status prepare_first_entry();
@@ -124,6 +137,7 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   metrics::FastClock clock_;
   std::optional<metrics::Ledger> ledger_;
 
+  std::shared_mutex epoch_mutex_;    ///< in the prologue: who rewires groups holds it alone
   std::shared_ptr<OpenView> bound_;  ///< the epoch that the program uses
   std::shared_ptr<GroupImpl> world_;
   mutable std::mutex groups_mutex_;
@@ -146,10 +160,9 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
 
   std::optional<KeptMemory> mirror_memory_;
   std::optional<Mirror> mirror_;
-  std::optional<KeptMemory> record_memory_;
-  std::optional<PrologueRecord> record_;  ///< written
-  std::optional<KeptMemory> inherited_record_memory_;
-  std::optional<PrologueRecord> inherited_record_;
+  PrologueProgress prologue_;
+  bool meets_ = false;    ///< the policy fills seats, so that members meet newcomers
+  Epoch met_ = Epoch(1);  ///< last epoch whose members agreed; in the first all begin alike
 };
 
 }  // namespace regroup::engine

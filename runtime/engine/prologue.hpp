@@ -5,16 +5,18 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include <regroup/status.hpp>
 #include <regroup/types.hpp>
 
 namespace regroup::engine {
 
-/// What identifies one collective of the prologue; all lives of a seat make the same ones in the
-/// same order.
+/// What identifies one call of the prologue; all lives of a seat make the same ones in each group
+/// in the same order.
 struct PrologueCall {
   std::uint32_t kind = 0;
   DType dtype = DType::U8;
@@ -22,39 +24,68 @@ struct PrologueCall {
   std::int32_t root = 0;
   std::uint64_t count = 0;
   std::string_view group;
+  std::uint32_t members = 0;  ///< of the group
+  bool message = false;       ///< send or recv: counted apart from the collectives
 };
 
-/// A view of kept memory (not owned) with an append-only list of (call, result bytes). One seat
-/// writes its own; its next life reads it. Thread safety: one writer, then one reader.
+/// How many collectives of one group a seat has behind it. Travels between ranks as it is.
+struct ProloguePosition {
+  std::uint64_t group = 0;  ///< group_key(); 0: an empty entry
+  std::uint64_t calls = 0;
+  std::uint64_t members = 0;
+};
+
+/// Names a group (or its messages) in records and positions; never 0.
+[[nodiscard]] std::uint64_t group_key(std::string_view group, bool message);
+
+/// A view of kept memory (not owned) with an append-only list of (call, result bytes). One life of
+/// a seat writes it, the next reads it and writes on. Thread safety: one thread at a time.
 class PrologueRecord {
  public:
   /// Larger prologues are not kept: their newcomers are told so.
   static constexpr std::size_t kBytesMax = std::size_t{64} << 20;
+  /// Results that lie in registered state, which heal brings anyway, fill at most this much.
+  static constexpr std::size_t kHealedBytesMax = kBytesMax / 4;
+
+  enum class Answer : std::uint8_t {
+    Given,    ///< `result` is filled
+    LeftOut,  ///< the call is answered, but its bytes are left to heal
+  };
 
   static PrologueRecord format(std::span<std::byte> memory);
   /// Errors: FailedPrecondition when the memory holds no record.
   static Result<PrologueRecord> open(std::span<std::byte> memory);
 
-  /// Appends a finished call. `healed`: the result lies in registered state, its bytes are left
-  /// out.
+  /// Appends a call. `healed`: the result lies in registered state, its bytes may be left out.
   void append(const PrologueCall& call, std::span<const std::byte> result, bool healed);
+  /// Takes the newest call of a group back: it turned out not to have happened.
+  void drop_last(std::uint64_t group);
   /// The program reached its first step: the prologue is complete.
   void close();
+  [[nodiscard]] bool closed() const;
+  [[nodiscard]] bool overflowed() const;
+  /// Of collectives only.
+  [[nodiscard]] std::vector<ProloguePosition> positions() const;
+  [[nodiscard]] bool has_messages() const;
+  /// Calls of one group (or of its messages) that are here.
+  [[nodiscard]] std::uint64_t calls(std::uint64_t group) const;
 
-  /// Answers the reader's next call. true: answered, `result` is filled (unless heal brings it).
-  /// false: the predecessor had not got that far, make the call for real.
-  /// Errors: InvalidArgument when the program makes another call than its predecessor did,
-  /// ResourceExhausted when the record ran over its cap.
-  Result<bool> answer(const PrologueCall& call, std::span<std::byte> result);
+  /// Answers call `index` (from 0, below calls()) of its group.
+  /// Errors: InvalidArgument when the program makes another call than its predecessor did.
+  Result<Answer> answer(const PrologueCall& call, std::uint64_t index,
+                        std::span<std::byte> result) const;
 
  private:
   struct Header;
   struct Entry;
   explicit PrologueRecord(std::span<std::byte> memory) : memory_(memory) {}
+  Status index_entries();
   [[nodiscard]] Header& header() const;
+  [[nodiscard]] Entry& entry(std::size_t offset) const;
 
   std::span<std::byte> memory_;
-  std::size_t read_offset_ = 0;
+  std::map<std::uint64_t, std::vector<std::size_t>> entries_;  ///< offsets, by group
+  std::size_t healed_bytes_ = 0;
 };
 
 }  // namespace regroup::engine

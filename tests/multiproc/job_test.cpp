@@ -6,35 +6,12 @@
 #include <map>
 #include <set>
 
-#include "tests/support/job.hpp"
+#include "tests/multiproc/rank_job.hpp"
 
 namespace regroup::test {
 namespace {
 
 constexpr const char* kSteps = "6";
-
-/// Runs `regroup run FLAGS --log-dir TEMP -- rank_program ARGUMENTS` to its end.
-Ended run_job(const std::vector<std::string>& flags, const std::vector<std::string>& arguments,
-              const std::map<std::string, std::string>& environment = {}, int seconds = 60) {
-  const TempDir temp;
-  std::vector<std::string> words{"run", "--log-dir", (temp.path() / "logs").string()};
-  words.insert(words.end(), flags.begin(), flags.end());
-  words.insert(words.end(), {"--", REGROUP_RANK_PROGRAM});
-  words.insert(words.end(), arguments.begin(), arguments.end());
-  JobOptions options;
-  options.patience = std::chrono::seconds(seconds);
-  for (const auto& [key, value] : environment) options.environment.push_back(key + "=" + value);
-  return run(words, std::move(options));
-}
-
-std::string story(const Ended& job) { return "--- out\n" + job.out + "--- err\n" + job.err; }
-
-std::set<std::string> digests(const Ended& job) {
-  std::set<std::string> found;
-  for (const auto& line : job.lines_with("digest="))
-    found.insert(line.substr(line.find("digest=") + 7, 16));
-  return found;
-}
 
 /// The digest of `ranks` undisturbed ranks, computed once.
 std::string undisturbed(int ranks) {

@@ -122,6 +122,80 @@ int train(Job& job, std::uint64_t steps) {
   return 0;
 }
 
+/// What a constructor of a distributed model does before the first step: sizes are compared,
+/// parameters broadcast, groups split off and used. It never looks at a status twice: whatever is
+/// lost meanwhile, it must not notice.
+Status set_up(Job& job, std::vector<double>& params, std::uint64_t& digest) {
+  auto world = job.world();
+  const auto ranks = static_cast<std::size_t>(world.size());
+  const auto me = static_cast<std::size_t>(world.rank());
+  std::vector<std::int64_t> sizes(ranks);
+  const auto mine = static_cast<std::int64_t>(100 + me);
+  if (auto s = world.all_gather(&mine, sizes.data(), 1, regroup::DType::I64); !s) return s;
+  for (std::size_t i = 0; i < params.size(); ++i)
+    params[i] = static_cast<double>(me * 1000 + i % 17);
+  // The root changes its buffer as soon as it may.
+  if (auto s = world.broadcast(params, world.size() - 1); !s) return s;
+  for (auto& p : params) p = p * 0.5 + static_cast<double>(sizes.back());
+  if (auto s = world.all_reduce(params, ReduceOp::Avg); !s) return s;
+  auto half = world.split(world.rank() % 2, 0, "half");
+  if (!half) return half.error();
+  std::vector<double> part(8, static_cast<double>(me + 1));
+  if (auto s = half->all_reduce(part, ReduceOp::Sum); !s) return s;
+  std::vector<double> at_root(8);
+  if (auto s = world.reduce(part.data(), at_root.data(), 8, regroup::DType::F64, ReduceOp::Sum, 0);
+      !s)
+    return s;
+  for (auto& p : part) p = -1;  // handed over means that it may be changed
+  if (auto s = world.broadcast(at_root, 0); !s) return s;
+  std::vector<double> all(ranks * 4, static_cast<double>(me) + at_root[0]), share(4);
+  auto pending =
+      world.reduce_scatter_async(all.data(), share.data(), 4, regroup::DType::F64, ReduceOp::Sum);
+  if (auto s = pending.wait(); !s) return s;
+  if (auto s = world.all_gather(share.data(), all.data(), 4, regroup::DType::F64); !s) return s;
+  digest = fnv(all.data(), all.size() * sizeof(double),
+               fnv(at_root.data(), at_root.size() * sizeof(double),
+                   fnv(params.data(), params.size() * sizeof(double))));
+  return {};
+}
+
+int prologue(Job& job, const std::string& what) {
+  std::vector<double> params(20'000);
+  std::uint64_t digest = 0;
+  if (what == "registered") job.state().add("params", params);
+  if (auto s = set_up(job, params, digest); !s) {
+    say(fmt::format("prologue: {}", s.to_string()));
+    return 1;
+  }
+  if (what == "messages") {
+    double token = 0;
+    auto world = job.world();
+    auto s = job.rank() == 0 ? world.send(&token, 1, regroup::DType::F64, 1)
+                             : world.recv(&token, 1, regroup::DType::F64, 0);
+    if (s) s = world.barrier();
+    if (s) s = world.barrier();
+    say(fmt::format("rank {} messages: {}", job.rank(), s.to_string()));
+    if (!s) return 1;
+  }
+  if (what != "registered") job.state().add("params", params);
+  auto world = job.world();
+  auto loop = job.steps(2);
+  std::vector<double> grads(params.size());
+  while (loop.next()) {
+    for (std::size_t i = 0; i < grads.size(); ++i) grads[i] = params[i] * (job.rank() + 1);
+    if (!world.all_reduce(grads, ReduceOp::Avg)) continue;
+    if (!loop.commit()) continue;
+    for (std::size_t i = 0; i < params.size(); ++i) params[i] -= 0.01 * grads[i];
+  }
+  if (!loop.status()) {
+    say(fmt::format("rank {} ended: {}", job.rank(), loop.status().to_string()));
+    return 1;
+  }
+  digest = fnv(params.data(), params.size() * sizeof(double), digest);
+  say(fmt::format("rank {} digest={:016x}", job.rank(), digest));
+  return 0;
+}
+
 int mismatch(Job& job, const std::string& what) {
   auto world = job.world();
   const bool odd = job.rank() == 1;
@@ -280,6 +354,7 @@ int main(int argc, char** argv) {
   }
   auto job = std::move(*attached);
   if (mode == "train") return train(job, std::stoull(argument));
+  if (mode == "prologue") return prologue(job, argument);
   if (mode == "mismatch") return mismatch(job, argument);
   if (mode == "mismatch_in_step") return mismatch_in_step(job);
   if (mode == "leave") return leave(job);

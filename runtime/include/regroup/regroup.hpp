@@ -12,6 +12,9 @@
 ///   }
 ///
 /// Order of operations: every rank of a group starts the same operations in the same order.
+/// Prologue: collectives before the first next() or reform() are made again by the runtime when a
+/// rank is lost, and answered from a record in a newcomer; each synchronises its group. send and
+/// recv are not: a loss after one of them is Unsupported there.
 /// Threads: each object may be used from one thread at a time; different groups from different
 /// threads.
 /// No hang: every call ends, with Ok or with an error that names the lost rank.

@@ -1,0 +1,105 @@
+// Operations before the first step: recorded for newcomers, and made again by the runtime itself
+// when a rank is lost meanwhile.
+#include <algorithm>
+#include <cstring>
+#include <functional>
+
+#include "collective/schedule.hpp"
+#include "engine/group.hpp"
+#include "engine/job.hpp"
+
+namespace regroup::engine {
+namespace {
+
+using collective::Outcome;
+using collective::OutcomeKind;
+
+/// The input of an operation whose output covers part of it: a call that has its result, but turns
+/// out not to count, is made again from here.
+class InputCopy {
+ public:
+  InputCopy(const Request& request, int members, int me) {
+    const auto& spec = request.spec;
+    if (request.kind != Request::Kind::Collective || spec.in == nullptr || spec.out == nullptr)
+      return;
+    const auto extent = collective::extent_of({.kind = spec.kind,
+                                               .dtype = spec.dtype,
+                                               .op = spec.op,
+                                               .root = spec.root,
+                                               .count = spec.count},
+                                              members, me);
+    if (extent.in_bytes == 0 || extent.out_bytes == 0) return;
+    const auto* const in = static_cast<const std::byte*>(spec.in);
+    auto* const out = static_cast<std::byte*>(spec.out);
+    const std::less<const std::byte*> below;
+    if (!below(in, out + extent.out_bytes) || !below(out, in + extent.in_bytes)) return;
+    // An output that covers an input lies in the same object, which may be written.
+    at_ = out + (in - out);
+    bytes_.assign(in, in + extent.in_bytes);
+  }
+  void restore() const {
+    if (!bytes_.empty()) std::memcpy(at_, bytes_.data(), bytes_.size());
+  }
+
+ private:
+  std::byte* at_ = nullptr;
+  std::vector<std::byte> bytes_;
+};
+
+}  // namespace
+
+Status GroupImpl::perform_in_prologue(const Request& request, bool on_engine) {
+  const auto until = request.deadline();
+  const bool message = request.kind != Request::Kind::Collective;
+  auto& index = message ? prologue_messages_ : prologue_calls_;
+  const auto seats = present_seats();
+  const InputCopy input(request, size(), me_);
+  for (Epoch than{};;) {
+    auto share = job_.share_epoch(than, until);
+    if (!share) return share.error();
+    // A seat that stays vacant changes the sizes of buffers: the program has to decide.
+    if (present_seats() != seats) return job_.lost(than, name_, index + 1);
+    const auto call = call_of(request);
+    auto answered = job_.prologue().answer(call, index, result_of(request));
+    if (!answered) return answered.error();
+    if (*answered) {
+      ++index;
+      return {};
+    }
+    if (message) job_.prologue().note_message();
+    const auto outcome =
+        message ? run(request, on_engine, until) : run_and_confirm(request, call, on_engine, until);
+    if (outcome.ok()) {
+      ++index;
+      if (message) (void)job_.record(call, result_of(request));
+      return {};
+    }
+    if (!message) input.restore();
+    if (message || outcome.kind != OutcomeKind::Lost) return to_status(request, outcome);
+    than = epoch_;
+  }
+}
+
+// Who returns from a call must be sure that every seat has it in its record: then nobody ever has
+// to be given a result that only a dead rank knew, or a contribution that only a rank that went on
+// had.
+Outcome GroupImpl::run_and_confirm(const Request& request, const PrologueCall& call, bool on_engine,
+                                   spi::Deadline until) {
+  auto outcome = run(request, on_engine, until);
+  if (!outcome.ok()) return outcome;
+  // No memory for it: a newcomer will be told so, the others go on.
+  (void)job_.record(call, result_of(request));
+  Request confirm;
+  confirm.operation = metrics::Operation::Barrier;
+  confirm.spec.kind = spi::OpKind::Barrier;
+  confirm.label = "confirm";
+  auto confirmed = run(confirm, on_engine, until);
+  if (!confirmed.ok()) {
+    job_.prologue().take_back(call);
+    return confirmed;
+  }
+  job_.prologue().confirm(call);
+  return outcome;
+}
+
+}  // namespace regroup::engine
