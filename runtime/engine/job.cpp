@@ -62,6 +62,7 @@ Status JobImpl::start(TimePoint until) {
     algorithms_ = std::move(*rules);
   }
   holds_state_ = !seat().replacement;
+  if (StateCheck::wanted()) state_check_.emplace();
   const bool refills = seat().on_loss == OnLoss::Replay || seat().on_loss == OnLoss::Replace;
   meets_ = refills && seat().ranks > 1;
   if (auto status = prologue_.inherit(link_->take_kept(kPrologue)); !status) return status;
@@ -238,9 +239,7 @@ Status JobImpl::enter() {
     auto status = world_->wedged() ? await_next_view(spi::kNoDeadline) : enter_bound();
     if (!status && status.code() != Code::RankLost && status.code() != Code::Revoked) {
       book(Category::Compute);
-      // Without this the others would wait for a rank that has given up.
-      (void)link_->fault(status);
-      return status;
+      return give_up(std::move(status));
     }
   }
   book(Category::Compute);
@@ -367,6 +366,12 @@ Status JobImpl::inherit_mirror(std::uint64_t step) {
 // ---- steps -------------------------------------------------------------------------------------
 
 Status JobImpl::begin_step(std::uint64_t step, bool retry) {
+  if (state_check_) {
+    // What a failed attempt changed would never show otherwise.
+    if (auto status = retry ? state_check_->check(state_, step - 1) : Status(); !status)
+      return give_up(std::move(status));
+    state_check_->take(state_);
+  }
   if (retry) {
     state_.restore_volatile(saved_volatile_.data());
     const std::lock_guard lock(ledger_mutex_);
@@ -407,11 +412,23 @@ void JobImpl::note_failure(const Status& status) {
   if (step_failure_) step_failure_ = status;
 }
 
+Status JobImpl::give_up(Status status) {
+  note_failure(status);
+  // Without this the others would wait for a rank that has given up.
+  (void)link_->fault(status);
+  return status;
+}
+
 Status JobImpl::commit(std::uint64_t step) {
   if (auto status = usable(); !status) return status;
   if (!in_step_ || step != current_step_) {
     return {Code::FailedPrecondition,
             "commit() belongs between a next() that returned true and the next next()"};
+  }
+  if (state_check_) {
+    // Before the step is prepared: no rank may count it as committed.
+    if (auto status = state_check_->check(state_, current_index()); !status)
+      return give_up(std::move(status));
   }
   if (mirror_) mirror_->write(step, state_);
   auto status = world_->commit(step);

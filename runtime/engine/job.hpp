@@ -21,6 +21,7 @@
 #include "engine/mirror.hpp"
 #include "engine/prologue_progress.hpp"
 #include "engine/registered_state.hpp"
+#include "engine/state_check.hpp"
 #include "metrics/clock.hpp"
 #include "metrics/ledger.hpp"
 
@@ -124,6 +125,8 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   Status exchange_and_heal(control::Entered& report);
   Status prepare_first_entry();
   Status inherit_mirror(std::uint64_t step);
+  /// Says why this rank cannot go on, and passes it on.
+  Status give_up(Status status);
   void book(metrics::Category category);
 
   std::unique_ptr<AgentLink> link_;
@@ -144,6 +147,7 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   std::map<std::string, std::shared_ptr<GroupImpl>> groups_;
 
   RegisteredState state_;
+  std::optional<StateCheck> state_check_;  ///< empty: not asked for
   bool holds_state_ = false;
   bool entered_once_ = false;
   Epoch entered_;              ///< last epoch that enter() completed

@@ -137,6 +137,33 @@ TEST(Job, AStepThatFailsWithoutALossEndsTheLoop) {
   EXPECT_FALSE(job.lines_with("InvalidArgument").empty()) << story(job);
 }
 
+TEST(Job, StateThatChangesBeforeCommitIsNamedWhenAskedFor) {
+  const auto checked =
+      run_job({"-n", "2"}, {"early_change", "commit"}, {{"REGROUP_CHECK_STATE", "1"}}, 20);
+  EXPECT_NE(checked.exit_code, 0) << story(checked);
+  EXPECT_NE(checked.out.find("FailedPrecondition: registered state \"params\" was changed in step "
+                             "2"),
+            std::string::npos)
+      << story(checked);
+  const auto right = run_job({"-n", "2"}, {"train", kSteps}, {{"REGROUP_CHECK_STATE", "1"}});
+  EXPECT_EQ(right.exit_code, 0) << story(right);
+  // It changed nothing in the result, and nobody looks when nobody asked.
+  EXPECT_EQ(right.value_of("digest="), undisturbed(2));
+  const auto off =
+      run_job({"-n", "2"}, {"early_change", "commit"}, {{"REGROUP_CHECK_STATE", "0"}}, 20);
+  EXPECT_EQ(off.exit_code, 0) << story(off);
+}
+
+TEST(Job, StateThatAFailedAttemptChangedIsNamedToo) {
+  const auto job = run_job(
+      {"-n", "2", "--spares", "1"}, {"early_change", "attempt"},
+      {{"REGROUP_CHECK_STATE", "1"}, {"REGROUP_FAULTS", "rank=1,inc=0,op=all_reduce,step=2:kill"}},
+      20);
+  EXPECT_NE(job.out.find("rank 0: FailedPrecondition: registered state \"params\""),
+            std::string::npos)
+      << story(job);
+}
+
 TEST(Job, WaitingForARankThatHasLeftEndsTheJob) {
   const auto job = run_job({"-n", "2"}, {"leave"}, {}, 40);
   EXPECT_FALSE(job.timed_out) << story(job);

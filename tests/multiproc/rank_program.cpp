@@ -240,6 +240,26 @@ int mismatch_in_step(Job& job) {
   return loop.status() ? 0 : 1;
 }
 
+/// Changes registered state before commit, on one rank or in an attempt that a loss ends.
+int early_change(Job& job, const std::string& what) {
+  auto world = job.world();
+  std::vector<float> params(100, 1.0F), grads(100, 1.0F);
+  job.state().add("params", params);
+  auto loop = job.steps(4);
+  while (loop.next()) {
+    const bool wrong = job.rank() == 0 && loop.index() == 2;
+    if (wrong && what == "attempt") params[7] += 1;
+    if (!world.all_reduce(grads, ReduceOp::Avg)) continue;
+    if (wrong && what == "commit") params[7] += 1;
+    const auto committed = loop.commit();
+    if (committed.code() == regroup::Code::FailedPrecondition) say(committed.to_string());
+    if (!committed) continue;
+    for (auto& p : params) p += 0.5F;
+  }
+  say(fmt::format("rank {}: {}", job.rank(), loop.status().to_string()));
+  return loop.status() ? 0 : 1;
+}
+
 /// Rank 0 leaves while the others wait for it.
 int leave(Job& job) { return job.rank() == 0 || job.world().barrier() ? 0 : 2; }
 
@@ -357,6 +377,7 @@ int main(int argc, char** argv) {
   if (mode == "prologue") return prologue(job, argument);
   if (mode == "mismatch") return mismatch(job, argument);
   if (mode == "mismatch_in_step") return mismatch_in_step(job);
+  if (mode == "early_change") return early_change(job, argument);
   if (mode == "leave") return leave(job);
   if (mode == "bad_arguments") return bad_arguments(job);
   if (mode == "after_fork") return after_fork(job);

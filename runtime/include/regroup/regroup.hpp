@@ -168,7 +168,8 @@ class REGROUP_EXPORT ProcessGroup {
 /// Memory: the registered buffers stay valid, at the same address, until the Job is destroyed.
 class REGROUP_EXPORT State {
  public:
-  /// Replicated state, equal on all ranks between steps: healed from the other ranks.
+  /// Replicated state, equal on all ranks between steps: healed from the other ranks. In a step it
+  /// changes after commit() only; REGROUP_CHECK_STATE=1 checks that.
   State& add(std::string_view name, void* data, std::size_t bytes);
   /// This seat's own state that changes before commit (random generators, loader positions): saved
   /// by next(), restored on a retry, mirrored with commit so that a newcomer in this seat gets it.
