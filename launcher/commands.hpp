@@ -22,6 +22,10 @@ int status_command(const Arguments& arguments);
 int events_command(const Arguments& arguments);
 /// `regroup report [DIR] [--json]`
 int report_command(const Arguments& arguments);
+/// `regroup doctor [--json]`: what this machine offers; kExitUnavailable when no job can run here.
+int doctor_command(const Arguments& arguments);
+/// `regroup env [--all] [--json]`: which launcher started this process, and why that one.
+int env_command(const Arguments& arguments);
 /// `regroup inject kill|stop|cont|evict|coordinator-kill [--rank R] [--at WHEN] [--job JOB]`,
 /// WHEN = step=K, seq=K or phase=P
 int inject_command(const Arguments& arguments);

@@ -14,6 +14,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/fd.hpp"
+#include "launcher/command_line.hpp"
 #include "launcher/commands.hpp"
 #include "launcher/control_socket.hpp"
 #include "launcher/event_log.hpp"
@@ -31,26 +32,6 @@ namespace fs = std::filesystem;
 constexpr std::chrono::seconds kAnswerTime{5};
 /// Without news, `events -f` looks this often whether the launcher still lives.
 constexpr int kAliveEveryMs = 500;
-
-int usage_error(std::string_view command, const CLI::ParseError& error) {
-  fmt::print(stderr, "E-USE-1 regroup {}: {}. \"regroup {} --help\" tells more.\n", command,
-             error.what(), command);
-  return kExitBadUsage;
-}
-
-/// None: parsed. Otherwise the exit code of a command that ends here (help asked for, or wrong
-/// words).
-std::optional<int> parse(CLI::App& app, std::string_view command, const Arguments& arguments) {
-  try {
-    app.parse(Arguments(arguments.rbegin(), arguments.rend()));
-  } catch (const CLI::CallForHelp&) {
-    fmt::print("{}", app.help());
-    return kExitDone;
-  } catch (const CLI::ParseError& error) {
-    return usage_error(command, error);
-  }
-  return std::nullopt;
-}
 
 int fail(const Status& status) {
   fmt::print(stderr, "regroup: {}\n", status.text());
@@ -187,7 +168,7 @@ int status_command(const Arguments& arguments) {
   bool as_json = false;
   app.add_option("JOB", wanted, "only this job (its name, or the beginning of it)");
   app.add_flag("--json", as_json, "one JSON object a line (docs/schemas/status.md)");
-  if (const std::optional<int> done = parse(app, "status", arguments)) return *done;
+  if (const std::optional<int> done = parse_command_line(app, "status", arguments)) return *done;
   std::vector<RunningJob> jobs = running_jobs();
   std::erase_if(jobs, [&](const RunningJob& job) { return !job.job.starts_with(wanted); });
   if (jobs.empty()) {
@@ -216,7 +197,7 @@ int events_command(const Arguments& arguments) {
   app.add_option("DIR", named, "the job's log directory; the newest below runs/ when not given");
   app.add_flag("-f,--follow", following, "wait for more until the job ends");
   app.add_flag("--json", as_json, "the lines as they stand in the log (docs/schemas/events.md)");
-  if (const std::optional<int> done = parse(app, "events", arguments)) return *done;
+  if (const std::optional<int> done = parse_command_line(app, "events", arguments)) return *done;
   const Result<fs::path> dir = find_log_dir(named);
   if (!dir) return fail(dir.error());
   const fs::path path = *dir / kEventFile;
@@ -238,7 +219,7 @@ int report_command(const Arguments& arguments) {
   bool as_json = false;
   app.add_option("DIR", named, "the job's log directory; the newest below runs/ when not given");
   app.add_flag("--json", as_json, "the report as JSON (docs/schemas/report.md)");
-  if (const std::optional<int> done = parse(app, "report", arguments)) return *done;
+  if (const std::optional<int> done = parse_command_line(app, "report", arguments)) return *done;
   const Result<fs::path> dir = find_log_dir(named);
   if (!dir) return fail(dir.error());
   const Result<json> report = read_report(*dir);
@@ -260,7 +241,7 @@ int inject_command(const Arguments& arguments) {
   app.add_option("--at", at,
                  "when: step=K, seq=K, phase=P, several with commas; at once when not given");
   app.add_option("--job", wanted, "which job, when several of yours run");
-  if (const std::optional<int> done = parse(app, "inject", arguments)) return *done;
+  if (const std::optional<int> done = parse_command_line(app, "inject", arguments)) return *done;
   if (const Result<Trigger> trigger = Trigger::parse(at); !trigger) {
     fmt::print(stderr, "regroup: {}\n", trigger.error().text());
     return kExitBadUsage;

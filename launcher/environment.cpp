@@ -6,6 +6,8 @@
 #include <array>
 #include <string_view>
 
+#include "launcher/variables.hpp"
+
 namespace regroup::launcher {
 namespace {
 
@@ -18,22 +20,13 @@ constexpr std::array<std::string_view, 12> kForeignNames = {
     "RANK",        "WORLD_SIZE",      "LOCAL_RANK",   "LOCAL_WORLD_SIZE",
     "ROLE_RANK",   "ROLE_WORLD_SIZE", "ROLE_NAME",    "MASTER_ADDR",
     "MASTER_PORT", "SLURM_TASK_PID",  "SLURM_NODEID", "SLURM_GTIDS"};
-/// Ours that describe one process or one job; the others (REGROUP_FAULTS, REGROUP_DEBUG, ...) are
-/// the user's.
-constexpr std::array<std::string_view, 14> kOwnNames = {
-    "REGROUP_RANK",           "REGROUP_WORLD_SIZE",  "REGROUP_LOCAL_RANK",
-    "REGROUP_LOCAL_SIZE",     "REGROUP_NODE_RANK",   "REGROUP_NUM_NODES",
-    "REGROUP_JOB_ID",         "REGROUP_INCARNATION", "REGROUP_LIFE",
-    "REGROUP_IS_REPLACEMENT", "REGROUP_SPARE",       "REGROUP_RUN_DIR",
-    "REGROUP_CONTROL_FD",     "REGROUP_RDZV"};
-
 bool inherited(std::string_view variable) {
   const std::string_view key = variable.substr(0, variable.find('='));
   const auto is_key = [&](std::string_view name) { return key == name; };
   const auto starts = [&](std::string_view prefix) { return key.starts_with(prefix); };
   return std::none_of(kForeignPrefixes.begin(), kForeignPrefixes.end(), starts) &&
          std::none_of(kForeignNames.begin(), kForeignNames.end(), is_key) &&
-         std::none_of(kOwnNames.begin(), kOwnNames.end(), is_key);
+         std::none_of(kOwnVariables.begin(), kOwnVariables.end(), is_key);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdlib>
 
+#include "launcher/command_line.hpp"
 #include "launcher/commands.hpp"
 #include "launcher/exit_codes.hpp"
 #include "launcher/options.hpp"
@@ -107,6 +108,7 @@ int run_command(const Arguments& arguments) {
       "Runs a program as the ranks of a job on this host, and replaces the ranks that are lost.",
       "regroup run");
   describe_options(app, options, typed);
+  if (only_described(app)) return kExitDone;
   Split split = split_arguments(arguments, [&](const std::string& word) {
     const CLI::Option* option = app.get_option_no_throw(word);
     return option != nullptr && option->get_items_expected_max() > 0;
