@@ -14,6 +14,8 @@ struct Variable {
 
 inline constexpr std::array kUserVariables = {
     Variable{"REGROUP_ALGO", "the built-in choice", "which algorithm carries which operation"},
+    Variable{"REGROUP_CHECK_STATE", "0; 1 in debug builds of the library",
+             "1: a step must not change registered state before its commit"},
     Variable{"REGROUP_FAULTS", "none", "fault script for exact replays"},
     Variable{"REGROUP_LAUNCH", "the first that matches", "which outer launcher's variables count"},
 };

@@ -34,7 +34,9 @@ class Attack:
         self.kills = dict.fromkeys(KILLS, 0)
         self.how = {}  # incarnation -> kill, segv or freeze: what we did to it
         self.paused = []  # (incarnation, seconds) of pauses that must not have evicted
-        self.losses_at = {}  # (seat, resume_step) -> how often
+        self.losses_at = {}  # (seat, step that is done again) -> how often
+        self.hits = {}  # seat -> hits since the newest view, whose step the next one will tell
+        self.epoch = 0
         self.last_act = time.monotonic()
         self._chance = random.Random(0)
 
@@ -43,6 +45,7 @@ class Attack:
 
     def turn(self, now):
         """Does what is due."""
+        self._attribute_hits()
         due = [p for p in self.pending if p.at <= now]
         self.pending = [p for p in self.pending if p.at > now]
         for one in due:
@@ -77,13 +80,23 @@ class Attack:
             if i != self.anchor
             and i not in self.story.lost
             and i not in self.how
-            and self.losses_at.get(self._place(i), 0) < LOSSES_OF_A_SEAT_MAX
+            and self._losses_of(self.story.seat_of.get(i)) < LOSSES_OF_A_SEAT_MAX
         ]
         self._chance.shuffle(members)
         return members
 
-    def _place(self, incarnation):
-        return self.story.seat_of.get(incarnation), self.story.resume_step
+    def _losses_of(self, seat):
+        """In the step that was done again last, and in one that may still be the same."""
+        return self.losses_at.get((seat, self.story.resume_step), 0) + self.hits.get(seat, 0)
+
+    def _attribute_hits(self):
+        if self.story.epoch == self.epoch:
+            return
+        self.epoch = self.story.epoch
+        for seat, count in self.hits.items():
+            place = (seat, self.story.resume_step)
+            self.losses_at[place] = self.losses_at.get(place, 0) + count
+        self.hits.clear()
 
     def _hit(self, incarnation, number, how):
         pid = self.story.pids.get(incarnation)
@@ -94,8 +107,8 @@ class Attack:
         self.last_act = time.monotonic()
         self.how[incarnation] = how
         self.kills[how] += 1
-        place = self._place(incarnation)
-        self.losses_at[place] = self.losses_at.get(place, 0) + 1
+        seat = self.story.seat_of.get(incarnation)
+        self.hits[seat] = self.hits.get(seat, 0) + 1
         return True
 
     # ---- volleys ----

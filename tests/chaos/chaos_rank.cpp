@@ -106,7 +106,9 @@ class Course {
   /// A loss is the only reason for which an operation may fail here, and it names who was lost.
   void check_status(const Status& status) const {
     using regroup::Code;
-    if (status.code() != Code::RankLost && status.code() != Code::Revoked)
+    // Cancelled: the job ends by its policy, and the driver knows whether it should.
+    if (status.code() != Code::RankLost && status.code() != Code::Revoked &&
+        status.code() != Code::Cancelled)
       wrong("unexpected status: " + status.to_string());
   }
   [[nodiscard]] Where where(std::uint64_t operation) const {

@@ -33,13 +33,17 @@ class Plans(unittest.TestCase):
         self.assertTrue(all(p.ranks <= 3 for p in plans if p.is_large()))
 
 
+def view(epoch, seats, resume_step):
+    return {"kind": "view_installed", "epoch": epoch, "seats": seats, "resume_step": resume_step}
+
+
 def story_of(seats):
     story = Story()
     for seat, incarnation in enumerate(seats):
         story.feed(
             {"kind": "process_started", "rank": seat, "incarnation": incarnation, "pid": 0}
         )
-    story.feed({"kind": "view_installed", "epoch": 1, "seats": list(seats), "resume_step": 1})
+    story.feed(view(1, list(seats), 1))
     return story
 
 
@@ -66,8 +70,15 @@ class Victims(unittest.TestCase):
         attack = Attack(jobplan.draw(1, 0), story_of([11, 12, 13]), None)
         attack.anchor = 12
         self.assertEqual(sorted(attack._victims()), [11, 13])
-        attack.losses_at[0, 1] = 2
+        # Both hits belong to the step that the next view begins with, whatever this one's was.
+        attack.hits[0] = 2
         self.assertEqual(attack._victims(), [13])
+        attack.story.feed(view(2, [11, 12, 13], 9))
+        attack._attribute_hits()
+        self.assertEqual(attack._victims(), [13])
+        attack.story.feed(view(3, [11, 12, 13], 10))
+        attack._attribute_hits()
+        self.assertEqual(sorted(attack._victims()), [11, 13])
 
 
 def lost(evidence):
