@@ -92,7 +92,8 @@ int coordinator_command(const Arguments& arguments) {
   // It ends with its agent and with nothing else: a terminal's Ctrl-C is the agent's business. The
   // channel closes too when the agent dies, so a death before this call is noticed all the same.
   (void)::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  for (const int ignored : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGPIPE, SIGTSTP}) {
+  for (const int ignored :
+       {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGPIPE, SIGTSTP, SIGXFSZ}) {
     (void)std::signal(ignored, SIG_IGN);
   }
   Result<CoordinatorHost> host = CoordinatorHost::open(std::move(*options));

@@ -9,6 +9,11 @@
 #include <csignal>
 
 namespace regroup::launcher {
+namespace {
+
+constexpr std::chrono::milliseconds kEndTime{500};
+
+}  // namespace
 
 CoordinatorLink::~CoordinatorLink() {
   close();
@@ -22,7 +27,7 @@ void CoordinatorLink::start(TimePoint now) {
   due_.reset();
   started_at_ = now;
   Result<std::pair<control::Channel, control::Channel>> channels = control::Channel::pair();
-  if (!channels) return fail(now, std::string(channels.error().text()));
+  if (!channels) return fail(now, 0, std::string(channels.error().text()));
   const base::Fd theirs = channels->second.release();
   options_.fd = theirs.get();
   SpawnRequest request;
@@ -33,7 +38,7 @@ void CoordinatorLink::start(TimePoint now) {
   request.kept = {theirs.get()};
   if (options_.beat >= 0) request.kept.push_back(options_.beat);
   Result<Spawned> spawned = spawn(request);
-  if (!spawned) return fail(now, std::string(spawned.error().text()));
+  if (!spawned) return fail(now, 0, std::string(spawned.error().text()));
   process_.emplace(std::move(*spawned));
   channel_.emplace(std::move(channels->first));
   watch();
@@ -41,6 +46,7 @@ void CoordinatorLink::start(TimePoint now) {
 }
 
 void CoordinatorLink::turn(TimePoint now) {
+  if (kill_due_ && *kill_due_ <= now) kill();
   if (!due_ || *due_ > now || stopping_) return;
   restarts_ += 1;
   start(now);
@@ -59,8 +65,12 @@ void CoordinatorLink::pump(std::uint32_t events) {
   }
   while (channel_) {
     auto received = channel_->try_recv_as<membership::CoordinatorMessage>();
-    // Closed, or not to be understood: what is left of it ends, and the next one asks for
-    // everything again.
+    if (!received && received.error().code() == Code::Cancelled) {
+      close();
+      kill_due_ = Clock::now() + kEndTime;
+      return;
+    }
+    // Not to be understood: what is left of it ends, and the next one asks for everything again.
     if (!received) return kill();
     if (!received->has_value()) return;
     callbacks_.message(std::move((*received)->message));
@@ -76,6 +86,7 @@ void CoordinatorLink::send(const membership::AgentMessage& message) {
 
 void CoordinatorLink::kill() {
   close();
+  kill_due_.reset();
   if (process_) signal_process(*process_, SIGKILL);
 }
 
@@ -87,14 +98,15 @@ void CoordinatorLink::close() {
 bool CoordinatorLink::reaped(pid_t pid, const ExitStatus& status, TimePoint now) {
   if (!process_ || process_->pid != pid) return false;
   process_.reset();
+  kill_due_.reset();
   close();
-  fail(now, status.text());
+  fail(now, pid, status.text());
   return true;
 }
 
-void CoordinatorLink::fail(TimePoint now, const std::string& why) {
+void CoordinatorLink::fail(TimePoint now, pid_t pid, const std::string& why) {
   if (stopping_) return;
-  callbacks_.down(why);
+  callbacks_.down(pid, why);
   quick_ends_ = now - started_at_ < kQuickEnd ? quick_ends_ + 1 : 0;
   if (quick_ends_ >= kQuickEndsMax) {
     stopping_ = true;

@@ -25,7 +25,7 @@ class CoordinatorLink {
 
   struct Callbacks {
     std::function<void()> up;
-    std::function<void(const std::string& why)> down;
+    std::function<void(pid_t pid, const std::string& why)> down;
     std::function<void(membership::CoordinatorMessage)> message;
     std::function<void(const std::string& why)> given_up;
   };
@@ -42,10 +42,10 @@ class CoordinatorLink {
 
   /// Starts it, or plans another attempt.
   void start(TimePoint now);
-  /// Starts it again when that is due.
+  /// Starts it again when that is due, or ends what is left of it.
   void turn(TimePoint now);
   /// When turn() wants to be called; none: not now.
-  [[nodiscard]] std::optional<TimePoint> due() const { return due_; }
+  [[nodiscard]] std::optional<TimePoint> due() const { return due_ ? due_ : kill_due_; }
   /// Messages to a coordinator that is away are dropped: AgentHello tells all of it to the next
   /// one.
   void send(const membership::AgentMessage& message);
@@ -65,7 +65,7 @@ class CoordinatorLink {
   void pump(std::uint32_t events);
   void watch();
   void close();
-  void fail(TimePoint now, const std::string& why);
+  void fail(TimePoint now, pid_t pid, const std::string& why);
 
   EventLoop& loop_;
   CoordinatorOptions options_;
@@ -74,6 +74,8 @@ class CoordinatorLink {
   std::optional<Spawned> process_;
   std::optional<control::Channel> channel_;
   std::optional<TimePoint> due_;
+  /// It closed its channel: how it ends says why, and it gets this long for it.
+  std::optional<TimePoint> kill_due_;
   TimePoint started_at_;
   std::uint32_t restarts_ = 0;
   int quick_ends_ = 0;

@@ -107,6 +107,7 @@ TEST(Machine, NamesTheKernelFeatureThatIsMissing) {
     return refusal.text;
   };
   EXPECT_NE(text({.pidfd = false}).find("pidfd_open"), std::string::npos);
+  EXPECT_NE(text({.pidfd_signal = false}).find("pidfd_send_signal"), std::string::npos);
   EXPECT_NE(text({.memfd_seals = false}).find("memfd_create"), std::string::npos);
   EXPECT_NE(text({.robust_futex = false}).find("robust futex"), std::string::npos);
 }

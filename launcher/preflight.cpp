@@ -2,7 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <linux/futex.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -22,8 +22,30 @@ Refusal none() { return {kExitDone, "", ""}; }
 
 Refusal lacks(std::string_view feature, std::string_view needed_for, std::string_view since) {
   return {kExitUnavailable, "E-SYS-1",
-          fmt::format("this kernel does not offer {}, which is needed {}; run on {}", feature,
-                      needed_for, since)};
+          fmt::format("this kernel does not offer {}, which is needed {}; run on {}, or let the "
+                      "container's seccomp profile allow it",
+                      feature, needed_for, since)};
+}
+
+/// Whether the kernel marks a lock whose owner is gone.
+bool marks_dead_owners() {
+  pthread_mutexattr_t attributes;
+  pthread_mutex_t mutex;
+  ::pthread_mutexattr_init(&attributes);
+  ::pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
+  ::pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
+  const bool made = ::pthread_mutex_init(&mutex, &attributes) == 0;
+  ::pthread_mutexattr_destroy(&attributes);
+  if (!made) return false;
+  pthread_t owner;
+  const auto lock = [](void* one) -> void* {
+    ::pthread_mutex_lock(static_cast<pthread_mutex_t*>(one));
+    return nullptr;
+  };
+  // No thread to be had is a lack of its own, and named when the next one is needed.
+  if (::pthread_create(&owner, nullptr, lock, &mutex) != 0) return true;
+  ::pthread_join(owner, nullptr);
+  return ::pthread_mutex_trylock(&mutex) == EOWNERDEAD;
 }
 
 }  // namespace
@@ -32,18 +54,21 @@ KernelFeatures probe_kernel() {
   KernelFeatures out;
   const base::Fd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0)));
   out.pidfd = static_cast<bool>(pidfd) || errno == EMFILE || errno == ENFILE;
+  out.pidfd_signal = !pidfd || ::syscall(SYS_pidfd_send_signal, pidfd.get(), 0, nullptr, 0) == 0;
   const base::Fd memory(::memfd_create("regroup-probe", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   out.memfd_seals = memory ? ::fcntl(memory.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) == 0
                            : errno == EMFILE || errno == ENFILE;
-  robust_list_head* head = nullptr;
-  std::size_t bytes = 0;
-  out.robust_futex = ::syscall(SYS_get_robust_list, 0, &head, &bytes) == 0;
+  out.robust_futex = marks_dead_owners();
   return out;
 }
 
 Refusal check_kernel(const KernelFeatures& features) {
   if (!features.pidfd) {
     return lacks("pidfd_open", "to signal exactly the process that is meant", "Linux 5.3 or newer");
+  }
+  if (!features.pidfd_signal) {
+    return lacks("pidfd_send_signal", "to signal exactly the process that is meant",
+                 "Linux 5.1 or newer");
   }
   if (!features.memfd_seals) {
     return lacks("memfd_create with seals", "for shared memory that leaves nothing behind",

@@ -12,9 +12,11 @@ namespace regroup::launcher {
 /// What this kernel offers.
 struct KernelFeatures {
   bool pidfd = true;         ///< Linux 5.3
+  bool pidfd_signal = true;  ///< Linux 5.1
   bool memfd_seals = true;   ///< Linux 3.17
   bool robust_futex = true;  ///< CONFIG_FUTEX
 };
+/// By using each of them once. Threads: the main thread.
 [[nodiscard]] KernelFeatures probe_kernel();
 /// Names the first missing feature.
 [[nodiscard]] Refusal check_kernel(const KernelFeatures& features);

@@ -80,6 +80,8 @@ int run_job(RunOptions options, JobSetup setup) {
   open_standard_descriptors();
   ::prctl(PR_SET_CHILD_SUBREAPER, 1);
   ::signal(SIGPIPE, SIG_IGN);
+  // A limit of file sizes (ulimit -f) is an error like any other: it is said, with its cause.
+  ::signal(SIGXFSZ, SIG_IGN);
   ::signal(SIGTTIN, SIG_IGN);
   ::signal(SIGTTOU, SIG_IGN);
   for (char** variable = environ; *variable != nullptr; ++variable)
@@ -156,9 +158,9 @@ Status RunShell::begin() {
       narrator_.coordinator_restarted(coordinator_->pid(), coordinator_->restarts());
     post(membership::host::ChannelUp{});
   };
-  callbacks.down = [this](const std::string& why) {
+  callbacks.down = [this](pid_t pid, const std::string& why) {
     coordinator_watch_->end();
-    if (!ending_) narrator_.coordinator_lost(coordinator_->pid(), why);
+    if (!ending_) narrator_.coordinator_lost(pid, why);
     post(membership::host::ChannelDown{});
   };
   callbacks.message = [this](membership::CoordinatorMessage message) {

@@ -21,6 +21,8 @@
 ///
 ///     signals    print the name of each signal that it is sent
 ///
+///     ask        ask for groups when SIGUSR1 comes, and print refusals
+///
 ///     deaf       ignore SIGTSTP
 ///
 ///     linger     stay after the work is done, until told to stop
@@ -62,7 +64,7 @@ class FakeRank {
 
   int run() {
     if (actions_.contains("deaf")) ::signal(SIGTSTP, SIG_IGN);
-    if (actions_.contains("signals")) watch_signals();
+    if (actions_.contains("signals") || actions_.contains("ask")) watch_signals();
     send(control::Hello{.pid = ::getpid(), .build = "fake"});
     while (!done_) {
       turn();
@@ -95,6 +97,10 @@ class FakeRank {
     while (signals_ && ::read(signals_.get(), &info, sizeof info) > 0) {
       fmt::print("signal={}\n", ::sigabbrev_np(static_cast<int>(info.ssi_signo)));
       std::fflush(stdout);
+      if (!actions_.contains("ask")) continue;
+      // The first may be served from what was made ahead.
+      for (const char* name : {"first", "second", "third"})
+        send(control::AttachGroup{epoch_, name, everybody()});
     }
     if (page_) metrics::beat(page_->page(), metrics::monotonic_ns());
     while (!done_) {
@@ -149,6 +155,7 @@ class FakeRank {
       if (i == 0) enter(std::move(*arena), installed.groups[0].seats);
     }
     epoch_ = installed.view.epoch;
+    seats_ = static_cast<int>(seats.size());
     fmt::print("view epoch={} seats={} groups={} resume={} cause={}\n", epoch_.value(),
                fmt::join(seats, ","), fds.size(), installed.view.resume_step, installed.cause);
     std::fflush(stdout);
@@ -159,9 +166,7 @@ class FakeRank {
       send(control::KeepMemory{"mirror", keep->second.size()}, {memory.get()});
     }
     if (const auto group = actions_.find("group"); group != actions_.end()) {
-      std::vector<Rank> all;
-      for (std::size_t i = 0; i < seats.size(); ++i) all.emplace_back(static_cast<int>(i));
-      send(control::AttachGroup{epoch_, group->second, all});
+      send(control::AttachGroup{epoch_, group->second, everybody()});
       return;  // it goes on when the group is there
     }
     work();
@@ -172,6 +177,12 @@ class FakeRank {
     if (!arena) fail(arena.error().to_string());
     fmt::print("group {} id={} epoch={}\n", ready.group.name, ready.group.id, ready.epoch.value());
     work();
+  }
+
+  [[nodiscard]] std::vector<Rank> everybody() const {
+    std::vector<Rank> all;
+    for (int seat = 0; seat < seats_; ++seat) all.emplace_back(seat);
+    return all;
   }
 
   void enter(shm::Arena arena, const std::vector<Rank>& seats) {
@@ -221,7 +232,11 @@ class FakeRank {
     fmt::print("stop code={}\n", stop.exit_code);
     done_ = true;
   }
-  void on(const control::Refused& refused, std::vector<base::Fd>&) { fail(refused.text); }
+  void on(const control::Refused& refused, std::vector<base::Fd>&) {
+    if (!actions_.contains("ask")) fail(refused.text);
+    fmt::print("refused: {}\n", refused.text);
+    std::fflush(stdout);
+  }
 
   std::map<std::string, std::string> actions_;
   control::Channel channel_;
@@ -232,6 +247,7 @@ class FakeRank {
   Epoch epoch_;
   std::optional<shm::Arena> world_;
   base::Fd signals_;
+  int seats_ = 0;
   int me_ = 0;
   bool leaving_ = false;
   bool done_ = false;

@@ -21,7 +21,9 @@ Status failure(const char* what, std::size_t bytes, int error) {
                       error == EDQUOT || error == EFBIG;
   std::string text = fmt::format("{} of {} bytes of shared memory: {}", what, bytes,
                                  std::strerror(error));  // NOLINT(concurrency-mt-unsafe)
-  if (scarce) {
+  if (error == EFBIG) {
+    text += "; is the limit of file sizes (ulimit -f) too low?";
+  } else if (scarce) {
     text += "; is the memory limit of this container or the descriptor limit (ulimit -n) too low?";
   }
   return {scarce ? Code::ResourceExhausted : Code::Internal, std::move(text)};
