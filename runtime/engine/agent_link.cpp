@@ -114,8 +114,8 @@ void AgentLink::engine_main(const std::stop_token& stop) {
   }
   if (channel_) (void)send(control::BeaconHeld{});
   while (!stop.stop_requested()) {
-    pump();
-    if (run_one_task()) continue;
+    metrics::beat(page(), metrics::monotonic_ns());
+    if (channel_) serve_channel();
     pollfd waits[2] = {{wake_.get(), POLLIN, 0}, {channel_ ? channel_->fd() : -1, POLLIN, 0}};
     if (::poll(waits, 2, static_cast<int>(kBeatInterval.count())) > 0 &&
         (waits[0].revents & POLLIN) != 0) {
@@ -123,20 +123,6 @@ void AgentLink::engine_main(const std::stop_token& stop) {
       (void)!::read(wake_.get(), &count, sizeof count);
     }
   }
-  // What is still queued belongs to a closed job and answers at once.
-  while (run_one_task()) {
-  }
-}
-
-void AgentLink::pump() {
-  metrics::beat(page(), metrics::monotonic_ns());
-  if (channel_) serve_channel();
-}
-
-void AgentLink::pump_for_a_while() {
-  pollfd wait{channel_ ? channel_->fd() : -1, POLLIN, 0};
-  (void)::poll(&wait, 1, static_cast<int>(kBeatInterval.count()));
-  pump();
 }
 
 void AgentLink::serve_channel() {
@@ -241,19 +227,9 @@ Status AgentLink::await(std::unique_lock<std::mutex>& lock, TimePoint until, con
                         Ready ready) {
   while (!ready()) {
     if (!ended_) return ended_;
-    bool expired = false;
-    if (on_engine_thread()) {
-      // Nobody else receives what is awaited.
-      lock.unlock();
-      pump_for_a_while();
-      lock.lock();
-      expired = Clock::now() >= until;
-    } else if (until == TimePoint::max()) {
+    if (until == TimePoint::max()) {
       changed_.wait(lock);
-    } else {
-      expired = changed_.wait_until(lock, until) == std::cv_status::timeout;
-    }
-    if (expired && !ready()) {
+    } else if (changed_.wait_until(lock, until) == std::cv_status::timeout && !ready()) {
       return {Code::DeadlineExceeded,
               fmt::format("waited {} until the deadline; the launcher's output says who is "
                           "missing",
@@ -334,26 +310,6 @@ Status AgentLink::send_end_epoch(Epoch epoch, const std::string& why) {
 
 Status AgentLink::fault(const Status& why) {
   return send(control::Fault{static_cast<std::int32_t>(why.code()), std::string(why.text())});
-}
-
-void AgentLink::submit(std::function<void()> task) {
-  {
-    const std::lock_guard lock(mutex_);
-    tasks_.push_back(std::move(task));
-  }
-  wake_engine();
-}
-
-bool AgentLink::run_one_task() {
-  std::function<void()> task;
-  {
-    const std::lock_guard lock(mutex_);
-    if (tasks_.empty()) return false;
-    task = std::move(tasks_.front());
-    tasks_.pop_front();
-  }
-  task();
-  return true;
 }
 
 void AgentLink::wake_engine() const {

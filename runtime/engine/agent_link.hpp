@@ -3,8 +3,6 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <deque>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -36,7 +34,7 @@ struct Seat {
 };
 
 /// Owns the control channel, the death beacon and the engine thread. The thread beats, receives
-/// what the agent says and runs asynchronous operations; it never waits for the program.
+/// what the agent says; it never waits for the program.
 /// Thread safety: all public functions from any thread. Destroying it detaches in order.
 class AgentLink {
  public:
@@ -78,21 +76,10 @@ class AgentLink {
   /// Tells the agent that this process cannot go on, and why.
   Status fault(const Status& why);
 
-  /// Runs `task` on the engine thread, after those given before.
-  void submit(std::function<void()> task);
   /// Tells the agent that the end of the beacon, soon, is no loss: the exit code says what it is.
   void leave();
   /// In a forked child: lets go of the channel. Nothing else of this object may be used there.
   void abandon_in_child();
-
-  /// For tasks on the engine thread that wait: keeps the conversation alive meanwhile. Never
-  /// blocks.
-  void pump();
-  [[nodiscard]] bool on_engine_thread() const {
-    return std::this_thread::get_id() == engine_.get_id();
-  }
-  /// Engine thread, in a wait: waits a little for the agent to say something, and receives it.
-  void pump_for_a_while();
 
  private:
   explicit AgentLink(std::optional<control::Channel> channel) : channel_(std::move(channel)) {}
@@ -107,7 +94,6 @@ class AgentLink {
   void take_seat(const control::Assign& message, std::vector<base::Fd> fds);
   void fail(Status why);
   Status send(const control::RankMessage& message, std::span<const int> fds = {});
-  [[nodiscard]] bool run_one_task();
   void wake_engine() const;
   template <class Ready>
   Status await(std::unique_lock<std::mutex>& lock, TimePoint until, const char* what, Ready ready);
@@ -130,7 +116,6 @@ class AgentLink {
   std::optional<Status> refused_;
   std::optional<control::LossNotice> last_loss_;
   Status ended_;  ///< not Ok: the job is over for this process
-  std::deque<std::function<void()>> tasks_;
 
   std::jthread engine_;  ///< last: joins before the rest goes
 };

@@ -117,11 +117,6 @@ GroupImpl::GroupImpl(JobImpl& job, std::string name) : job_(job), name_(std::mov
 
 GroupImpl::~GroupImpl() = default;
 
-void GroupImpl::pump_engine(void* context) {
-  auto& group = *static_cast<GroupImpl*>(context);
-  if (group.on_engine_.load(std::memory_order_relaxed)) group.job_.link().pump();
-}
-
 void GroupImpl::on_phase(const char* phase, std::uint64_t number, std::int64_t chunk) {
   metrics::set_phase(job_.link().page(), phase_of(phase));
   if (!job_.has_faults()) return;
@@ -141,7 +136,6 @@ Status GroupImpl::bind(std::shared_ptr<OpenGroup> group, Epoch epoch) {
   me_ = static_cast<int>(mine - group->seats.begin());
   const collective::RunnerOptions options{
       .cores = job_.cores(),
-      .pump = {&GroupImpl::pump_engine, this},
       .fault = {[](void* context, const char* phase, std::uint64_t number, std::int64_t chunk) {
                   static_cast<GroupImpl*>(context)->on_phase(phase, number, chunk);
                 },
@@ -254,29 +248,28 @@ std::shared_ptr<WorkImpl> GroupImpl::start(const Request& request) {
   if (auto status = validate(request); !status) return std::make_shared<WorkImpl>(status);
   auto work = std::make_shared<WorkImpl>();
   pending_.fetch_add(1, std::memory_order_acq_rel);
-  job_.link().submit([self = shared_from_this(), request, work] {
-    auto status = self->validate(request);
-    if (status) status = self->noted(self->perform_now(request, true));
-    self->pending_.fetch_sub(1, std::memory_order_acq_rel);
+  async_->submit([this, request, work] {
+    auto status = validate(request);
+    if (status) status = noted(perform_now(request, true));
+    pending_.fetch_sub(1, std::memory_order_acq_rel);
     work->finish(std::move(status));
   });
   return work;
 }
 
-Status GroupImpl::perform_now(const Request& request, bool on_engine) {
-  if (job_.keeps_prologue()) return perform_in_prologue(request, on_engine);
-  return to_status(request, run(request, on_engine, request.deadline()));
+Status GroupImpl::perform_now(const Request& request, bool background) {
+  if (job_.keeps_prologue()) return perform_in_prologue(request, background);
+  return to_status(request, run(request, background, request.deadline()));
 }
 
-Outcome GroupImpl::run(const Request& request, bool on_engine, spi::Deadline until) {
+Outcome GroupImpl::run(const Request& request, bool background, spi::Deadline until) {
   const auto bytes = request.spec.count * size_of(request.spec.dtype);
-  on_engine_.store(on_engine, std::memory_order_relaxed);
   operation_name_ =
       request.label != nullptr ? request.label : metrics::name(request.operation).data();
   auto spec = request.spec;
   // Inside a step the buffers are computed anew after a loss, so that no copy is kept there.
   spec.keep_input = request.options.keep_input && !job_.in_step();
-  Scope scope(*this, request, bytes, !on_engine);
+  Scope scope(*this, request, bytes, !background);
   auto outcome = execute(request, spec, until);
   const auto expired = outcome;
   if (request.kind == Request::Kind::Collective) outcome = settle(request, std::move(outcome));
@@ -321,7 +314,6 @@ Status GroupImpl::to_status(const Request& request, const Outcome& outcome) {
 Status GroupImpl::perform_inside(const Request& request) {
   operation_name_ =
       request.label != nullptr ? request.label : metrics::name(request.operation).data();
-  on_engine_.store(job_.link().on_engine_thread(), std::memory_order_relaxed);
   return to_status(request, execute(request, request.spec, spi::kNoDeadline));
 }
 
@@ -338,7 +330,6 @@ Outcome GroupImpl::execute(const Request& request, const collective::OpSpec& spe
 }
 
 Status GroupImpl::commit(std::uint64_t step) {
-  on_engine_.store(false, std::memory_order_relaxed);
   operation_name_ = "commit";
   Request request;
   request.operation = metrics::Operation::Commit;

@@ -15,6 +15,7 @@
 #include <regroup/regroup.hpp>
 
 #include "collective/runner.hpp"
+#include "engine/async_queue.hpp"
 #include "engine/open_view.hpp"
 #include "engine/prologue.hpp"
 #include "metrics/beacon_page.hpp"
@@ -53,8 +54,8 @@ struct Request {
   }
 };
 
-/// Thread safety: perform() and start() from one thread at a time, beside the engine thread.
-class GroupImpl : public std::enable_shared_from_this<GroupImpl> {
+/// Thread safety: perform() and start() from one thread at a time, beside the group's own queue.
+class GroupImpl {
  public:
   GroupImpl(JobImpl& job, std::string name);
   GroupImpl(const GroupImpl&) = delete;
@@ -65,6 +66,10 @@ class GroupImpl : public std::enable_shared_from_this<GroupImpl> {
   Status bind(std::shared_ptr<OpenGroup> group, Epoch epoch);
   /// After this every call answers FailedPrecondition.
   void close() { closed_.store(true); }
+  /// Waits for the asynchronous operations; after close() those not begun answer at once. Blocks.
+  void finish_async() { async_->finish(); }
+  /// In a forked child, where the queue's thread does not exist and cannot be waited for.
+  void abandon_in_child() { (void)async_.release(); }
 
   [[nodiscard]] int rank() const { return me_; }
   [[nodiscard]] int size() const { return group_ ? static_cast<int>(group_->seats.size()) : 0; }
@@ -75,7 +80,7 @@ class GroupImpl : public std::enable_shared_from_this<GroupImpl> {
 
   /// Runs the operation on this thread, or behind the asynchronous ones that are pending. Blocks.
   Status perform(const Request& request);
-  /// Runs it on the engine thread.
+  /// Runs it on the group's own thread, behind those started before.
   std::shared_ptr<WorkImpl> start(const Request& request);
   /// The step word of the world: Ok once `step` is committed, RankLost when it is not. Blocks.
   Status commit(std::uint64_t step);
@@ -87,14 +92,14 @@ class GroupImpl : public std::enable_shared_from_this<GroupImpl> {
   class Scope;
   Status validate(const Request& request) const;
   Status validate_collective(const collective::OpSpec& spec) const;
-  Status perform_now(const Request& request, bool on_engine);
+  Status perform_now(const Request& request, bool background);
   /// Tells the job of a failure that is no loss; passes the status on.
   Status noted(Status status);
   /// group_prologue.cpp: a call before the first step, which outlives losses.
-  Status perform_in_prologue(const Request& request, bool on_engine);
+  Status perform_in_prologue(const Request& request, bool background);
   collective::Outcome run_and_confirm(const Request& request, const PrologueCall& call,
-                                      bool on_engine, spi::Deadline until);
-  collective::Outcome run(const Request& request, bool on_engine, spi::Deadline until);
+                                      bool background, spi::Deadline until);
+  collective::Outcome run(const Request& request, bool background, spi::Deadline until);
   collective::Outcome execute(const Request& request, const collective::OpSpec& spec,
                               spi::Deadline until);
   collective::Outcome settle(const Request& request, collective::Outcome outcome);
@@ -102,7 +107,6 @@ class GroupImpl : public std::enable_shared_from_this<GroupImpl> {
   [[nodiscard]] PrologueCall call_of(const Request& request) const;
   [[nodiscard]] std::span<std::byte> result_of(const Request& request) const;
   void on_phase(const char* phase, std::uint64_t number, std::int64_t chunk);
-  static void pump_engine(void* context);
 
   JobImpl& job_;
   std::string name_;
@@ -114,8 +118,9 @@ class GroupImpl : public std::enable_shared_from_this<GroupImpl> {
   std::uint64_t prologue_calls_ = 0;     ///< collectives of this life that are done
   std::uint64_t prologue_messages_ = 0;  ///< sends and receives of this life that are done
   std::atomic<int> pending_{0};          ///< asynchronous operations not finished yet
-  std::atomic<bool> on_engine_{false};   ///< the operation in progress runs on the engine thread
   const char* operation_name_ = "";
+  /// Last: its thread uses the rest.
+  std::unique_ptr<AsyncQueue> async_ = std::make_unique<AsyncQueue>();
 };
 
 }  // namespace regroup::engine

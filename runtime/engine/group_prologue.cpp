@@ -48,7 +48,7 @@ class InputCopy {
 
 }  // namespace
 
-Status GroupImpl::perform_in_prologue(const Request& request, bool on_engine) {
+Status GroupImpl::perform_in_prologue(const Request& request, bool background) {
   const auto until = request.deadline();
   const bool message = request.kind != Request::Kind::Collective;
   auto& index = message ? prologue_messages_ : prologue_calls_;
@@ -67,8 +67,8 @@ Status GroupImpl::perform_in_prologue(const Request& request, bool on_engine) {
       return {};
     }
     if (message) job_.prologue().note_message();
-    const auto outcome =
-        message ? run(request, on_engine, until) : run_and_confirm(request, call, on_engine, until);
+    const auto outcome = message ? run(request, background, until)
+                                 : run_and_confirm(request, call, background, until);
     if (outcome.ok()) {
       ++index;
       if (message) (void)job_.record(call, result_of(request));
@@ -83,9 +83,9 @@ Status GroupImpl::perform_in_prologue(const Request& request, bool on_engine) {
 // Who returns from a call must be sure that every seat has it in its record: then nobody ever has
 // to be given a result that only a dead rank knew, or a contribution that only a rank that went on
 // had.
-Outcome GroupImpl::run_and_confirm(const Request& request, const PrologueCall& call, bool on_engine,
-                                   spi::Deadline until) {
-  auto outcome = run(request, on_engine, until);
+Outcome GroupImpl::run_and_confirm(const Request& request, const PrologueCall& call,
+                                   bool background, spi::Deadline until) {
+  auto outcome = run(request, background, until);
   if (!outcome.ok()) return outcome;
   // No memory for it: a newcomer will be told so, the others go on.
   (void)job_.record(call, result_of(request));
@@ -93,7 +93,7 @@ Outcome GroupImpl::run_and_confirm(const Request& request, const PrologueCall& c
   confirm.operation = metrics::Operation::Barrier;
   confirm.spec.kind = spi::OpKind::Barrier;
   confirm.label = "confirm";
-  auto confirmed = run(confirm, on_engine, until);
+  auto confirmed = run(confirm, background, until);
   if (!confirmed.ok()) {
     job_.prologue().take_back(call);
     return confirmed;

@@ -79,11 +79,13 @@ JobImpl::~JobImpl() {
   // A forked child holds copies of objects whose threads and memory stayed with its parent: it lets
   // them be.
   if (LiveLinks::fork_count() != fork_count_) {
+    for (auto& [name, group] : groups_) group->abandon_in_child();
     (void)link_.release();
     return;
   }
   closed_.store(true);
   for (auto& [name, group] : groups_) group->close();
+  for (auto& [name, group] : groups_) group->finish_async();
 }
 
 Status JobImpl::usable() const {
@@ -163,8 +165,8 @@ Status JobImpl::lost(Epoch epoch, const std::string& group, std::uint64_t sequen
 }
 
 void JobImpl::book(Category category) {
-  // The engine thread works beside the program, whose time this is.
-  if (link_->on_engine_thread()) return;
+  // Asynchronous operations run beside the program, whose time this is.
+  if (AsyncQueue::is_this_thread()) return;
   const std::lock_guard lock(ledger_mutex_);
   ledger_->enter(category, now_ns());
 }
@@ -178,24 +180,13 @@ Status JobImpl::record(const PrologueCall& call, std::span<const std::byte> resu
   return prologue_.append(call, result, state_.covers(result.data(), result.size()), keep, this);
 }
 
-template <class Lock>
-Lock JobImpl::lock_epoch() {
-  Lock lock(epoch_mutex_, std::defer_lock);
-  if (!link_->on_engine_thread()) {
-    lock.lock();
-  } else {
-    while (!lock.try_lock()) link_->pump_for_a_while();
-  }
-  return lock;
-}
-
 Result<JobImpl::EpochShare> JobImpl::share_epoch(Epoch than, TimePoint until) {
   for (;;) {
     {
-      auto share = lock_epoch<EpochShare>();
+      EpochShare share(epoch_mutex_);
       if (epoch() > than && met_ >= epoch()) return share;
     }
-    const auto alone = lock_epoch<std::unique_lock<std::shared_mutex>>();
+    const std::unique_lock alone(epoch_mutex_);
     if (auto status = catch_up(than, until); !status) return status;
   }
 }

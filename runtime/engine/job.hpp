@@ -98,7 +98,10 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
 
   /// The status of an operation that was lost with `epoch`: names who and why.
   Status lost(Epoch epoch, const std::string& group, std::uint64_t sequence);
-  void hit_fault(const FaultPoint& point) { faults_.hit(point); }
+  void hit_fault(const FaultPoint& point) {
+    const std::lock_guard lock(faults_mutex_);
+    faults_.hit(point);
+  }
   [[nodiscard]] bool has_faults() const { return !faults_.empty(); }
   [[nodiscard]] int cores() const { return cores_; }
   /// REGROUP_ALGO.
@@ -117,8 +120,6 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   Status bind_groups();
   Status enter_bound();
   Status await_next_view(TimePoint until);
-  template <class Lock>
-  Lock lock_epoch();
   Status catch_up(Epoch than, TimePoint until);
   Status meet();
   class HealRecord;
@@ -133,6 +134,7 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   std::uint64_t fork_count_;
   std::atomic<bool> closed_{false};
   int cores_ = 1;
+  std::mutex faults_mutex_;
   FaultScript faults_;
   collective::AlgorithmRules algorithms_;
 

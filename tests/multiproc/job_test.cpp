@@ -164,6 +164,23 @@ TEST(Job, StateThatAFailedAttemptChangedIsNamedToo) {
       << story(job);
 }
 
+TEST(Job, GroupsMayStartTheirAsynchronousOperationsInAnyOrder) {
+  const auto job = run_job({"-n", "4"}, {"crossed"}, {}, 30);
+  EXPECT_EQ(job.exit_code, 0) << story(job);
+  EXPECT_EQ(job.lines_with("Ok 4 8").size(), 4U) << story(job);
+  const std::string faults = "rank=1,inc=0,op=all_reduce,step=1,phase=after_publish:kill";
+  const auto lost =
+      run_job({"-n", "4", "--spares", "1"}, {"crossed"}, {{"REGROUP_FAULTS", faults}}, 30);
+  EXPECT_EQ(lost.exit_code, 0) << story(lost);
+  EXPECT_EQ(lost.lines_with("Ok 4 8").size(), 4U) << story(lost);
+}
+
+TEST(Job, BlockingOperationsInCrossedOrderEndAtTheirDeadline) {
+  const auto job = run_job({"-n", "2"}, {"deadlocked"}, {}, 30);
+  EXPECT_EQ(job.exit_code, 1) << story(job);
+  EXPECT_FALSE(job.lines_with("DeadlineExceeded").empty()) << story(job);
+}
+
 TEST(Job, WaitingForARankThatHasLeftEndsTheJob) {
   const auto job = run_job({"-n", "2"}, {"leave"}, {}, 40);
   EXPECT_FALSE(job.timed_out) << story(job);

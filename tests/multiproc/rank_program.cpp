@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -260,6 +261,46 @@ int early_change(Job& job, const std::string& what) {
   return loop.status() ? 0 : 1;
 }
 
+/// Groups whose asynchronous operations are started in another order on every other rank; large
+/// ones, which need several turns of everybody.
+int crossed(Job& job) {
+  auto world = job.world();
+  auto other = world.split(0, 0, "other").value();
+  constexpr std::size_t kCount = 300'000;
+  std::vector<float> a(kCount), b(kCount);
+  auto loop = job.steps(3);
+  while (loop.next()) {
+    std::ranges::fill(a, 1.0F);
+    std::ranges::fill(b, 2.0F);
+    const bool odd = job.rank() % 2 == 1;
+    auto& first = odd ? other : world;
+    auto& second = odd ? world : other;
+    auto& first_data = odd ? b : a;
+    auto& second_data = odd ? a : b;
+    auto one = first.all_reduce_async(first_data.data(), first_data.data(), kCount,
+                                      regroup::DType::F32, ReduceOp::Sum);
+    auto two = second.all_reduce_async(second_data.data(), second_data.data(), kCount,
+                                       regroup::DType::F32, ReduceOp::Sum);
+    const auto said_one = one.wait();
+    const auto said_two = two.wait();
+    if (!said_one || !said_two || !loop.commit()) continue;
+  }
+  say(fmt::format("rank {}: {} {} {}", job.rank(), loop.status().to_string(), a[kCount - 1],
+                  b[kCount - 1]));
+  return loop.status() ? 0 : 1;
+}
+
+/// Two groups whose blocking operations are called in another order: an error of the program.
+int deadlocked(Job& job) {
+  auto world = job.world();
+  auto other = world.split(0, 0, "other").value();
+  auto& mine = job.rank() == 0 ? world : other;
+  const regroup::OpOptions patience{.timeout = std::chrono::seconds(2)};
+  const auto status = mine.barrier(patience);
+  say(fmt::format("rank {}: {}", job.rank(), status.to_string()));
+  return status ? 0 : 1;
+}
+
 /// Rank 0 leaves while the others wait for it.
 int leave(Job& job) { return job.rank() == 0 || job.world().barrier() ? 0 : 2; }
 
@@ -296,10 +337,14 @@ int after_destroy() {
 
 int after_fork(Job& job) {
   auto world = job.world();
+  if (!world.barrier_async().wait()) return 2;
   std::fflush(stdout);
   const pid_t child = ::fork();
   if (child == 0) {
     say(fmt::format("child: {}", world.barrier().to_string()));
+    // It may also let its copies go.
+    world = {};
+    { const Job last = std::move(job); }
     std::fflush(stdout);
     ::_exit(0);
   }
@@ -378,6 +423,8 @@ int main(int argc, char** argv) {
   if (mode == "mismatch") return mismatch(job, argument);
   if (mode == "mismatch_in_step") return mismatch_in_step(job);
   if (mode == "early_change") return early_change(job, argument);
+  if (mode == "crossed") return crossed(job);
+  if (mode == "deadlocked") return deadlocked(job);
   if (mode == "leave") return leave(job);
   if (mode == "bad_arguments") return bad_arguments(job);
   if (mode == "after_fork") return after_fork(job);

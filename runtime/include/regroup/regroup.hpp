@@ -132,8 +132,10 @@ class REGROUP_EXPORT ProcessGroup {
                      root, options);
   }
 
-  /// The same operations, started and not awaited. They run in call order on the job's engine
-  /// thread.
+  /// The same operations, started and not awaited. Those of one group run in call order, on a
+  /// thread of the group that the first of them starts; different groups do not wait for each
+  /// other. The call order of each group's operations is the same on all its ranks, whatever the
+  /// order between groups.
   Work all_reduce_async(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
                         OpOptions options = {});
   Work reduce_async(const void* in, void* out, std::size_t count, DType type, ReduceOp op, int root,
