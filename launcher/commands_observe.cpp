@@ -2,6 +2,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <optional>
@@ -21,6 +22,7 @@
 #include "launcher/exit_codes.hpp"
 #include "launcher/observe_text.hpp"
 #include "launcher/report.hpp"
+#include "launcher/report_page.hpp"
 
 namespace regroup::launcher {
 namespace {
@@ -160,6 +162,17 @@ Result<json> read_report(const fs::path& dir) {
   return folded->to_json();
 }
 
+int write_page(const json& report, const fs::path& dir, const fs::path& page) {
+  const Result<json> events = page_events(dir / kEventFile);
+  if (!events) return fail(events.error());
+  std::ofstream out(page);
+  out << report_page(report, *events);
+  out.close();
+  if (out) return kExitDone;
+  fmt::print(stderr, "regroup: E-REP-4 cannot write {}: {}\n", page.string(), std::strerror(errno));
+  return kExitNotAllowed;
+}
+
 }  // namespace
 
 int status_command(const Arguments& arguments) {
@@ -215,15 +228,18 @@ int report_command(const Arguments& arguments) {
       "Shows what became of a job: losses and their causes, recovery by phase, where the time "
       "went.",
       "regroup report");
+  std::string page;
   std::string named;
   bool as_json = false;
   app.add_option("DIR", named, "the job's log directory; the newest below runs/ when not given");
   app.add_flag("--json", as_json, "the report as JSON (docs/schemas/report.md)");
+  app.add_option("--html", page, "write it as one page for a browser, with everything in it");
   if (const std::optional<int> done = parse_command_line(app, "report", arguments)) return *done;
   const Result<fs::path> dir = find_log_dir(named);
   if (!dir) return fail(dir.error());
   const Result<json> report = read_report(*dir);
   if (!report) return fail(report.error());
+  if (!page.empty()) return write_page(*report, *dir, page);
   fmt::print("{}", as_json ? report->dump(1) + "\n" : report_text(*report));
   return kExitDone;
 }

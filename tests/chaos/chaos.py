@@ -323,6 +323,8 @@ def numbers(options, began):
 
 
 def main():
+    # Whoever ends this driver ends its job too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = parse_arguments()
     root = options.log_dir or Path(tempfile.mkdtemp(prefix="regroup-chaos-"))
     policies = tuple(options.policies.split(",")) if options.policies else tuple(jobplan.POLICIES)

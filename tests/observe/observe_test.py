@@ -158,5 +158,70 @@ class Help(unittest.TestCase):
         self.assertEqual(regroup("completion", "fish").returncode, 64)
 
 
+PROGRAM = Path(os.environ["BIN_DIR"]) / "example_03_lose_and_replace"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+class Job(unittest.TestCase):
+    """One job of four ranks that loses one of them."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = Path(os.environ["TMP_DIR"]) / "job"
+        shutil.rmtree(cls.folder, ignore_errors=True)
+        cls.logs = cls.folder / "logs"
+        words = ["run", "-n", 4, "--spares", 1, "--log-dir", cls.logs, "--", PROGRAM]
+        run = regroup(*words)
+        assert run.returncode == 0, run.stderr
+        cls.report = json.loads(regroup("report", cls.logs, "--json").stdout)
+        assert cls.report["losses"], "the example kills a rank"
+
+
+class Page(Job):
+    def page(self):
+        path = self.folder / "report.html"
+        written = regroup("report", self.logs, "--html", path)
+        self.assertEqual((written.returncode, written.stderr), (0, ""))
+        return path
+
+    def test_holds_everything_itself(self):
+        text = self.page().read_text()
+        outside = [u for u in re.findall(r"https?://[^\s\"'<]+", text) if "www.w3.org" not in u]
+        self.assertEqual(outside, [])
+        self.assertEqual(re.findall(r"<(?:link|img|iframe|script[^>]* src)", text), [])
+
+    def test_refuses_a_file_that_cannot_be_written(self):
+        answer = regroup("report", self.logs, "--html", self.folder / "missing" / "r.html")
+        self.assertEqual(answer.returncode, 77)
+        self.assertIn("E-REP-4", answer.stderr)
+
+    @unittest.skipUnless(CHROMIUM, "no chromium here: the page was not opened")
+    def test_a_browser_draws_each_rank_and_each_loss(self):
+        page = self.page()
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+        command += [f"--user-data-dir={self.folder}/browser", "--virtual-time-budget=5000"]
+        opened = subprocess.run(
+            [*command, page.resolve().as_uri()], capture_output=True, text=True, timeout=120
+        )
+        dom = opened.stdout
+        self.assertIn('data-drawn="yes"', dom, opened.stderr)
+        lanes = re.findall(r'<g class="lane" data-rank="(\d+)">(.*?)</g>', dom, re.S)
+        self.assertEqual([int(rank) for rank, _ in lanes], [0, 1, 2, 3])
+        for rank, lane in lanes:
+            self.assertIn('data-state="run"', lane, rank)
+        marks = re.findall(r'class="loss" data-rank="(\d+)" data-evidence="(\w+)"', dom)
+        losses = [(str(loss["rank"]), loss["evidence"]) for loss in self.report["losses"]]
+        self.assertEqual(marks, losses)
+        lost_lane = dict(lanes)[losses[0][0]]
+        self.assertIn('data-state="reform"', lost_lane)
+        phases = {name for name, ns in self.report["recoveries"][0]["phases"].items() if ns > 0}
+        drawn = set(re.findall(r'<i style="[^"]*" data-phase="(\w+)"', dom))
+        self.assertEqual({f"{name}_ns" for name in drawn} | {"total_ns"}, phases)
+        # Each seat and all of them together.
+        self.assertEqual(dom.count('class="ledger-row"'), 5)
+        self.assertIn('data-category="compute"', dom)
+        self.assertIn('<tr data-phase="total">', dom)
+
+
 if __name__ == "__main__":
     unittest.main()
