@@ -64,6 +64,8 @@ void HostAgent::on(const host::ChannelUp& /*event*/) {
     send(std::move(requests_.front()));
     requests_.pop_front();
   }
+  // The wish may have been lost with the channel; only the end of the job answers it.
+  if (stop_ && !ending_) send(*stop_);
 }
 
 void HostAgent::on(const host::ChannelDown& /*event*/) { channel_up_ = false; }
@@ -212,7 +214,10 @@ void HostAgent::on(const host::BeatsRead& event) {
 }
 
 void HostAgent::on(const host::Evict& event) { request(EvictRequest{event.rank, event.why}); }
-void HostAgent::on(const host::Stop& event) { request(StopRequest{event.why, event.exit_code}); }
+void HostAgent::on(const host::Stop& event) {
+  if (!stop_) stop_ = StopRequest{event.why, event.exit_code};
+  if (!ending_) send(*stop_);
+}
 
 std::string HostAgent::explain() const {
   const auto word = [this] {

@@ -242,6 +242,7 @@ class HostAgent {
   std::vector<Member> lost_;  ///< of the installed epoch, as far as known here
   std::map<Incarnation, ProcessInfo> processes_;
   std::deque<AgentMessage> requests_;
+  std::optional<StopRequest> stop_;  ///< said again on every channel until the job ends
   TimePoint now_{};
   host::Effects effects_;
 };
