@@ -170,7 +170,7 @@ Status RunShell::evict(Rank rank, const std::string& why) {
   if (process == nullptr || process->gone) {
     return {Code::FailedPrecondition, fmt::format("seat {} is vacant", rank.value())};
   }
-  post(membership::host::Evict{rank, why});
+  post(membership::host::Evict{process->incarnation, why});
   return {};
 }
 

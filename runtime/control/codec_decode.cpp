@@ -243,7 +243,7 @@ membership::StartFailed get(Reader& in, const wire::StartFailed* from) {
   return {Incarnation(from->incarnation()), in.text(from->why())};
 }
 membership::EvictRequest get(Reader& in, const wire::EvictRequest* from) {
-  return {Rank(from->rank()), in.text(from->why())};
+  return {Incarnation(from->incarnation()), in.text(from->why())};
 }
 membership::StopRequest get(Reader& in, const wire::StopRequest* from) {
   return {in.text(from->why()), from->exit_code()};

@@ -201,8 +201,8 @@ auto put(FlatBufferBuilder& to, const membership::StartFailed& message) {
   return wire::CreateStartFailed(to, incarnation.value(), put(to, why));
 }
 auto put(FlatBufferBuilder& to, const membership::EvictRequest& message) {
-  const auto& [rank, why] = message;
-  return wire::CreateEvictRequest(to, rank.value(), put(to, why));
+  const auto& [incarnation, why] = message;
+  return wire::CreateEvictRequest(to, incarnation.value(), put(to, why));
 }
 auto put(FlatBufferBuilder& to, const membership::StopRequest& message) {
   const auto& [why, exit_code] = message;

@@ -96,7 +96,7 @@ inline std::vector<membership::AgentMessage> agent_messages() {
           StartFailed{},
           StartFailed{Incarnation(7), "exec: no such file"},
           EvictRequest{},
-          EvictRequest{Rank(-1), "by hand"},
+          EvictRequest{Incarnation(8), "by hand"},
           StopRequest{},
           StopRequest{"Ctrl-C", 130}};
 }

@@ -15,7 +15,7 @@
 
 namespace regroup::control {
 
-inline constexpr std::uint32_t kProtocolVersion = 1;
+inline constexpr std::uint32_t kProtocolVersion = 2;
 
 // ---- rank -> agent ----
 

@@ -213,7 +213,9 @@ void HostAgent::on(const host::BeatsRead& event) {
   effects_.emplace_back(host::SetTimer{detector_.next_check()});
 }
 
-void HostAgent::on(const host::Evict& event) { request(EvictRequest{event.rank, event.why}); }
+void HostAgent::on(const host::Evict& event) {
+  request(EvictRequest{event.incarnation, event.why});
+}
 void HostAgent::on(const host::Stop& event) {
   if (!stop_) stop_ = StopRequest{event.why, event.exit_code};
   if (!ending_) send(*stop_);

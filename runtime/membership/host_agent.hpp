@@ -80,7 +80,7 @@ struct BeatsRead {
 };
 /// A person's wish.
 struct Evict {
-  Rank rank;
+  Incarnation incarnation;
   std::string why;
 };
 struct Stop {

@@ -180,9 +180,9 @@ TEST_F(Agent, SilenceIsConfirmedBeforeItCounts) {
 TEST_F(Agent, RequestsOutliveTheCoordinatorUpToALimit) {
   step(host::ChannelDown{});
   for (std::size_t i = 0; i < kPendingRequestsMax; ++i) {
-    EXPECT_THAT(step(host::Evict{Rank{0}, "asked"}), IsEmpty());
+    EXPECT_THAT(step(host::Evict{Incarnation{1}, "asked"}), IsEmpty());
   }
-  EXPECT_EQ(step(host::Evict{Rank{0}, "asked"}).size(), 1U);  // says that it is dropped
+  EXPECT_EQ(step(host::Evict{Incarnation{1}, "asked"}).size(), 1U);  // says that it is dropped
   EXPECT_EQ(step(host::ChannelUp{}).size(), 1 + kPendingRequestsMax);
 }
 

@@ -226,13 +226,18 @@ void Membership::start_failed(const Event& event) {
 
 void Membership::evict(const Event& event) {
   const auto& request = message<EvictRequest>(event);
-  const auto holder = live_holder(request.rank);
-  if (state_ == State::Gathering || !holder) {
+  Incarnation wanted = request.incarnation;
+  const Process* process = find(wanted);
+#ifdef REGROUP_MUTANT_EVICT_NAMES_THE_SEAT
+  if (process != nullptr && process->seat) wanted = live_holder(*process->seat).value_or(wanted);
+  process = find(wanted);
+#endif
+  if (process == nullptr || !is_alive(*process)) {
     note("evict_refused",
-         fmt::format("rank {} has no process that could be evicted now", request.rank.value()));
+         fmt::format("incarnation {} does not run (any more): nothing to evict", wanted.value()));
     return;
   }
-  mark_gone(*holder, {.kind = EvidenceKind::Requested, .text = "evicted: " + request.why}, false);
+  mark_gone(wanted, {.kind = EvidenceKind::Requested, .text = "evicted: " + request.why}, false);
 }
 
 void Membership::stop(const Event& event) {

@@ -197,6 +197,7 @@ class Membership {
   void mark_finished(Incarnation incarnation);
   void mark_silent_agents();
   void set_seat(Incarnation incarnation, Rank rank);
+  void seat_member(Incarnation incarnation);
   void order_holders(Rank rank, Incarnation member);
   void index_view();
   [[nodiscard]] bool is_member(Incarnation incarnation) const;

@@ -79,7 +79,12 @@ void Membership::absorb_process(AgentId id, const ProcessInfo& info, bool was_me
   if (find(info.incarnation) == nullptr) {
     processes_[info.incarnation] = {.agent = id};
     if (info.seat) set_seat(info.incarnation, *info.seat);
-    if (is_member(info.incarnation)) member_hosts_.insert(id);
+    if (is_member(info.incarnation)) {
+      member_hosts_.insert(id);
+#ifndef REGROUP_MUTANT_SEAT_OF_UNSEEN_VIEW_FORGOTTEN
+      seat_member(info.incarnation);
+#endif
+    }
     // Its agent was given up before this coordinator ever heard of it; a round without a decision
     // may still count it.
     const bool too_late =
@@ -220,6 +225,17 @@ void Membership::set_seat(Incarnation incarnation, Rank rank) {
   if (std::find(holders.begin(), holders.end(), incarnation) == holders.end()) {
     holders.push_back(incarnation);
   }
+}
+
+/// A process that this coordinator hears of for the first time is a member of the durable view: it
+/// has its seat, also when its own host never saw that view and calls it a spare.
+void Membership::seat_member(Incarnation incarnation) {
+  const auto& seats = durable_.view.seats;
+  const auto seat = std::find(seats.begin(), seats.end(), incarnation) - seats.begin();
+  const Rank rank{static_cast<std::int32_t>(seat)};
+  set_seat(incarnation, rank);
+  find(incarnation)->joined = true;
+  order_holders(rank, incarnation);
 }
 
 /// After a restart, when hosts tell of a seat's holders in any order: the dead and removed, the

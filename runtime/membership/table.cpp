@@ -179,12 +179,12 @@ struct Table {
       kOver,
   }};
   static constexpr Row kEvict = {{
-      on(&Membership::evict, "refused: not all agents are known"),
-      on(&Membership::evict, "the seat's process counts as lost"),
-      on(&Membership::evict, "the seat's member counts as lost: wedge(e)"),
-      on(&Membership::evict, "the seat's member counts as lost: wedge(e)"),
-      on(&Membership::evict, "the seat's member counts as lost: next round"),
-      on(&Membership::evict, "the seat's member counts as lost: next round"),
+      on(&Membership::evict, "learns; acted upon when all agents are known"),
+      on(&Membership::evict, "the process counts as lost"),
+      on(&Membership::evict, "a member counts as lost: wedge(e)"),
+      on(&Membership::evict, "a member counts as lost: wedge(e)"),
+      on(&Membership::evict, "a member counts as lost: next round"),
+      on(&Membership::evict, "a member counts as lost: next round"),
       on(&Membership::evict, "member: next round; newcomer: its seat is filled anew"),
       kOver,
       kOver,

@@ -82,7 +82,7 @@ struct Say {
     return fmt::format("StartFailed {} ({})", m.incarnation.value(), m.why);
   }
   std::string operator()(const EvictRequest& m) const {
-    return fmt::format("EvictRequest rank {} ({})", m.rank.value(), m.why);
+    return fmt::format("EvictRequest {} ({})", m.incarnation.value(), m.why);
   }
   std::string operator()(const StopRequest& m) const {
     return fmt::format("StopRequest {} ({})", m.exit_code, m.why);
@@ -168,7 +168,7 @@ struct Say {
     return fmt::format("BeatsRead of {}", e.beats.size());
   }
   std::string operator()(const host::Evict& e) const {
-    return fmt::format("Evict rank {} ({})", e.rank.value(), e.why);
+    return fmt::format("Evict {} ({})", e.incarnation.value(), e.why);
   }
   std::string operator()(const host::Stop& e) const {
     return fmt::format("Stop {} ({})", e.exit_code, e.why);

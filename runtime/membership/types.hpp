@@ -128,9 +128,10 @@ struct StartFailed {
   std::string why;
   bool operator==(const StartFailed&) const = default;
 };
-/// A person's wish: evict the process in this seat.
+/// A person's wish: evict this process. It names the life, not the seat: the wish may wait for a
+/// channel, and must not hit whoever has the seat by then.
 struct EvictRequest {
-  Rank rank;
+  Incarnation incarnation;
   std::string why;
   bool operator==(const EvictRequest&) const = default;
 };

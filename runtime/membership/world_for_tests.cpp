@@ -58,8 +58,9 @@ void World::line(const std::string& text) {
          {.kind = EvidenceKind::Reaped, .signal = static_cast<int>(number(words[2])) - 128});
   } else if (verb == "exit") {  // exit r1 3 [attached]
     end_process(member(what), static_cast<int>(number(words[2])), words.size() < 4);
-  } else if (verb == "evict") {
-    host_event(0, host::Evict{Rank{static_cast<int>(number(what))}, "asked"});
+  } else if (verb == "evict") {  // evict r1 [1]: asked at host 0, or at this one
+    const auto at = static_cast<std::uint32_t>(words.size() > 2 ? number(words[2]) : 0);
+    host_event(at, host::Evict{member(what), "asked"});
   } else if (verb == "stop") {
     host_event(0, host::Stop{"interrupted", static_cast<int>(number(what))});
   } else if (verb == "fail") {  // the supervisor gives up
@@ -68,8 +69,8 @@ void World::line(const std::string& text) {
     host_event(0, host::WedgeWanted{Epoch{number(what)}, "deadline passed"});
   } else if (verb == "crash") {  // the coordinator dies
     crash();
-  } else if (verb == "restart") {
-    start();
+  } else if (verb == "restart") {  // restart | restart 0: only this host finds it
+    start(what.empty() ? std::nullopt : std::optional(number(what)));
   } else if (verb == "cut") {
     unlink(static_cast<std::uint32_t>(number(what)));
   } else if (verb == "link") {
@@ -121,12 +122,14 @@ void World::configure(const Words& words) {
   }
 }
 
-void World::start() {
+void World::start(std::optional<std::uint64_t> only) {
   coordinator_ = std::make_unique<Membership>(timeouts_);
   Started started{.durable = disk_, .config = config_};
   for (const auto& [id, host] : hosts_) started.agents.push_back(AgentId{id});
   coordinate(started);
-  for (const auto& [id, host] : hosts_) link(id);
+  for (const auto& [id, host] : hosts_) {
+    if (!only || *only == id) link(id);
+  }
 }
 
 void World::link(std::uint32_t agent) {

@@ -49,7 +49,7 @@ class World {
 
   using Words = std::vector<std::string>;
   void configure(const Words& words);
-  void start();
+  void start(std::optional<std::uint64_t> only = std::nullopt);
   void link(std::uint32_t agent);
   void unlink(std::uint32_t agent);
   void crash();
