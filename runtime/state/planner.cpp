@@ -175,17 +175,31 @@ std::vector<Transfer> HealPlan::of_newcomer(Rank seat) const {
 
 Result<HealPlan> plan_heal(const Layout& layout, std::vector<Rank> donors,
                            std::vector<Newcomer> newcomers) {
+#ifndef REGROUP_MUTANT_DONORS_UNSORTED
   std::sort(donors.begin(), donors.end());
+#endif
   std::sort(newcomers.begin(), newcomers.end(),
             [](const Newcomer& a, const Newcomer& b) { return a.seat < b.seat; });
   if (Status checked = check_sides(layout, donors, newcomers); !checked) return checked;
+#ifdef REGROUP_MUTANT_HEAL_FROM_NEWCOMER
+  for (const Newcomer& newcomer : newcomers) donors.push_back(newcomer.seat);
+#endif
 
   HealPlan plan;
   for (std::uint64_t number = 0; number < layout.chunks(); ++number) {
     Transfer transfer{.chunk = Chunk(number)};
     for (const Newcomer& newcomer : newcomers) {
+#ifdef REGROUP_MUTANT_SECOND_NEWCOMER_FORGOTTEN
+      if (!transfer.receivers.empty()) break;
+#endif
+#ifdef REGROUP_MUTANT_DROP_RESUMED_CHUNK
+      if (plan.transfers.empty() && newcomer.have.size() > 0) continue;
+#endif
       if (!newcomer.have.has(transfer.chunk)) transfer.receivers.push_back(newcomer.seat);
     }
+#ifdef REGROUP_MUTANT_LAST_CHUNK_FORGOTTEN
+    if (number > 0 && number + 1 == layout.chunks()) continue;
+#endif
     if (transfer.receivers.empty()) continue;
     if (donors.empty()) {
       return Status(Code::FailedPrecondition,
@@ -247,6 +261,9 @@ std::vector<Range> HealProgress::missing_ranges() const {
 }
 
 void HealProgress::forget(std::size_t tensor) {
+#ifdef REGROUP_MUTANT_KEEP_WRONG_CHUNKS
+  return;
+#endif
   const auto [first, last] = layout_.chunks_of(tensor);
   for (std::uint64_t number = first.value(); number < last.value(); ++number) {
     if (!have_.has(Chunk(number))) continue;  // shared with a tensor that was forgotten before
@@ -277,6 +294,9 @@ Status HealProgress::verify(std::span<const Digest> expected,
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const Digest here = digest(tensors[i]);
     if (here == expected[i]) continue;
+#ifdef REGROUP_MUTANT_ACCEPT_WRONG_DIGEST
+    continue;
+#endif
     differing += fmt::format("{}\"{}\" (here {}, at its donor {})", differing.empty() ? "" : ", ",
                              layout_.tensors()[i].name, to_string(here), to_string(expected[i]));
     forget(i);

@@ -8,8 +8,10 @@
 namespace regroup::sim {
 
 namespace host = membership::host;
-using membership::Evidence;
-using membership::EvidenceKind;
+
+namespace {
+constexpr nanoseconds kRefillAfter = std::chrono::milliseconds(50);
+}  // namespace
 
 Agents::Agents(Core& core, Ranks& ranks, FaultCount& faults)
     : core_(core),
@@ -17,7 +19,7 @@ Agents::Agents(Core& core, Ranks& ranks, FaultCount& faults)
       faults_(faults),
       timeouts_(membership::timeouts_for(membership::kDetectBudget)) {
   for (std::uint32_t i = 0; i < core.swarm.hosts; ++i) {
-    hosts_.push_back({.machine = std::make_unique<membership::HostAgent>(membership::AgentId{i})});
+    hosts_.emplace_back(membership::AgentId{i});
   }
 }
 
@@ -25,15 +27,35 @@ bool Agents::is_running(std::uint32_t host) const {
   return !hosts_[host].lost && !hosts_[host].ended;
 }
 
-void Agents::deliver(std::uint32_t host, const host::Event& event) {
-  if (!is_running(host)) return;
-  const host::Effects effects = hosts_[host].machine->step(event, core_.time());
-  const std::size_t effects_max = 32 + 4 * ranks_.all().size();
-  if (effects.size() > effects_max) {
-    core_.checks.fail("S19 bounded",
-                      fmt::format("agent {}: {} effects of one event", host, effects.size()));
+/// As in the launcher's shell: an effect never calls back into a machine, what it sets off waits
+/// until the effects before it are done.
+void Agents::take(std::uint32_t host, Pending event) {
+  Host& here = hosts_[host];
+  here.pending.push_back(std::move(event));
+  if (here.draining) return;
+  here.draining = true;
+  while (!here.pending.empty()) {
+    const Pending next = std::move(here.pending.front());
+    here.pending.pop_front();
+    if (!is_running(host)) continue;
+    if (const auto* mine = std::get_if<supervisor::Event>(&next)) {
+      const supervisor::Effects effects = here.supervisor.step(*mine, core_.time());
+      check_bounded(host, effects.size());
+      for (const supervisor::Effect& effect : effects) {
+        std::visit([this, host](const auto& e) { perform(host, e); }, effect);
+      }
+    } else {
+      const host::Effects effects = here.machine->step(std::get<host::Event>(next), core_.time());
+      check_bounded(host, effects.size());
+      for (const host::Effect& effect : effects) perform(host, effect);
+    }
   }
-  for (const host::Effect& effect : effects) perform(host, effect);
+  here.draining = false;
+}
+
+void Agents::check_bounded(std::uint32_t host, std::size_t effects) {
+  if (effects <= 32 + 4 * ranks_.all().size()) return;
+  core_.checks.fail("S19 bounded", fmt::format("agent {}: {} effects of one event", host, effects));
 }
 
 void Agents::post(std::uint32_t host, Nanos delay, host::Event event) {
@@ -48,6 +70,7 @@ void Agents::perform(std::uint32_t host, const host::Effect& effect) {
     core_.record(record);
     const auto memory = ranks_.memory(wedge->epoch);
     wedge_words(host, wedge->epoch, words_of(host, *memory, {}));
+    take(host, supervisor::HoldOver{});
   } else if (const auto* decision = std::get_if<host::WriteDecision>(&effect)) {
     record.what = What::Decide;
     record.epoch = decision->epoch;
@@ -58,13 +81,17 @@ void Agents::perform(std::uint32_t host, const host::Effect& effect) {
   } else if (const auto* make = std::get_if<host::MakeView>(&effect)) {
     make_view(host, *make);
   } else if (const auto* start = std::get_if<host::Spawn>(&effect)) {
-    spawn(host, start->process);
+    const bool is_refill =
+        !start->process.seat && hosts_[host].machine->installed().epoch != Epoch{};
+    take(host, supervisor::StartRequested{start->process.incarnation, start->process.seat,
+                                          is_refill ? kRefillAfter : nanoseconds::zero()});
   } else if (const auto* victim = std::get_if<host::Kill>(&effect)) {
-    if (Process* process = ranks_.find(victim->incarnation)) kill(*process);
+    if (Process* process = ranks_.find(victim->incarnation)) process->reported_lost = true;
+    take(host, supervisor::KillRequested{victim->incarnation});
   } else if (const auto* message = std::get_if<host::SendCoordinator>(&effect)) {
     uplink_->send_up(host, message->message);
-  } else if (std::holds_alternative<host::EndAll>(effect)) {
-    end_all(host);
+  } else if (const auto* all = std::get_if<host::EndAll>(&effect)) {
+    end_job(host, all->end.reason, all->end.exit_code);
   } else if (const auto* timer = std::get_if<host::SetTimer>(&effect)) {
     set_timer(host, timer->at);
   } else if (const auto* log = std::get_if<host::Log>(&effect)) {
@@ -192,115 +219,6 @@ void Agents::make_view(std::uint32_t host, const host::MakeView& order) {
   maybe_crash_near(host);
 }
 
-// ---- processes ------------------------------------------------------------------------------
-
-void Agents::spawn(std::uint32_t host, const membership::StartProcess& order) {
-  Process& process = ranks_.create(order.incarnation, host, order.seat);
-  core_.after(core_.random.delay(core_.swarm.start_up), [this, &process] { attach(process); });
-}
-
-void Agents::attach(Process& process) {
-  if (!process.alive) return;
-  if (process.paused_until > core_.now()) {
-    core_.after(process.paused_until - core_.now(), [this, &process] { attach(process); });
-    return;
-  }
-  if (core_.fault(core_.swarm.start_fails)) {
-    ++faults_.start_failures;
-    ranks_.crash(process);
-    post(process.host, local(), host::StartFailed{process.incarnation, "no such program"});
-    return;
-  }
-  if (core_.fault(core_.swarm.crash_on_event) && kill_by_fault(process)) return;
-  process.attached = true;
-  core_.record(
-      {.what = What::Attach, .incarnation = process.incarnation, .host = process.host + 1});
-  post(process.host, local(), host::Joined{process.incarnation});
-  maybe_crash_near(process.host);
-}
-
-void Agents::entered(Process& process) {
-  post(process.host, local(), host::Healed{process.incarnation});
-}
-
-void Agents::exits(Process& process) {
-  post(process.host, local(), host::Finished{process.incarnation, true});
-}
-
-void Agents::wedged_itself(Process& process) {
-  ++faults_.self_wedges;
-  core_.trace.note(core_.now(), fmt::format("rank {} wedges itself", process.seat->value()));
-  post(process.host, local(),
-       host::WedgeWanted{process.mine->view.epoch, "rank wedged itself: a deadline passed"});
-}
-
-bool Agents::kill_by_fault(Process& process) {
-  if (!process.alive || crashes_ >= core_.swarm.crashes_max) return false;
-  ++crashes_;
-  ++faults_.crashes;
-  if (!process.seat) ++faults_.crashes_of_spares;
-  if (process.at == At::Heal || process.at == At::Meet) ++faults_.crashes_healing;
-  Nanos evidence_after = local();
-  if (core_.fault(core_.swarm.beacon_late)) {
-    ++faults_.late_evidence;
-    evidence_after += core_.random.between(0, 600 * kMillisecond);
-  }
-  die(process, evidence_after);
-  if (!core_.fault(core_.swarm.burst)) return true;
-  ++faults_.bursts;
-  auto& all = ranks_.all();
-  for (std::uint64_t n = 1 + core_.random.below(3); n > 0; --n) {
-    Process& other = *all[core_.random.below(all.size())];
-    if (!other.exited) kill_by_fault(other);
-  }
-  return true;
-}
-
-/// The process is dead from here on; its agent learns of it by the beacon, then by reaping it.
-void Agents::die(Process& process, Nanos evidence_after) {
-  if (!process.alive || process.exited) return;
-  ranks_.crash(process);
-  const bool has_beacon = process.attached;
-  if (has_beacon) {
-    post(process.host, evidence_after,
-         host::Lost{process.incarnation, {.kind = EvidenceKind::Beacon, .text = "beacon"}});
-    evidence_after += local();
-  }
-  post(process.host, evidence_after,
-       host::Lost{process.incarnation,
-                  {.kind = EvidenceKind::Reaped, .text = "killed by SIGKILL", .signal = 9}});
-}
-
-void Agents::kill(Process& process) {
-  if (!process.alive || process.killed || process.exited) return;
-  process.killed = true;
-  core_.record({.what = What::Kill,
-                .rank = process.seat.value_or(Rank{-1}),
-                .incarnation = process.incarnation,
-                .host = process.host + 1});
-  Nanos delay = local();
-  if (core_.fault(core_.swarm.slow_kill)) {
-    // Stuck in the kernel: a zombie that goes on with its program for a while.
-    ++faults_.slow_kills;
-    delay += core_.random.between(kMillisecond, 3 * kSecond);
-  }
-  core_.after(delay, [this, &process] { die(process, local()); });
-}
-
-void Agents::maybe_crash_near(std::uint32_t host) {
-  if (!core_.fault(core_.swarm.crash_on_event)) return;
-  auto& all = ranks_.all();
-  for (std::size_t tries = 0; tries < 4; ++tries) {
-    Process& victim = *all[core_.random.below(all.size())];
-    if (!victim.alive || victim.exited || (tries < 2 && victim.host != host)) continue;
-    // A moment later, so that it falls anywhere in what this event sets off.
-    core_.after(core_.random.delay(core_.swarm.micro), [this, &victim] {
-      if (!core_.calm && !victim.exited) kill_by_fault(victim);
-    });
-    return;
-  }
-}
-
 // ---- time and end ---------------------------------------------------------------------------
 
 void Agents::set_timer(std::uint32_t host, TimePoint at) {
@@ -319,7 +237,9 @@ void Agents::set_timer(std::uint32_t host, TimePoint at) {
 void Agents::read_beats(std::uint32_t host) {
   host::BeatsRead read;
   for (auto& process : ranks_.all()) {
-    if (process->host != host || process->exited) continue;
+    if (process->host != host || !process->heard_attach || process->gone) continue;
+    // A process that left in order has no engine any more; its exit status speaks for it.
+    if (process->heard_detach) process->beat_offset = 0;
     const Nanos pause_left = std::max<Nanos>(0, process->paused_until - core_.now());
     const Nanos ran = core_.now() - process->beat_offset + pause_left;
     if (process->alive)
@@ -329,15 +249,17 @@ void Agents::read_beats(std::uint32_t host) {
   deliver(host, read);
 }
 
-void Agents::end_all(std::uint32_t host) {
-  hosts_[host].ended = true;
-  core_.record({.what = What::LeaveHost, .host = host + 1});
-  for (auto& process : ranks_.all()) {
-    if (process->host != host || !process->alive || process->exited) continue;
-    process->stopping = true;
-    kill(*process);
-  }
-  core_.after(local(), [this, host] { uplink_->agent_gone(host); });
+void Agents::end_job(std::uint32_t host, const std::string& reason, std::int32_t exit_code) {
+  if (!std::exchange(hosts_[host].ending, true)) take(host, host::Stop{reason, exit_code});
+  take(host, supervisor::EndRequested{false});
+}
+
+void Agents::stop(std::uint32_t host) {
+  ++faults_.stops;
+  // One host is its launcher's own: a signal ends its processes at once. Of several hosts the
+  // coordinator is asked.
+  if (hosts_.size() == 1) return end_job(host, "asked to stop", 0);
+  take(host, host::Stop{"asked to stop", 0});
 }
 
 void Agents::lose_host(std::uint32_t host) {

@@ -19,13 +19,11 @@ bool is_note(const CoordinatorMessage& message) {
 }
 bool is_note(const membership::AgentMessage&) { return false; }
 
-/// The hello opens a channel and a person's wish is asked for once: on an ordered channel each
-/// comes once, and nobody repeats it. Any other message may be sent again.
+/// The hello opens a channel: on an ordered channel it comes once. Any other message may be sent
+/// again.
 bool comes_once(const CoordinatorMessage&) { return false; }
 bool comes_once(const membership::AgentMessage& message) {
-  return std::holds_alternative<membership::AgentHello>(message) ||
-         std::holds_alternative<membership::EvictRequest>(message) ||
-         std::holds_alternative<membership::StopRequest>(message);
+  return std::holds_alternative<membership::AgentHello>(message);
 }
 }  // namespace
 
@@ -119,9 +117,11 @@ void Coordinator::transfer(std::uint32_t host, Nanos& clear_at, Message message,
       if (++channel.in_flight > kInFlightMax) {
         core_.checks.fail("S19 bounded", "more messages under way than any protocol needs");
       }
+      const std::uint64_t number = core_.sent();
       clear_at = std::max(clear_at + 1, core_.now() + core_.random.delay(core_.swarm.wire));
-      core_.after(clear_at - core_.now(), [this, host, &channel, message, deliver, life] {
+      core_.after(clear_at - core_.now(), [this, host, &channel, message, deliver, life, number] {
         if (life != channel.life || !channel.up) return;
+        core_.delivered(number);
         --channel.in_flight;
         core_.record({.what = What::Message, .host = host + 1, .other = message.index()});
         if (core_.trace.keeps_text() && !is_note(message)) {

@@ -1,6 +1,7 @@
 /// Virtual time, chance, the trace and the checkers: what every part of the simulated world shares.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -32,6 +33,15 @@ class Core {
   [[nodiscard]] std::uint64_t events() const { return events_; }
   void tick() { --events_; }
 
+  /// Every message and every piece of evidence gets a number when it is sent. One that arrives
+  /// after a later one has come by another channel: each channel by itself keeps its order.
+  [[nodiscard]] std::uint64_t sent() { return ++sent_; }
+  void delivered(std::uint64_t number) {
+    if (number < newest_delivered_) ++reordered_;
+    newest_delivered_ = std::max(newest_delivered_, number);
+  }
+  [[nodiscard]] std::uint64_t reordered() const { return reordered_; }
+
   Random random;
   Swarm swarm;
   Trace trace;
@@ -50,6 +60,9 @@ class Core {
   Nanos now_ = kSecond;  // not 0: a time point of 0 means "never" in places
   std::uint64_t order_ = 0;
   std::uint64_t events_ = 0;
+  std::uint64_t sent_ = 0;
+  std::uint64_t newest_delivered_ = 0;
+  std::uint64_t reordered_ = 0;
   std::vector<Entry> queue_;
 };
 

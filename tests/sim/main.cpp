@@ -112,6 +112,12 @@ void add(FaultCount& sum, const FaultCount& one) {
   sum.coordinator_crashes += one.coordinator_crashes;
   sum.crashes_healing += one.crashes_healing;
   sum.crashes_of_spares += one.crashes_of_spares;
+  sum.closed_channels += one.closed_channels;
+  sum.damaged_chunks += one.damaged_chunks;
+  sum.resumed_heals += one.resumed_heals;
+  sum.failed_heals += one.failed_heals;
+  sum.ignored_terms += one.ignored_terms;
+  sum.reordered += one.reordered;
 }
 
 void print_faults(const FaultCount& f) {
@@ -119,11 +125,14 @@ void print_faults(const FaultCount& f) {
       "faults: {} crashes ({} while healing, {} of spares, {} bursts), {} pauses, {} long pauses,\n"
       "  {} zombies, {} failed starts, {} self-made wedges, {} evictions, {} stops,\n"
       "  {} late evidence, {} late checks, {} channels broken by loss, {} messages twice,\n"
-      "  {} partitions, {} hosts lost, {} coordinator crashes\n",
+      "  {} partitions, {} hosts lost, {} coordinator crashes, {} channels closed by programs,\n"
+      "  {} programs ignore TERM, {} chunks damaged, {} heals resumed, {} given up,\n"
+      "  {} deliveries reordered between channels\n",
       f.crashes, f.crashes_healing, f.crashes_of_spares, f.bursts, f.pauses, f.long_pauses,
       f.slow_kills, f.start_failures, f.self_wedges, f.evictions, f.stops, f.late_evidence,
       f.late_checks, f.messages_lost, f.messages_twice, f.partitions, f.hosts_lost,
-      f.coordinator_crashes);
+      f.coordinator_crashes, f.closed_channels, f.ignored_terms, f.damaged_chunks, f.resumed_heals,
+      f.failed_heals, f.reordered);
 }
 
 /// The seed under way, for the handler below.

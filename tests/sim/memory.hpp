@@ -63,8 +63,10 @@ struct Block {
   std::array<Lane, kGroupsMax> lanes;
   spi::Word step{0};
   Holding holding = Holding::Unknown;
-  std::uint64_t state_step = 0;         ///< last step applied to the state, ...
-  std::uint64_t state_digest = 0;       ///< ... and the state's digest; valid when holding == State
+  std::uint32_t heal_shared = 0;        ///< newest round of a heal for which `have` was said
+  std::vector<std::uint64_t> have;      ///< a newcomer's resume map
+  std::uint32_t heal_verified = 0;      ///< newest round whose digests it compared
+  bool heal_wrong = false;              ///< and found different
   std::vector<std::uint32_t> watchers;  ///< processes to wake when this block changes
 };
 

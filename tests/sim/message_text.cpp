@@ -64,7 +64,7 @@ struct Words {
     return fmt::format("StartFailed {}", m.incarnation.value());
   }
   std::string operator()(const EvictRequest& m) const {
-    return fmt::format("EvictRequest rank {}", m.rank.value());
+    return fmt::format("EvictRequest {}", m.incarnation.value());
   }
   std::string operator()(const StopRequest& m) const {
     return fmt::format("StopRequest code {}", m.exit_code);

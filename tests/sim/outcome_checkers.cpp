@@ -216,6 +216,22 @@ class AtMostOnce final : public Checker {
   std::map<Incarnation, std::uint64_t> applied_;
 };
 
+/// S13: every member of an epoch has the same plan for each round of a heal.
+class SamePlan final : public Checker {
+ public:
+  const char* property() const override { return "S13 same heal plan"; }
+  Wrong on(const Record& r) override {
+    if (r.what != What::HealPlan) return std::nullopt;
+    const auto [first, is_new] = plans_.emplace(std::pair{r.epoch, r.number}, r.digest);
+    if (is_new || first->second == r.digest) return std::nullopt;
+    return fmt::format("rank {} has another plan than others in epoch {}", r.rank.value(),
+                       r.epoch.value());
+  }
+
+ private:
+  std::map<std::pair<Epoch, std::uint64_t>, std::uint64_t> plans_;
+};
+
 }  // namespace
 
 std::vector<std::unique_ptr<Checker>> make_outcome_checkers(const Swarm& swarm) {
@@ -229,6 +245,7 @@ std::vector<std::unique_ptr<Checker>> make_outcome_checkers(const Swarm& swarm) 
   all.push_back(std::make_unique<ExactReduction>());
   all.push_back(std::make_unique<SameBits>());
   all.push_back(std::make_unique<InputIntact>());
+  all.push_back(std::make_unique<SamePlan>());
   return all;
 }
 

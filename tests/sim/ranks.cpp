@@ -4,6 +4,7 @@
 
 #include "base/check.hpp"
 #include "membership/failure_detector.hpp"
+#include "tests/sim/heal.hpp"
 
 namespace regroup::sim {
 namespace {
@@ -74,7 +75,7 @@ std::shared_ptr<EpochMemory> Ranks::memory(const membership::View& view) {
 }
 
 void Ranks::install(Process& process, const std::shared_ptr<EpochMemory>& memory) {
-  if (!process.alive) return;
+  if (!process.alive || process.deaf) return;
   // The agent's messages to one rank keep their order.
   if (process.installed && process.installed->view.epoch >= memory->view.epoch) return;
   process.installed = memory;
@@ -85,6 +86,11 @@ void Ranks::crash(Process& process) {
   if (!process.alive) return;
   process.alive = false;
   core_.record(record_of(process, What::Crash));
+}
+
+void Ranks::finish(Process& process) {
+  process.exited = true;
+  core_.record(record_of(process, What::Finish));
 }
 
 void Ranks::pause(Process& process, Nanos length) {
@@ -130,6 +136,13 @@ Record Ranks::record_of(const Process& p, What what) const {
 }
 
 bool Ranks::fate(Process& p) {
+  const bool is_poisoned = p.seat && p.seat->value() == core_.swarm.poisoned_seat &&
+                           p.step == core_.swarm.poisoned_step && p.at == At::Reduce;
+  if (is_poisoned && core_.fault(1.0)) {
+    news_->dies(p);
+    if (!p.alive) return true;
+  }
+  if (!p.deaf && core_.fault(core_.swarm.channel_closed)) news_->goes_deaf(p);
   if (core_.fault(core_.swarm.crash_in_step)) {
     news_->dies(p);
     return !p.alive;
@@ -148,13 +161,17 @@ void Ranks::go(Process& p, At at) {
 
 void Ranks::run(Process& p) {
   p.queued = false;
-  if (!p.alive || p.exited || p.stopping) return;
+  if (!p.alive || p.exited) return;
   if (p.paused_until > core_.now()) return wake(p);
   if (fate(p)) return;
   switch (p.at) {
     case At::Next: return next(p);
     case At::Meet: return meet(p);
-    case At::Heal: return heal(p);
+    case At::Share: return share_map(p);
+    case At::Plan: return plan_heal(p);
+    case At::Take: return take_chunk(p);
+    case At::Verify: return verify(p);
+    case At::Judge: return judge_heal(p);
     case At::Enter: return enter_operation(p);
     case At::Publish: return publish(p);
     case At::Await: return await_arrivals(p);
@@ -165,6 +182,7 @@ void Ranks::run(Process& p) {
     case At::AwaitPrepared: return await_prepared(p);
     case At::StepVerdict: return step_verdict(p);
     case At::Over: return over(p);
+    case At::Leave: return leave(p);
   }
 }
 
@@ -184,91 +202,7 @@ void Ranks::next(Process& p) {
   Block& block = p.mine->blocks[static_cast<std::size_t>(p.seat->value())];
   block.holding = p.has_state ? Holding::State : Holding::Nothing;
   changed(*p.mine, p.seat->value());
-  if (!p.has_state) return go(p, At::Meet);
-  news_->entered(p);
-  begin_step(p);
-}
-
-void Ranks::meet(Process& p) {
-  EpochMemory& memory = *p.mine;
-  const auto me = static_cast<std::size_t>(p.seat->value());
-  if (spi::read(memory.blocks[me].step).wedged) return go(p, At::Next);
-  bool any = false;
-  for (const std::int32_t seat : memory.members[0]) {
-    const Block& block = memory.blocks[static_cast<std::size_t>(seat)];
-    if (block.holding == Holding::Unknown) return watch(memory, seat, p);
-    any = any || block.holding == Holding::State;
-  }
-  Record record = record_of(p, What::HealBegin);
-  record.number = p.step;
-  record.other = any ? 1 : 0;
-  core_.record(record);
-  if (!any) {
-    // Nobody ever held state: all begin together with the state that the program starts from.
-    p.state = 0;
-    p.applied = p.step - 1;
-    return holds_state(p);
-  }
-  if (p.heal_step != p.step - 1) p.heal_cursor = 0;  // chunks of another state are of no use
-  p.heal_step = p.step - 1;
-  go(p, At::Heal);
-}
-
-Process* Ranks::donor(Process& p, std::int32_t& blocking) {
-  const auto& seats = p.mine->members[0];
-  for (std::size_t i = 0; i < seats.size(); ++i) {
-    const std::int32_t seat = seats[(i + p.heal_cursor + p.index) % seats.size()];
-    if (p.mine->blocks[static_cast<std::size_t>(seat)].holding != Holding::State) continue;
-    blocking = seat;
-    Process* found = find(p.mine->view.seats[static_cast<std::size_t>(seat)]);
-    if (found && found->alive && found->has_state) return found;
-  }
-  return nullptr;
-}
-
-void Ranks::heal(Process& p) {
-  const auto me = static_cast<std::size_t>(p.seat->value());
-  if (spi::read(p.mine->blocks[me].step).wedged) return go(p, At::Next);
-  std::int32_t blocking = p.seat->value();
-  Process* from = donor(p, blocking);
-  if (!from) {
-    // All donors are dead: nothing comes any more, the wedge will.
-    if (blocking != p.seat->value()) watch(*p.mine, blocking, p);
-    return;
-  }
-  Record record = record_of(p, What::HealChunk);
-  record.number = from->applied;
-  record.digest = from->state;
-  record.other = p.heal_cursor + 1;
-  core_.record(record);
-  const std::uint64_t chunk = combine(from->state, p.heal_cursor);
-  p.heal_mix = p.heal_cursor == 0 ? chunk : combine(p.heal_mix, chunk);
-  if (++p.heal_cursor < core_.swarm.heal_chunks) return wake(p);
-  std::uint64_t whole = combine(from->state, 0);
-  for (std::uint32_t i = 1; i < core_.swarm.heal_chunks; ++i) {
-    whole = combine(whole, combine(from->state, i));
-  }
-  // The digests that travel with the chunks: pieces of different states never make a state.
-  if (whole != p.heal_mix) {
-    p.heal_cursor = 0;
-    return wake(p);
-  }
-  p.state = from->state;
-  p.applied = p.step - 1;
-  holds_state(p);
-}
-
-void Ranks::holds_state(Process& p) {
-  p.has_state = true;
-  Record record = record_of(p, What::HealEnd);
-  record.number = p.applied;
-  record.digest = p.state;
-  core_.record(record);
-  Block& block = p.mine->blocks[static_cast<std::size_t>(p.seat->value())];
-  block.holding = Holding::State;
-  changed(*p.mine, p.seat->value());
-  news_->entered(p);
-  begin_step(p);
+  go(p, At::Meet);
 }
 
 void Ranks::begin_step(Process& p) {
@@ -566,9 +500,10 @@ void Ranks::committed(Process& p) {
 }
 
 void Ranks::over(Process& p) {
-  p.exited = true;
-  core_.record(record_of(p, What::Finish));
-  news_->exits(p);
+  news_->leaves(p);
+  go(p, At::Leave);
 }
+
+void Ranks::leave(Process& p) { news_->exits(p); }
 
 }  // namespace regroup::sim

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -14,12 +15,19 @@
 
 namespace regroup::sim {
 
+struct Healing;
+struct StateImages;
+
 /// Where a program stands.
 enum class At : std::uint8_t {
-  Next,   ///< in step.next(): waits for the newest view that has it
-  Meet,   ///< newcomer: waits until all members said what they hold
-  Heal,   ///< newcomer: pulls the state chunk by chunk
-  Enter,  ///< enters its next operation
+  Next,    ///< in step.next(): waits for the newest view that has it
+  Meet,    ///< waits until all members said what they hold
+  Share,   ///< a heal: says which chunks it has
+  Plan,    ///< waits for what the others have, then asks the planner
+  Take,    ///< newcomer: the chunks that the plan gives it, one by one
+  Verify,  ///< newcomer: compares digests
+  Judge,   ///< waits until all newcomers have compared
+  Enter,   ///< enters its next operation
   Publish,
   Await,
   Reduce,
@@ -28,7 +36,16 @@ enum class At : std::uint8_t {
   Prepare,
   AwaitPrepared,
   StepVerdict,
-  Over,  ///< about to exit with 0
+  Over,   ///< leaves the job in order
+  Leave,  ///< runs its last instructions before it exits with 0
+};
+
+/// What a process says to its agent, on one channel in this order.
+enum class Says : std::uint8_t { Attached, Entered, EndsEpoch, Detached, Closed };
+struct Said {
+  Says what = Says::Closed;
+  Epoch epoch;
+  std::uint64_t number = 0;  ///< Core::sent()
 };
 
 struct Process {
@@ -38,8 +55,15 @@ struct Process {
   std::optional<Rank> seat;
   bool alive = true;
   bool attached = false;
-  bool exited = false;  ///< ended with exit code 0
-  bool killed = false;  ///< a SIGKILL is under way
+  bool exited = false;    ///< ended with exit code 0
+  bool killed = false;    ///< a SIGKILL is under way
+  bool deaf = false;      ///< closed its channel: it says nothing and hears nothing any more
+  std::deque<Said> said;  ///< not read by its agent yet
+  // What its agent knows of it.
+  bool heard_attach = false;
+  bool heard_detach = false;
+  bool reported_lost = false;  ///< nothing it says counts any more
+  bool gone = false;           ///< reaped
   Nanos paused_until = 0;
   bool queued = false;      ///< a run event is in the queue
   Nanos beat_offset = 0;    ///< time it spent paused: its heart did not beat
@@ -59,18 +83,19 @@ struct Process {
   std::uint64_t state = 0;        ///< the state itself
   bool has_state = false;
 
-  std::uint32_t heal_cursor = 0;  ///< chunks held of ...
-  std::uint64_t heal_step = 0;    ///< ... the state after this step
-  std::uint64_t heal_mix = 0;
-  bool stopping = false;  ///< told to end
+  std::unique_ptr<Healing> healing;  ///< of a newcomer; kept from epoch to epoch
+  std::uint32_t heal_round = 0;      ///< of the epoch it entered
 };
 
 /// What the ranks tell their agents.
 class RankNews {
  public:
   virtual ~RankNews() = default;
-  virtual void entered(Process& process) = 0;  ///< holds the state in its epoch now
-  virtual void exits(Process& process) = 0;    ///< the program ended with 0
+  virtual void entered(Process& process) = 0;    ///< holds the state in its epoch now
+  virtual void leaves(Process& process) = 0;     ///< the program left the job in order
+  virtual void exits(Process& process) = 0;      ///< the program ended with 0
+  virtual void fails(Process& process) = 0;      ///< the program ended by an error of the runtime
+  virtual void goes_deaf(Process& process) = 0;  ///< the program closed its channel
   virtual void dies(
       Process& process) = 0;  ///< a fault: the listener crashes it, and perhaps others too
   virtual void wedged_itself(Process& process) = 0;
@@ -79,7 +104,8 @@ class RankNews {
 /// Thread safety: none.
 class Ranks {
  public:
-  explicit Ranks(Core& core) : core_(core) {}
+  explicit Ranks(Core& core);
+  ~Ranks();
   void listen(RankNews* news) { news_ = news; }
 
   Process& create(Incarnation incarnation, std::uint32_t host, std::optional<Rank> seat);
@@ -93,6 +119,7 @@ class Ranks {
 
   void install(Process& process, const std::shared_ptr<EpochMemory>& memory);
   void crash(Process& process);
+  void finish(Process& process);  ///< it ended with 0
   void pause(Process& process, Nanos length);
   /// Lets the process take a micro-step soon, unless one is queued.
   void wake(Process& process);
@@ -104,16 +131,30 @@ class Ranks {
   [[nodiscard]] std::uint64_t pauses_short() const { return pauses_short_; }
   [[nodiscard]] std::uint64_t pauses_long() const { return pauses_long_; }
   [[nodiscard]] std::uint64_t operations_done() const { return operations_done_; }
+  [[nodiscard]] std::uint64_t damaged_chunks() const { return damaged_chunks_; }
+  [[nodiscard]] std::uint64_t resumed_heals() const { return resumed_heals_; }
+  [[nodiscard]] std::uint64_t failed_heals() const { return failed_heals_; }
 
  private:
   void wake(Process& process, Nanos mean);
   void run(Process& p);
   bool fate(Process& p);  ///< true: it died or paused instead of moving
   void next(Process& p);
+  void leave(Process& p);
+  // heal.cpp
   void meet(Process& p);
-  void heal(Process& p);
-  Process* donor(Process& p, std::int32_t& blocking);
+  void share_map(Process& p);
+  void plan_heal(Process& p);
+  void take_chunk(Process& p);
+  void verify(Process& p);
+  void judge_heal(Process& p);
+  void verified(Process& p, bool wrong);
   void holds_state(Process& p);
+  void entered(Process& p);
+  bool left_behind(Process& p);
+  template <class Holds>
+  bool await_all(Process& p, Holds holds);
+  StateImages& images();
   void begin_step(Process& p);
   void enter_operation(Process& p);
   void publish(Process& p);
@@ -152,6 +193,10 @@ class Ranks {
   std::uint64_t operations_done_ = 0;
   std::uint64_t pauses_short_ = 0;
   std::uint64_t pauses_long_ = 0;
+  std::uint64_t damaged_chunks_ = 0;
+  std::uint64_t resumed_heals_ = 0;
+  std::uint64_t failed_heals_ = 0;
+  std::unique_ptr<StateImages> images_;
 };
 
 }  // namespace regroup::sim

@@ -240,80 +240,51 @@ class TruthfulBlame final : public Checker {
  public:
   [[nodiscard]] const char* property() const override { return "S18 truthful blame (L3 accuracy)"; }
   Wrong on(const Record& r) override {
-    switch (r.what) {
-      case What::Crash:
-      case What::Finish: guilty_.insert(r.incarnation); break;
-      // The wish names a seat, and may wait for a channel: whoever holds the seat when it arrives
-      // is meant.
-      case What::EvictAsked: ++wishes_[r.rank]; break;
-      case What::Pause:
-        // Shorter than tolerated, with a margin for pauses that come close after each other.
-        silent_[r.incarnation] += static_cast<Nanos>(r.other);
-        if (silent_[r.incarnation] > membership::kPauseTolerated.count())
-          guilty_.insert(r.incarnation);
-        break;
-      case What::Spawn: host_of_[r.incarnation] = r.host; break;
-      case What::ChannelDown:
-      case What::HostLost: cut_off_.insert(r.host); break;
-      case What::Choose:
-        for (const Incarnation who : r.view->seats) members_.insert(who);
-        break;
-      case What::Removed:
-        // Who never was a member may be superseded by a spare that was faster: that is no blame.
-        if (members_.count(r.incarnation) == 0) break;
-        if (guilty_.count(r.incarnation) == 0 && cut_off_.count(host_of_[r.incarnation]) == 0) {
-          if (auto wish = wishes_.find(r.rank); wish != wishes_.end() && wish->second > 0) {
-            --wish->second;
-            guilty_.insert(r.incarnation);
-            break;
-          }
-          return fmt::format("rank {} incarnation {} is removed and did nothing", r.rank.value(),
-                             r.incarnation.value());
-        }
-        break;
-      case What::Attach:
-      case What::Enter:
-      case What::HealBegin:
-      case What::HealChunk:
-      case What::HealEnd:
-      case What::Submit:
-      case What::Publish:
-      case What::Reduce:
-      case What::Done:
-      case What::Lost:
-      case What::HandedOver:
-      case What::Prepare:
-      case What::Committed:
-      case What::StepAborted:
-      case What::Resume:
-      case What::Kill:
-      case What::Stopped:
-      case What::Evidence:
-      case What::WedgeWords:
-      case What::WordsWedged:
-      case What::Decide:
-      case What::MakeView:
-      case What::LeaveHost:
-      case What::ChannelUp:
-      case What::MessageLost:
-      case What::MessageTwice:
-      case What::Message:
-      case What::CoordinatorStart:
-      case What::CoordinatorCrash:
-      case What::Persist:
-      case What::Order:
-      case What::EndJob:
-      case What::Liveness:
-      case What::Quiet: break;
+    if (r.what == What::Evidence) return evidence(r);
+    if (r.what == What::Removed) return removed(r);
+    if (r.what == What::Crash || r.what == What::Deaf || r.what == What::Kill) {
+      gave_cause_.insert(r.incarnation);
     }
+    if (r.what == What::Finish) finished_.insert(r.incarnation);
+    if (r.what == What::Crash || r.what == What::Deaf || r.what == What::Finish ||
+        r.what == What::EvictAsked) {
+      guilty_.insert(r.incarnation);
+    }
+    if (r.what == What::Pause) {
+      // Shorter than tolerated, with a margin for pauses that come close after each other.
+      silent_[r.incarnation] += static_cast<Nanos>(r.other);
+      if (silent_[r.incarnation] > membership::kPauseTolerated.count())
+        guilty_.insert(r.incarnation);
+    }
+    if (r.what == What::Spawn) host_of_[r.incarnation] = r.host;
+    if (r.what == What::ChannelDown || r.what == What::HostLost) cut_off_.insert(r.host);
+    if (r.what == What::Choose) members_.insert(r.view->seats.begin(), r.view->seats.end());
     return std::nullopt;
   }
 
  private:
+  Wrong evidence(const Record& r) const {
+    const bool reaped = r.other == static_cast<std::uint64_t>(membership::EvidenceKind::Reaped);
+    if (gave_cause_.count(r.incarnation) != 0) return std::nullopt;
+    if (reaped && finished_.count(r.incarnation) != 0) return std::nullopt;
+    return fmt::format("agent {} calls incarnation {} lost, and it neither died nor fell mute",
+                       r.host - 1, r.incarnation.value());
+  }
+  Wrong removed(const Record& r) const {
+    // Who never was a member may be superseded by a spare that was faster: that is no blame.
+    if (members_.count(r.incarnation) == 0 || guilty_.count(r.incarnation) != 0)
+      return std::nullopt;
+    const auto host = host_of_.find(r.incarnation);
+    if (host != host_of_.end() && cut_off_.count(host->second) != 0) return std::nullopt;
+    return fmt::format("rank {} incarnation {} is removed and did nothing", r.rank.value(),
+                       r.incarnation.value());
+  }
+
   std::set<Incarnation> members_;
   std::set<Incarnation> guilty_;
+  std::set<Incarnation> finished_;
+  std::set<Incarnation> gave_cause_;  ///< for its supervisor to call it lost
   std::map<Incarnation, Nanos> silent_;
-  std::map<Rank, std::uint64_t> wishes_;
   std::map<Incarnation, std::uint32_t> host_of_;
   std::set<std::uint32_t> cut_off_;
 };

@@ -34,6 +34,17 @@ Nanos draw_mean(Random& random, Nanos low, Nanos high) {
   return std::min(mean, high);
 }
 
+/// A few tensors of odd sizes: chunks (64 KiB) hold several of them, and they span several chunks.
+void draw_state(Random& random, Swarm& swarm) {
+  const std::uint64_t several = random.below(8);
+  for (std::uint64_t n = 1 + random.below(4); n > 0; --n) {
+    const std::uint64_t sort = random.below(8);
+    const std::int64_t most = several < 3 ? 4096 : sort < 4 ? 40'000 : 100'000;
+    swarm.tensors.push_back(sort == 0 ? 0 : static_cast<std::uint64_t>(random.between(1, most)));
+  }
+  swarm.tensors.push_back(8);  // never quite nothing: the state itself stands in its first bytes
+}
+
 void draw_job(Random& random, Swarm& swarm) {
   auto& job = swarm.job;
   job.ranks = draw_seats(random);
@@ -51,7 +62,7 @@ void draw_job(Random& random, Swarm& swarm) {
   swarm.operations_max = static_cast<std::uint32_t>(job.ranks > 16 ? 1 : random.between(1, 4));
   swarm.rooted = random.chance(0.5) ? 0.0 : random.unit();
   swarm.steps = random.chance(0.4) ? static_cast<std::uint64_t>(random.between(1, 12)) : 0;
-  swarm.heal_chunks = static_cast<std::uint32_t>(random.between(1, 5));
+  draw_state(random, swarm);
 }
 
 void draw_faults(Random& random, Swarm& swarm) {
@@ -63,6 +74,9 @@ void draw_faults(Random& random, Swarm& swarm) {
   swarm.slow_kill = draw_rate(random, 0.1, 1.0);
   swarm.self_wedge = draw_rate(random, 0.0005, 0.005);
   swarm.start_fails = draw_rate(random, 0.01, 0.1);
+  swarm.ignores_term = draw_rate(random, 0.1, 0.9);
+  swarm.channel_closed = draw_rate(random, 0.0002, 0.002);
+  swarm.heal_damage = draw_rate(random, 0.01, 0.2);
   swarm.evict = draw_rate(random, 0.002, 0.02);
   swarm.stop = random.chance(0.1) ? 0.01 * random.unit() : 0.0;
   swarm.message_lost = draw_rate(random, 0.002, 0.05);
@@ -71,6 +85,10 @@ void draw_faults(Random& random, Swarm& swarm) {
   swarm.coordinator_crash = draw_rate(random, 0.001, 0.03);
   swarm.host_lost = swarm.hosts > 1 ? draw_rate(random, 0.0005, 0.003) : 0.0;
   swarm.beacon_late = draw_rate(random, 0.05, 0.8);
+  if (random.chance(0.06)) {
+    swarm.poisoned_seat = static_cast<std::int32_t>(random.below(swarm.job.ranks));
+    swarm.poisoned_step = 1 + random.below(8);
+  }
   swarm.crashes_max = static_cast<std::uint32_t>(random.between(1, 10));
 }
 

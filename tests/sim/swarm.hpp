@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "membership/types.hpp"
 #include "tests/sim/random.hpp"
@@ -15,12 +16,12 @@ inline constexpr std::uint32_t kSeatsMax = 64;
 struct Swarm {
   membership::JobConfig job;
   std::uint32_t hosts = 1;
-  std::uint32_t groups = 1;          ///< 1 or 2; group 1 holds the seats of `second_group`
-  std::uint64_t second_group = 0;    ///< set of seats
-  std::uint32_t operations_max = 2;  ///< operations of a step, 1..operations_max
-  std::uint64_t steps = 0;           ///< the program's length; 0: it ends in liveness mode
-  double rooted = 0;                 ///< share of broadcasts and reduces
-  std::uint32_t heal_chunks = 1;
+  std::uint32_t groups = 1;            ///< 1 or 2; group 1 holds the seats of `second_group`
+  std::uint64_t second_group = 0;      ///< set of seats
+  std::uint32_t operations_max = 2;    ///< operations of a step, 1..operations_max
+  std::uint64_t steps = 0;             ///< the program's length; 0: it ends in liveness mode
+  double rooted = 0;                   ///< share of broadcasts and reduces
+  std::vector<std::uint64_t> tensors;  ///< bytes of each registered tensor
 
   Nanos micro = kMillisecond;     ///< between two micro-steps of a rank
   Nanos compute = kMillisecond;   ///< of the program, once a step
@@ -33,11 +34,14 @@ struct Swarm {
   double crash_on_event =
       0;             ///< a process dies right after one of the protocol's events reached its agent
   double pause = 0;  ///< a rank pauses, mostly shortly
-  double long_pause = 0;  ///< ... and this share of pauses is long enough to evict
-  double burst = 0;       ///< a crash takes further processes with it
-  double slow_kill = 0;   ///< a killed process runs on for a while: a zombie
-  double self_wedge = 0;  ///< a rank wedges its own word and says so
-  double start_fails = 0;
+  double long_pause = 0;      ///< ... and this share of pauses is long enough to evict
+  double burst = 0;           ///< a crash takes further processes with it
+  double slow_kill = 0;       ///< a killed process runs on for a while: a zombie
+  double self_wedge = 0;      ///< a rank wedges its own word and says so
+  double start_fails = 0;     ///< a fork is refused
+  double ignores_term = 0;    ///< a program that only SIGKILL ends
+  double channel_closed = 0;  ///< a program closes descriptors that it does not know
+  double heal_damage = 0;     ///< a chunk of a heal arrives damaged
   double evict = 0;
   double stop = 0;          ///< somebody asks the job to end
   double message_lost = 0;  ///< the channel breaks and is made anew
@@ -45,7 +49,10 @@ struct Swarm {
   double partition = 0;
   double coordinator_crash = 0;  ///< at an effect
   double host_lost = 0;
-  double beacon_late = 0;         ///< evidence comes late
+  double beacon_late = 0;  ///< evidence comes late
+  /// A program that dies of the same step again and again; seat -1: none.
+  std::int32_t poisoned_seat = -1;
+  std::uint64_t poisoned_step = 0;
   std::uint32_t crashes_max = 8;  ///< beyond it nothing dies any more
   Nanos safety_time = kSecond;    ///< then liveness mode starts
 };

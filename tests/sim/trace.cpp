@@ -12,6 +12,7 @@ const char* name(What what) {
     case What::Attach: return "attach";
     case What::Enter: return "enter";
     case What::HealBegin: return "heal-begin";
+    case What::HealPlan: return "heal-plan";
     case What::HealChunk: return "heal-chunk";
     case What::HealEnd: return "heal-end";
     case What::Submit: return "submit";
@@ -25,6 +26,7 @@ const char* name(What what) {
     case What::StepAborted: return "step-aborted";
     case What::Finish: return "finish";
     case What::Crash: return "crash";
+    case What::Deaf: return "closes-channel";
     case What::Pause: return "pause";
     case What::Resume: return "resume";
     case What::Kill: return "kill";

@@ -38,6 +38,10 @@ class World {
     if (!core_.checks.violation() && !options_.safety_only) live();
     faults_.pauses = ranks_.pauses_short();
     faults_.long_pauses = ranks_.pauses_long();
+    faults_.damaged_chunks = ranks_.damaged_chunks();
+    faults_.resumed_heals = ranks_.resumed_heals();
+    faults_.failed_heals = ranks_.failed_heals();
+    faults_.reordered = core_.reordered();
     Outcome outcome;
     outcome.events = core_.events();
     outcome.hash = core_.trace.hash();
@@ -81,8 +85,7 @@ class World {
       if (runs && someone.seat && core_.fault(core_.swarm.evict)) evict(host, someone);
     }
     if (core_.fault(core_.swarm.stop)) {
-      ++faults_.stops;
-      agents_.deliver(host, membership::host::Stop{"asked to stop", 0});
+      agents_.stop(host);
     }
     core_.after(kWeatherEvery, [this] { weather(); });
   }
@@ -95,11 +98,10 @@ class World {
 
   void evict(std::uint32_t host, const Process& process) {
     ++faults_.evictions;
-    for (const auto& other : ranks_.all()) {
-      if (other->seat == process.seat) evict_asked_.insert(other->incarnation);
-    }
-    core_.record({.what = What::EvictAsked, .rank = *process.seat});
-    agents_.deliver(host, membership::host::Evict{*process.seat, "asked for"});
+    evict_asked_.insert(process.incarnation);
+    core_.record(
+        {.what = What::EvictAsked, .rank = *process.seat, .incarnation = process.incarnation});
+    agents_.deliver(host, membership::host::Evict{process.incarnation, "asked for"});
   }
 
   /// A quorum is healed, the rest stays broken for ever: now everything must come to a good end.
@@ -166,7 +168,8 @@ class World {
     ending.faults = f.crashes + ranks_.pauses_short() + ranks_.pauses_long() + f.late_checks +
                     f.evictions + f.self_wedges + f.hosts_lost * core_.swarm.job.ranks +
                     f.partitions + f.messages_lost + f.start_failures + f.coordinator_crashes +
-                    f.stops + (any_isolated() ? 1 : 0);
+                    f.stops + f.closed_channels + ranks_.failed_heals() * core_.swarm.job.ranks +
+                    (any_isolated() ? 1 : 0);
     return ending;
   }
 
