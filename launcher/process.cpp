@@ -131,6 +131,14 @@ void signal_group(const Spawned& process, int signal) {
   if (process.pid > 1) ::kill(-process.pid, signal);
 }
 
+bool is_stopped(const Spawned& process) {
+  siginfo_t info{};
+  // Left in place (WNOWAIT), the report holds for as long as it is true.
+  return ::waitid(P_PID, static_cast<id_t>(process.pid), &info, WSTOPPED | WNOHANG | WNOWAIT) ==
+             0 &&
+         info.si_pid == process.pid;
+}
+
 Result<std::string> find_program(const std::string& name, const std::string& search) {
   const auto is_program = [](const std::string& path) {
     struct stat info {};

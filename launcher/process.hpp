@@ -45,6 +45,9 @@ void signal_process(const Spawned& process, int signal);
 /// then the number cannot mean somebody else.
 void signal_group(const Spawned& process, int signal);
 
+/// Whether it is stopped (SIGSTOP, SIGTSTP) now. For a child that is not reaped yet.
+[[nodiscard]] bool is_stopped(const Spawned& process);
+
 /// The path that execvp would run: absolute, relative with a slash, or found in `search` (PATH's
 /// value). Errors: InvalidArgument (not found), FailedPrecondition (found, but not executable or a
 /// directory).

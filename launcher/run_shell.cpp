@@ -269,7 +269,7 @@ void RunShell::drain() {
 
 void RunShell::end_job(int exit_code, std::string origin, std::string reason, bool now) {
   if (!ending_) {
-    ending_ = Ending{exit_code, std::move(origin), std::move(reason)};
+    ending_ = Ending{exit_code, std::move(origin), std::move(reason), Clock::now()};
     for (auto& [incarnation, process] : processes_) {
       if (process->said_hello) send(*process, control::Stop{exit_code, ending_->reason});
     }

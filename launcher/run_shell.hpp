@@ -145,6 +145,7 @@ class RunShell final : public JobControl {
   void look_for_first_operation();
   void say_who_is_missing();
   void say_who_stalls();
+  void say_who_does_not_end();
   void end_for_the_left(const control::ViewInstalled::Group& group, const metrics::Doing& oldest,
                         const std::string& left);
 
@@ -187,7 +188,7 @@ class RunShell final : public JobControl {
     int exit_code = 0;
     std::string origin;
     std::string reason;
-    int requests = 1;  ///< signals of a person so far
+    TimePoint since;
   };
   std::optional<Ending> ending_;
   bool all_gone_ = false;

@@ -113,13 +113,7 @@ void RunShell::begin_stop() {
 void RunShell::go_on_stopping() {
   constexpr std::chrono::milliseconds kStopMax{500};
   const bool all = std::all_of(processes_.begin(), processes_.end(), [](const auto& entry) {
-    const Spawned& process = entry.second->spawned;
-    if (entry.second->gone) return true;
-    siginfo_t info{};
-    // Left in place (WNOWAIT), the report holds for as long as it is true.
-    return ::waitid(P_PID, static_cast<id_t>(process.pid), &info,
-                    WSTOPPED | WEXITED | WNOHANG | WNOWAIT) == 0 &&
-           info.si_pid == process.pid;
+    return entry.second->gone || is_stopped(entry.second->spawned);
   });
   if (all) return stop_here();
   if (Clock::now() < *stop_due_) return;

@@ -21,9 +21,25 @@ std::int64_t whole_seconds(Clock::duration time) {
 }  // namespace
 
 void RunShell::tick() {
-  if (ending_) return;
+  if (ending_) return say_who_does_not_end();
   say_who_is_missing();
   say_who_stalls();
+}
+
+void RunShell::say_who_does_not_end() {
+  const TimePoint now = Clock::now();
+  if (now - ending_->since < kSilenceMax || now - wait_told_ < kSilenceMax) return;
+  wait_told_ = now;
+  std::vector<std::string> left;
+  for (const auto& [incarnation, process] : processes_) {
+    if (!process->gone)
+      left.push_back(fmt::format("{} (pid {})", process->name(), process->spawned.pid));
+  }
+  narrator_.warning(
+      "E-WAIT-1",
+      fmt::format("the job ends since {} s ({}), still there: {}; killed after {} s (--grace)",
+                  whole_seconds(now - ending_->since), ending_->reason, fmt::join(left, ", "),
+                  whole_seconds(options_.grace)));
 }
 
 void RunShell::look_for_first_operation() {
@@ -49,9 +65,10 @@ void RunShell::say_who_is_missing() {
   std::vector<std::string> missing;
   for (const auto& [incarnation, process] : processes_) {
     if (process->gone || process->attached) continue;
-    missing.push_back(fmt::format("{} (pid {}: started {} s ago, has not attached)",
+    missing.push_back(fmt::format("{} (pid {}: started {} s ago, has not attached{})",
                                   process->name(), process->spawned.pid,
-                                  whole_seconds(now - process->started_at)));
+                                  whole_seconds(now - process->started_at),
+                                  is_stopped(process->spawned) ? ", is stopped" : ""));
   }
   narrator_.warning(
       "E-WAIT-1",
@@ -90,7 +107,8 @@ void RunShell::say_who_stalls() {
       const bool inside = d.operation != metrics::Operation::None && d.group == group.id &&
                           d.sequence >= oldest->sequence;
       if (!inside)
-        missing.push_back(fmt::format("rank {} ({})", seat.value(), metrics::describe(d)));
+        missing.push_back(fmt::format("rank {} (pid {}, {})", seat.value(),
+                                      holder(seat)->spawned.pid, metrics::describe(d)));
     }
     if (missing.empty()) {
       if (!left.empty()) end_for_the_left(group, *oldest, fmt::format("{}", fmt::join(left, ", ")));
@@ -99,8 +117,11 @@ void RunShell::say_who_stalls() {
     stall_told_ = now;
     narrator_.warning(
         "E-STALL-1",
-        fmt::format("{} #{} on group {}: {} of {} ranks entered, for {} s not: {}",
-                    metrics::name(oldest->operation), oldest->sequence, group.name,
+        fmt::format("{}: {} of {} ranks entered, for {} s not: {}",
+                    oldest->operation == metrics::Operation::Heal
+                        ? fmt::format("epoch {}", oldest->epoch)
+                        : fmt::format("{} #{} on group {}", metrics::name(oldest->operation),
+                                      oldest->sequence, group.name),
                     doing.size() - missing.size(), doing.size(),
                     (now_ns - oldest->started_ns) / 1'000'000'000, fmt::join(missing, ", ")));
     return;

@@ -142,6 +142,24 @@ TEST_F(Commands, AStoppedCoordinatorDelaysARecoveryAndChangesNoResult) {
   EXPECT_EQ(report["coordinator_losses"], 1);
 }
 
+TEST_F(Commands, ANewcomerThatIsAwaitedIsNamed) {
+  end();
+  std::filesystem::remove(stop());
+  const std::string go = (dir_.path() / "go").string();
+  job_.emplace(std::vector<std::string>{"run", "-n", "2", "--log-dir", logs() + "2", "--",
+                                        COUNTING_RANK, stop(), go});
+  ASSERT_TRUE(job_->wait_for("job "));
+  status_when([](const json& s) { return runs_in(s, 1); });
+  ASSERT_EQ(inject({"kill", "--rank", "1"}).exit_code, 0);
+  EXPECT_TRUE(job_->wait_for("E-STALL-1 epoch 2: 1 of 2 ranks entered")) << job_->err();
+  EXPECT_TRUE(job_->wait_for("not: rank 1 (pid")) << job_->err();
+  std::ofstream(go).flush();
+  status_when([](const json& s) { return runs_in(s, 2); });
+  std::ofstream(stop()).flush();
+  EXPECT_EQ(job_->wait(), 0) << job_->err();
+  EXPECT_EQ(job_->out().find("wrong"), std::string::npos) << job_->out();
+}
+
 TEST_F(Commands, EventsFollowUntilTheJobEnds) {
   ASSERT_TRUE(job_->wait_for("job "));
   status_when([](const json& s) { return runs_in(s, 1); });

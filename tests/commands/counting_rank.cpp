@@ -1,15 +1,19 @@
 /// Counts together with all ranks, step by step, until a file appears: `counting_rank FILE`.
+/// With a second file a newcomer begins its first step only when that one is there.
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <span>
 
+#include <poll.h>
 #include <unistd.h>
 
 #include <regroup/regroup.hpp>
 
 int main(int argc, char** argv) {
-  if (argc != 2) return 64;
+  if (argc != 2 && argc != 3) return 64;
   auto job = regroup::Job::attach();
   if (!job) {
     std::fprintf(stderr, "%s\n", job.error().to_string().c_str());
@@ -18,6 +22,9 @@ int main(int argc, char** argv) {
   auto world = job->world();
   std::int64_t count = 0;
   job->state().add("count", count);
+  const char* const life = std::getenv("REGROUP_LIFE");
+  const bool newcomer = life == nullptr || std::strcmp(life, "0") != 0;
+  while (argc == 3 && newcomer && ::access(argv[2], F_OK) != 0) ::poll(nullptr, 0, 10);
   auto steps = job->steps(std::numeric_limits<std::int32_t>::max());
   bool over = false;
   while (!over && steps.next()) {

@@ -25,6 +25,14 @@ class Recovery : public testing::Test {
     words.insert(words.end(), actions.begin(), actions.end());
     return words;
   }
+  /// Each process runs this piece of shell; `prologue` ends in "exec " if it becomes a rank.
+  [[nodiscard]] Words script(const Words& flags, const std::string& prologue,
+                             const std::string& action = "linger") const {
+    Words words = {"run", "--log-dir", logs().string()};
+    words.insert(words.end(), flags.begin(), flags.end());
+    words.insert(words.end(), {"--", "/bin/sh", "-c", prologue + FAKE_RANK + " " + action});
+    return words;
+  }
   [[nodiscard]] std::filesystem::path logs() const { return temp_.path() / "logs"; }
   [[nodiscard]] std::string events() const { return read_file(logs() / "events.jsonl"); }
   TempDir temp_;
@@ -192,25 +200,44 @@ TEST_F(Recovery, WhoHoldsUpAnOperationIsNamed) {
   Job job(line({"-n", "3"}, {"stall=1", "linger"}));
   ASSERT_TRUE(job.wait_for("E-STALL-1")) << job.out() << job.err();
   EXPECT_THAT(job.err(), HasSubstr("all_reduce #7 on group world: 2 of 3 ranks entered"));
-  EXPECT_THAT(job.err(), HasSubstr("not: rank 1"));
+  EXPECT_THAT(job.err(), HasSubstr("not: rank 1 (pid"));
   job.signal(SIGTERM);
   EXPECT_EQ(job.wait(), 143);
 }
 
 TEST_F(Recovery, WhoHasNotAttachedIsNamedAfterTenSeconds) {
   // Rank 1 starts its program only when asked to.
-  Words words = {"run",
-                 "-n",
-                 "2",
-                 "--log-dir",
-                 logs().string(),
-                 "--",
-                 "/bin/sh",
-                 "-c",
-                 std::string("[ $RANK = 1 ] && exec sleep 1000; exec ") + FAKE_RANK};
-  Job job(words);
+  Job job(script({"-n", "2"}, "[ $RANK = 1 ] && exec sleep 1000; exec "));
   ASSERT_TRUE(job.wait_for("E-WAIT-1")) << job.out() << job.err();
   EXPECT_THAT(job.err(), HasSubstr("for ranks to attach: rank 1 (pid"));
+  job.signal(SIGTERM);
+  EXPECT_EQ(job.wait(), 143);
+}
+
+TEST_F(Recovery, ARankThatIsStoppedBeforeItAttachedIsSaidToBe) {
+  Job job(script({"-n", "2"}, "[ $RANK = 1 ] && kill -STOP $$; exec "));
+  ASSERT_TRUE(job.wait_for("E-WAIT-1")) << job.out() << job.err();
+  EXPECT_TRUE(job.wait_for("has not attached, is stopped)")) << job.err();
+  job.signal(SIGTERM);
+  EXPECT_EQ(job.wait(), 143);
+}
+
+TEST_F(Recovery, ASpareThatDoesNotComeIsNamedWhileTheSeatWaitsForIt) {
+  Job job(script({"-n", "2", "--spares", "1"}, "[ $REGROUP_SPARE = 1 ] && exec sleep 1000; exec ",
+                 "kill=1"));
+  ASSERT_TRUE(job.wait_for("E-WAIT-1")) << job.out() << job.err();
+  EXPECT_TRUE(job.wait_for("for the epoch after 1: spare 3 (pid")) << job.err();
+  job.signal(SIGTERM);
+  EXPECT_EQ(job.wait(), 143);
+}
+
+TEST_F(Recovery, WhoDoesNotEndIsNamedWhileTheGraceRuns) {
+  Job job({"run", "-n", "1", "--grace", "1h", "--log-dir", logs().string(), "--", "/bin/sh", "-c",
+           "trap '' TERM; echo ready; while :; do sleep 0.05; done"});
+  ASSERT_TRUE(job.wait_for("0: ready")) << job.err();
+  job.signal(SIGTERM);
+  EXPECT_TRUE(job.wait_for("E-WAIT-1 the job ends since")) << job.err();
+  EXPECT_TRUE(job.wait_for("still there: rank 0 (pid")) << job.err();
   job.signal(SIGTERM);
   EXPECT_EQ(job.wait(), 143);
 }
