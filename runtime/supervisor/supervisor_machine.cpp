@@ -300,6 +300,9 @@ void SupervisorMachine::on_exited(Incarnation id, Process& p, const Exited& e) {
   switch (p.phase) {
     case ProcessPhase::Running:
     case ProcessPhase::Detached:
+    case ProcessPhase::Attached:
+    case ProcessPhase::Closing:
+      // Also without leaving the job in order: a program that ends with 0 has ended.
       if (e.exit_code == 0 && e.signal == 0) {
         p.reported = true;
         out_.emplace_back(Finished{id});
@@ -308,16 +311,6 @@ void SupervisorMachine::on_exited(Incarnation id, Process& p, const Exited& e) {
         if (p.attached)
 #endif
           lose(id, p, EvidenceKind::Reaped, e.exit_code, e.signal);
-      }
-      break;
-    case ProcessPhase::Attached:
-    case ProcessPhase::Closing:
-      // Ended with 0 without leaving the job in order: a program that ends with 0 has ended.
-      if (e.exit_code == 0 && e.signal == 0) {
-        p.reported = true;
-        out_.emplace_back(Finished{id});
-      } else {
-        lose(id, p, EvidenceKind::Reaped, e.exit_code, e.signal);
       }
       break;
     case ProcessPhase::Ending:
