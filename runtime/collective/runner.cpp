@@ -59,6 +59,22 @@ const char* name(OutcomeKind kind) {
   return "?";
 }
 
+const char* name(Instant instant) {
+  switch (instant) {
+    case Instant::Enter: return "enter";
+    case Instant::BeforeCopyIn: return "before_copy_in";
+    case Instant::AfterCopyIn: return "after_copy_in";
+    case Instant::AfterPublish: return "after_publish";
+    case Instant::AfterAwait: return "after_await";
+    case Instant::AfterReduce: return "after_reduce";
+    case Instant::BeforeComplete: return "before_complete";
+    case Instant::AfterComplete: return "after_complete";
+    case Instant::BeforePrepare: return "before_prepare";
+    case Instant::AfterPrepare: return "after_prepare";
+  }
+  return "?";
+}
+
 SlotRunner::Impl::Impl(spi::SharedSlots slots, int me, RunnerOptions options)
     : slots_(slots),
       me_(me),
@@ -76,7 +92,7 @@ SlotRunner::Impl::Impl(spi::SharedSlots slots, int me, RunnerOptions options)
 
 Outcome SlotRunner::Impl::run(const OpSpec& spec, Deadline until) {
   begin(spec);
-  hook("enter");
+  hook(Instant::Enter);
   return drive(until);
 }
 
@@ -109,7 +125,7 @@ void SlotRunner::Impl::begin(const OpSpec& spec) {
   // Release: whoever reads one of these finds the 0 (or what follows) at its second look.
   entry.meta.store(meta, std::memory_order_release);
   entry.count.store(descriptor.count, std::memory_order_release);
-  entry.arrival_ns.store(options_.arrival_clock != nullptr ? options_.arrival_clock() : 0,
+  entry.arrival_ns.store(options_.arrival_ns != nullptr ? *options_.arrival_ns : 0,
                          std::memory_order_release);
   entry.sequence.store(sequence_, std::memory_order_release);
   keep_input();
@@ -131,7 +147,7 @@ void SlotRunner::Impl::keep_input() {
   keep_ = Keep::Nothing;
   const OpSpec& spec = current_.spec;
   const OpDescriptor& d = current_.descriptor;
-  if (!spec.keep_input) return;
+  if (!spi::kFaultTolerance || !spec.keep_input) return;
   const OpExtent extent = extent_of(d, members_, me_);
   if (extent.in_bytes == 0 || extent.out_bytes == 0) return;
   const auto in = reinterpret_cast<std::uintptr_t>(spec.in);
@@ -170,7 +186,7 @@ Outcome SlotRunner::Impl::drive(Deadline until) {
   if (slots_.header().poisoned_by.load(std::memory_order_acquire) != 0) [[unlikely]] {
     return stop(Progress::Mismatched, until);
   }
-  if (spi::read(own_word()).wedged) [[unlikely]]
+  if (spi::kFaultTolerance && spi::read(own_word()).wedged) [[unlikely]]
     return decide(until);
   const Progress progress = execute(until);
   if (progress != Progress::Finished) [[unlikely]]
@@ -180,7 +196,7 @@ Outcome SlotRunner::Impl::drive(Deadline until) {
 
 Outcome SlotRunner::Impl::complete(Deadline until) {
   const OpDescriptor& d = current_.descriptor;
-  hook("before_complete");
+  hook(Instant::BeforeComplete);
   // Who receives nothing has no outcome, and must not move its word: others may be unable to
   // finish.
   if (!spi::receives(d.kind, d.root, me_)) return answer(OutcomeKind::HandedOver);
@@ -192,7 +208,7 @@ Outcome SlotRunner::Impl::complete(Deadline until) {
   if (!spi::try_advance(own_word(), sequence_)) [[unlikely]]
     return decide(until);
   spi::ring_waiters(slots_, me_);
-  hook("after_complete");
+  hook(Instant::AfterComplete);
   return finish();
 }
 
@@ -259,13 +275,13 @@ Outcome SlotRunner::Impl::settle(Deadline until) {
 
 Outcome SlotRunner::Impl::commit(std::uint64_t step, Deadline until) {
   if (options_.fault.call != nullptr) {
-    options_.fault.call(options_.fault.context, "before_prepare", step, -1);
+    options_.fault.call(options_.fault.context, Instant::BeforePrepare, step, -1);
   }
   spi::Word& own = slots_.step_word(me_);
   if (!spi::try_advance(own, step)) return step_verdict(step, until);
   spi::ring_waiters(slots_, me_);
   if (options_.fault.call != nullptr) {
-    options_.fault.call(options_.fault.context, "after_prepare", step, -1);
+    options_.fault.call(options_.fault.context, Instant::AfterPrepare, step, -1);
   }
   for (int member = 0; member < members_; ++member) {
     const spi::Word& word = slots_.step_word(member);

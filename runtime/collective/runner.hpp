@@ -19,12 +19,27 @@ namespace regroup::collective {
 using spi::Deadline;
 using spi::kNoDeadline;
 
-/// Named instants of an operation, for faults planted by tests and rehearsals. `chunk` is -1
-/// outside chunks. Phases: enter, before_copy_in, after_copy_in, after_publish, after_await,
-/// after_reduce, before_complete, after_complete, before_prepare, after_prepare.
+/// Instants of an operation at which a FaultHook is called, in the order in which they come.
+enum class Instant : std::uint8_t {
+  Enter,
+  BeforeCopyIn,
+  AfterCopyIn,
+  AfterPublish,
+  AfterAwait,
+  AfterReduce,
+  BeforeComplete,
+  AfterComplete,
+  BeforePrepare,  ///< of a commit
+  AfterPrepare,   ///< of a commit
+};
+inline constexpr std::size_t kInstants = 10;
+/// "after_copy_in", as REGROUP_FAULTS has it. The text lives for ever.
+[[nodiscard]] const char* name(Instant instant);
+
+/// For the activity in the beacon page, and for faults planted by tests and rehearsals. It is
+/// called several times in each operation. `chunk` is -1 outside chunks.
 struct FaultHook {
-  void (*call)(void* context, const char* phase, std::uint64_t number,
-               std::int64_t chunk) = nullptr;
+  void (*call)(void* context, Instant instant, std::uint64_t number, std::int64_t chunk) = nullptr;
   void* context = nullptr;
 };
 
@@ -32,8 +47,9 @@ struct RunnerOptions {
   int cores = 1;       ///< of this host, for all its ranks
   spi::PumpHook pump;  ///< called while waiting
   FaultHook fault;     ///< called at each phase
-  std::uint64_t (*arrival_clock)() =
-      nullptr;  ///< nanoseconds, one clock for all ranks of the host; null: 0 is stored
+  /// When the operation was called, set by the caller before run(): nanoseconds, one clock for all
+  /// ranks of the host. Null: 0 is stored.
+  const std::uint64_t* arrival_ns = nullptr;
   std::optional<Algorithm> algorithm;  ///< overrides the choice; equal on all ranks
   AlgorithmRules rules;                ///< asked without `algorithm`; equal on all ranks
 };

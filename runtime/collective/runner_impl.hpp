@@ -97,9 +97,9 @@ class SlotRunner::Impl {
     return current_.first_turn + turn;
   }
   [[nodiscard]] bool has_published(int member, std::uint64_t turn) const;
-  void hook(const char* phase, std::int64_t chunk = -1) const {
-    if (options_.fault.call != nullptr) [[unlikely]] {
-      options_.fault.call(options_.fault.context, phase, sequence_, chunk);
+  void hook(Instant instant, std::int64_t chunk = -1) const {
+    if (spi::kFaultTolerance && options_.fault.call != nullptr) [[unlikely]] {
+      options_.fault.call(options_.fault.context, instant, sequence_, chunk);
     }
   }
   [[nodiscard]] spi::Word& own_word() const { return slots_.group_word(me_); }

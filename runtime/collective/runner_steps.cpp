@@ -58,17 +58,17 @@ SlotRunner::Impl::Progress SlotRunner::Impl::perform(const Step& step, Deadline 
   switch (step.kind) {
     case StepKind::Reclaim: return reclaim(turn, until);
     case StepKind::CopyIn:
-      hook("before_copy_in", chunk);
+      hook(Instant::BeforeCopyIn, chunk);
       copy_in(step);
-      hook("after_copy_in", chunk);
+      hook(Instant::AfterCopyIn, chunk);
       return Progress::Finished;
     case StepKind::Publish:
       publish(step);
-      hook("after_publish", chunk);
+      hook(Instant::AfterPublish, chunk);
       return Progress::Finished;
     case StepKind::AwaitAll: {
       const Progress progress = await_all(step, until);
-      if (progress == Progress::Finished) hook("after_await", chunk);
+      if (progress == Progress::Finished) hook(Instant::AfterAwait, chunk);
       return progress;
     }
     case StepKind::AwaitOne: {
@@ -76,12 +76,12 @@ SlotRunner::Impl::Progress SlotRunner::Impl::perform(const Step& step, Deadline 
       const Progress progress = await(step.member, turn, until);
       if (progress != Progress::Finished) return progress;
       if (step.check && current_.differs) return judge_mismatch();
-      hook("after_await", chunk);
+      hook(Instant::AfterAwait, chunk);
       return progress;
     }
     case StepKind::Reduce:
       reduce_step(step);
-      hook("after_reduce", chunk);
+      hook(Instant::AfterReduce, chunk);
       return Progress::Finished;
     case StepKind::CopyOut: copy_out(step); return Progress::Finished;
     case StepKind::SaidRead:

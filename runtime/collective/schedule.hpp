@@ -88,7 +88,7 @@ class Plan {
   bool next_of_two_shot(Step& step);
   bool next_of_reduce(Step& step);
   bool next_of_broadcast(Step& step);
-  [[nodiscard]] Step make(StepKind kind, std::uint64_t turn) const;
+  void make(Step& step, StepKind kind, std::uint64_t turn) const;
   [[nodiscard]] std::size_t chunk_bytes(std::uint64_t chunk) const;
 
   OpDescriptor descriptor_;

@@ -214,10 +214,13 @@ void AgentLink::install(const control::ViewInstalled& message, std::vector<base:
 void AgentLink::fail(Status why) {
   const std::lock_guard lock(mutex_);
   if (ended_) ended_ = std::move(why);
+  over_.store(true, std::memory_order_release);
   changed_.notify_all();
 }
 
 Status AgentLink::running() const {
+  if (!over_.load(std::memory_order_acquire)) [[likely]]
+    return {};
   const std::lock_guard lock(mutex_);
   return ended_;
 }

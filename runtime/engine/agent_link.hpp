@@ -115,7 +115,8 @@ class AgentLink {
   Epoch groups_epoch_;
   std::optional<Status> refused_;
   std::optional<control::LossNotice> last_loss_;
-  Status ended_;  ///< not Ok: the job is over for this process
+  Status ended_;                   ///< not Ok: the job is over for this process
+  std::atomic<bool> over_{false};  ///< ended_ is not Ok; asked by each operation, without the lock
 
   std::jthread engine_;  ///< last: joins before the rest goes
 };

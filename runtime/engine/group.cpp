@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <functional>
 
@@ -21,17 +22,19 @@ using spi::OpKind;
 /// decides.
 constexpr std::chrono::seconds kCauseTimeout{2};
 
-metrics::Phase phase_of(std::string_view phase) {
-  if (phase == "before_copy_in") return metrics::Phase::CopyIn;
-  if (phase == "after_copy_in") return metrics::Phase::Publish;
-  if (phase == "after_publish") return metrics::Phase::AwaitOthers;
-  if (phase == "after_await") return metrics::Phase::Reduce;
-  if (phase == "after_reduce") return metrics::Phase::CopyOut;
-  if (phase == "before_complete") return metrics::Phase::AwaitExit;
-  if (phase == "before_prepare") return metrics::Phase::Publish;
-  if (phase == "after_prepare") return metrics::Phase::AwaitOthers;
-  return metrics::Phase::Idle;
-}
+/// What begins at each instant.
+constexpr std::array<metrics::Phase, collective::kInstants> kPhaseFrom = {
+    metrics::Phase::Idle,         // Enter
+    metrics::Phase::CopyIn,       // BeforeCopyIn
+    metrics::Phase::Publish,      // AfterCopyIn
+    metrics::Phase::AwaitOthers,  // AfterPublish
+    metrics::Phase::Reduce,       // AfterAwait
+    metrics::Phase::CopyOut,      // AfterReduce
+    metrics::Phase::AwaitExit,    // BeforeComplete
+    metrics::Phase::Idle,         // AfterComplete
+    metrics::Phase::Publish,      // BeforePrepare
+    metrics::Phase::AwaitOthers,  // AfterPrepare
+};
 
 bool overlaps(const void* a, std::size_t a_bytes, const void* b, std::size_t b_bytes) {
   const std::less<const std::byte*> below;
@@ -68,16 +71,20 @@ class GroupImpl::Scope {
     const std::lock_guard lock(job.ledger_mutex());
     const auto now = job.now_ns();
     const bool collective = request.kind == Request::Kind::Collective;
-    metrics::begin_operation(job.link().page(),
-                             {.operation = request.operation,
-                              .phase = metrics::Phase::CopyIn,
-                              .group = group.group_->id,
-                              .epoch = group.epoch_.value(),
-                              .sequence = collective ? group.runner_->sequence() + 1 : 0,
-                              .step = job.current_index(),
-                              .attempt = static_cast<std::uint64_t>(job.attempt()),
-                              .bytes = bytes,
-                              .started_ns = now});
+    group.called_ns_ = now;
+    // The page is for whoever examines this process after its death.
+    if constexpr (spi::kFaultTolerance) {
+      metrics::begin_operation(job.link().page(),
+                               {.operation = request.operation,
+                                .phase = metrics::Phase::CopyIn,
+                                .group = group.group_->id,
+                                .epoch = group.epoch_.value(),
+                                .sequence = collective ? group.runner_->sequence() + 1 : 0,
+                                .step = job.current_index(),
+                                .attempt = static_cast<std::uint64_t>(job.attempt()),
+                                .bytes = bytes,
+                                .started_ns = now});
+    }
     if (timed_) job.ledger().enter(Category::CommExposed, now);
   }
   void end(const Outcome& outcome, std::size_t bytes) {
@@ -93,6 +100,7 @@ class GroupImpl::Scope {
         job.ledger().count_operation(bytes);
       }
     }
+    if constexpr (!spi::kFaultTolerance) return;
     metrics::end_operation(job.link().page(),
                            outcome.kind == OutcomeKind::Done         ? metrics::Outcome::Done
                            : outcome.kind == OutcomeKind::HandedOver ? metrics::Outcome::HandedOver
@@ -117,11 +125,11 @@ GroupImpl::GroupImpl(JobImpl& job, std::string name) : job_(job), name_(std::mov
 
 GroupImpl::~GroupImpl() = default;
 
-void GroupImpl::on_phase(const char* phase, std::uint64_t number, std::int64_t chunk) {
-  metrics::set_phase(job_.link().page(), phase_of(phase));
+void GroupImpl::on_instant(collective::Instant instant, std::uint64_t number, std::int64_t chunk) {
+  metrics::set_phase(job_.link().page(), kPhaseFrom[static_cast<std::size_t>(instant)]);
   if (!job_.has_faults()) return;
   job_.hit_fault({.op = operation_name_,
-                  .phase = phase,
+                  .phase = collective::name(instant),
                   .sequence = number,
                   .step = job_.current_index(),
                   .chunk = static_cast<std::uint64_t>(std::max<std::int64_t>(chunk, 0))});
@@ -136,11 +144,12 @@ Status GroupImpl::bind(std::shared_ptr<OpenGroup> group, Epoch epoch) {
   me_ = static_cast<int>(mine - group->seats.begin());
   const collective::RunnerOptions options{
       .cores = job_.cores(),
-      .fault = {[](void* context, const char* phase, std::uint64_t number, std::int64_t chunk) {
-                  static_cast<GroupImpl*>(context)->on_phase(phase, number, chunk);
+      .fault = {[](void* context, collective::Instant instant, std::uint64_t number,
+                   std::int64_t chunk) {
+                  static_cast<GroupImpl*>(context)->on_instant(instant, number, chunk);
                 },
                 this},
-      .arrival_clock = &metrics::monotonic_ns,
+      .arrival_ns = &called_ns_,
       .rules = job_.algorithms()};
   runner_.emplace(group->arena.slots, me_, options);
   group_ = std::move(group);
@@ -271,6 +280,10 @@ Outcome GroupImpl::run(const Request& request, bool background, spi::Deadline un
   spec.keep_input = request.options.keep_input && !job_.in_step();
   Scope scope(*this, request, bytes, !background);
   auto outcome = execute(request, spec, until);
+  if (outcome.ok()) [[likely]] {
+    scope.end(outcome, bytes);
+    return {};
+  }
   const auto expired = outcome;
   if (request.kind == Request::Kind::Collective) outcome = settle(request, std::move(outcome));
   scope.end(outcome, bytes);
@@ -288,6 +301,7 @@ Outcome GroupImpl::settle(const Request& request, Outcome outcome) {
 }
 
 Status GroupImpl::to_status(const Request& request, const Outcome& outcome) {
+  if (outcome.ok()) return {};
   const Where where{.epoch = epoch_, .group = name_, .sequence = Sequence(outcome.number)};
   switch (outcome.kind) {
     case OutcomeKind::Done:

@@ -106,7 +106,7 @@ class GroupImpl {
   Status to_status(const Request& request, const collective::Outcome& outcome);
   [[nodiscard]] PrologueCall call_of(const Request& request) const;
   [[nodiscard]] std::span<std::byte> result_of(const Request& request) const;
-  void on_phase(const char* phase, std::uint64_t number, std::int64_t chunk);
+  void on_instant(collective::Instant instant, std::uint64_t number, std::int64_t chunk);
 
   JobImpl& job_;
   std::string name_;
@@ -119,6 +119,7 @@ class GroupImpl {
   std::uint64_t prologue_messages_ = 0;  ///< sends and receives of this life that are done
   std::atomic<int> pending_{0};          ///< asynchronous operations not finished yet
   const char* operation_name_ = "";
+  std::uint64_t called_ns_ = 0;  ///< when the operation in progress was called
   /// Last: its thread uses the rest.
   std::unique_ptr<AsyncQueue> async_ = std::make_unique<AsyncQueue>();
 };

@@ -89,7 +89,9 @@ class Waiter {
     if (spins_) pauses_ = std::max(kPausesMin, pauses_ / 2);
   }
 
-  static bool is_wedged(const Word* guard) { return guard != nullptr && read(*guard).wedged; }
+  static bool is_wedged(const Word* guard) {
+    return kFaultTolerance && guard != nullptr && read(*guard).wedged;
+  }
 
   template <class ReadyFn, class StopFn>
   [[gnu::noinline]] WaitEnd wait_long(int member, const Word* guard, Deadline until, ReadyFn& ready,

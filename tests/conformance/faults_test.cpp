@@ -16,7 +16,7 @@ struct Killed {};
 /// Where a rank dies: the nth phase that it passes.
 struct Death {
   std::atomic<int> phases_left{-1};
-  static void on_phase(void* self, const char* /*phase*/, std::uint64_t /*number*/,
+  static void on_phase(void* self, collective::Instant /*instant*/, std::uint64_t /*number*/,
                        std::int64_t /*chunk*/) {
     if (static_cast<Death*>(self)->phases_left.fetch_sub(1) == 0) throw Killed{};
   }

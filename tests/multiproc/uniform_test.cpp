@@ -125,9 +125,10 @@ class RankProcess {
     return number % 2 == 1 ? kCases[0] : Case{"broadcast", OpKind::Broadcast, 5, true};
   }
 
-  static void on_phase(void* context, const char* phase, std::uint64_t number,
+  static void on_phase(void* context, collective::Instant instant, std::uint64_t number,
                        std::int64_t /*chunk*/) {
     auto& self = *static_cast<RankProcess*>(context);
+    const char* const phase = collective::name(instant);
     const bool committing = std::strstr(phase, "prepare") != nullptr;
     if (committing != self.cell_.in_commit || (!committing && number != kTested)) return;
     if (self.me_ == self.cell_.victim && std::strcmp(phase, self.cell_.phase) == 0)
