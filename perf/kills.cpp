@@ -14,6 +14,8 @@
 #include <fstream>
 #include <optional>
 #include <string>
+#include <thread>
+#include <utility>
 
 #include "base/fd.hpp"
 #include "perf/results.hpp"
@@ -26,6 +28,8 @@ using nlohmann::json;
 
 /// Operations of a round after the one in which the kill happens.
 constexpr std::uint64_t kOperationsAfter = 3;
+constexpr std::chrono::seconds kWarmMax{60};
+constexpr std::chrono::milliseconds kLookInterval{5};
 constexpr int kRanksMax = 52;  // one bit each in an f64 sum
 
 std::uint64_t clock_ns(clockid_t clock) {
@@ -79,18 +83,49 @@ class Notes {
   void* memory_;
 };
 
-/// The launcher's own record of losses of one seat, in order.
-std::vector<std::int64_t> losses_in_log(int rank) {
-  std::vector<std::int64_t> out;
-  const char* const folder = std::getenv("REGROUP_RUN_DIR");
-  std::ifstream file(std::string(folder == nullptr ? "." : folder) + "/events.jsonl");
-  for (std::string line; std::getline(file, line);) {
-    const json event = json::parse(line, nullptr, false);
-    if (!event.is_object() || event.value("kind", "") != "lost") continue;
-    if (event.value("rank", -1) == rank) out.push_back(parse_utc_ns(event.value("time", "")));
+/// The launcher's log of this job, read on as it grows. Thread safety: none.
+class EventLog {
+ public:
+  EventLog() {
+    const char* const folder = std::getenv("REGROUP_RUN_DIR");
+    file_.open(std::string(folder == nullptr ? "." : folder) + "/events.jsonl");
   }
-  return out;
-}
+  void read_on() {
+    file_.clear();
+    for (std::string part; std::getline(file_, part);) {
+      unread_ += part;
+      if (file_.eof()) break;  // the rest of this line is not written yet
+      take(json::parse(unread_, nullptr, false));
+      unread_.clear();
+    }
+  }
+  [[nodiscard]] std::size_t spares() const { return spares_; }
+  [[nodiscard]] std::size_t attached() const { return attached_; }
+  /// When each loss of `rank` was known, in order.
+  [[nodiscard]] std::vector<std::int64_t> losses_of(int rank) const {
+    std::vector<std::int64_t> out;
+    for (const auto& [lost, at] : losses_) {
+      if (lost == rank) out.push_back(at);
+    }
+    return out;
+  }
+
+ private:
+  void take(const json& event) {
+    if (!event.is_object()) return;
+    const std::string kind = event.value("kind", "");
+    if (kind == "job_started") spares_ = event.value("spares", std::size_t{0});
+    if (kind == "attached") ++attached_;
+    if (kind == "lost") {
+      losses_.emplace_back(event.value("rank", -1), parse_utc_ns(event.value("time", "")));
+    }
+  }
+  std::ifstream file_;
+  std::string unread_;
+  std::size_t spares_ = 0;
+  std::size_t attached_ = 0;
+  std::vector<std::pair<int, std::int64_t>> losses_;
+};
 
 /// Thread safety: none.
 class Killer {
@@ -106,11 +141,13 @@ class Killer {
  private:
   [[nodiscard]] bool one_round(std::size_t index, bool again);
   [[nodiscard]] bool is_right() const;
+  void await_warm_spare(std::size_t kills_before);
 
   Job& job_;
   const Options& options_;
   Notes notes_;
   int seat_;
+  EventLog log_;
   std::vector<double> values_;
   std::vector<double> sums_;
 };
@@ -125,14 +162,26 @@ bool Killer::is_right() const {
   return std::ranges::all_of(sums_, [&](double sum) { return sum == expected; });
 }
 
+/// With spares, what is measured is that a warm one takes over: the refill of the one before has
+/// started, touched its memory and attached. The others wait in their first operation meanwhile.
+void Killer::await_warm_spare(std::size_t kills_before) {
+  const TimePoint until = Clock::now() + kWarmMax;
+  for (log_.read_on(); log_.spares() > 0; log_.read_on()) {
+    const auto ranks = static_cast<std::size_t>(job_.size());
+    if (log_.attached() >= ranks + log_.spares() + kills_before || Clock::now() > until) return;
+    std::this_thread::sleep_for(kLookInterval);
+  }
+}
+
 /// False when the round has to be begun again. `again`: it lost a rank already.
 bool Killer::one_round(std::size_t index, bool again) {
   Round& round = notes_.round(index);
   Round::Seat& mine = round.seats[seat_];
   auto world = job_.world();
+  const bool dies = seat_ == options_.kill->rank && index < options_.kills && !again;
+  if (dies && round.killed_ns.load() == 0) await_warm_spare(index);
   for (std::uint64_t op = 1; op <= options_.kill->op + kOperationsAfter; ++op) {
-    const bool mine_to_die = seat_ == options_.kill->rank && op == options_.kill->op;
-    if (mine_to_die && index < options_.kills && round.killed_ns.load() == 0) {
+    if (dies && op == options_.kill->op && round.killed_ns.load() == 0) {
       round.killed_utc_ns.store(clock_ns(CLOCK_REALTIME));
       round.killed_ns.store(clock_ns(CLOCK_MONOTONIC));
       (void)::kill(::getpid(), SIGKILL);
@@ -168,7 +217,9 @@ Status Killer::run() {
 
 KillSamples Killer::samples() const {
   KillSamples out;
-  const auto losses = losses_in_log(options_.kill->rank);
+  EventLog log;
+  log.read_on();
+  const auto losses = log.losses_of(options_.kill->rank);
   const bool whole = job_.world().size() == job_.size();
   out.wrong = notes_.wrong().load();
   const auto us_since = [](std::uint64_t later, std::uint64_t earlier) {

@@ -54,6 +54,11 @@ int main_of(const std::vector<std::string>& arguments) {
     fmt::print(stderr, "regroup-perf: sendrecv needs 2 ranks: regroup run -n 2 -- regroup-perf\n");
     return kExitBadUsage;
   }
+  // What precedes the first entry is recorded for newcomers; a loop's operations are not.
+  if (auto status = options.kill ? Status() : job->reform(); !status) {
+    fmt::print(stderr, "regroup-perf: {}\n", status.to_string());
+    return 1;
+  }
   if (!options.serve_dir.empty()) {
     const auto status = serve(job->world(), options.serve_dir, job->rank() == 0);
     if (!status) fmt::print(stderr, "regroup-perf: {}\n", status.to_string());

@@ -153,7 +153,7 @@ void declare_measuring(CLI::App& app, Words& words, Options& options) {
       ->check(CLI::NonNegativeNumber);
   app.add_option("-n,--iters", options.iterations,
                  "operations in a block (default: what fits into --time)");
-  app.add_option("-w,--warmup_iters", options.warmups, "operations before the first block (5)");
+  app.add_option("-w,--warmup_iters", options.warmups, "operations before each block, at most (5)");
   app.add_option("--time", options.block_seconds, "seconds a block without -n lasts (0.05)")
       ->check(CLI::PositiveNumber);
   app.add_option("--blocks", options.blocks, "blocks; a figure is their median (5)")

@@ -150,6 +150,18 @@ class Turns(unittest.TestCase):
         self.assertTrue(any("x ours" in line for line in lines))
 
 
+    @unittest.skipUnless(os.path.exists(f"{BIN}/regroup-perf-noft"), "no regroup-perf-noft here")
+    def test_the_data_path_without_fault_tolerance_computes_the_same(self):
+        path = f"{SCRATCH}/noft.json"
+        words = ["all_reduce", "--sizes", "8,64K,2M", "-n", "20", "--inplace", "out"]
+        done, _ = run("noft", *words, "--compare", "noft", "--json", path)
+        self.assertEqual(done.returncode, 0, done.stderr + done.stdout)
+        with open(path, encoding="utf-8") as file:
+            rows = [r for r in json.load(file)["results"] if r["implementation"] == "noft"]
+        seen = [(r["bytes"], r["wrong"], r["checked"]) for r in rows]
+        self.assertEqual(seen, [(8, 0, 1), (65536, 0, 1), (2097152, 0, 1)])
+
+
 class Kills(unittest.TestCase):
     def measure(self, name, *launcher, kills):
         path = f"{SCRATCH}/{name}.json"

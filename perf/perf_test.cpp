@@ -1,5 +1,6 @@
 #include <gmock/gmock.h>
 
+#include "perf/kills.hpp"
 #include "perf/options.hpp"
 #include "perf/results.hpp"
 #include "perf/rivals.hpp"
@@ -159,6 +160,21 @@ TEST(Statistics, PercentilesAreMeasuredValues) {
   EXPECT_DOUBLE_EQ(percentile({1, 2}, 0.99), 2);
   EXPECT_DOUBLE_EQ(percentile({}, 0.5), 0);
   EXPECT_DOUBLE_EQ(median({1, 2, 3, 10}), 2.5);
+}
+
+TEST(Kills, TheLaunchersTimesAreRead) {
+  EXPECT_EQ(parse_utc_ns("1970-01-02T00:00:01.000000005Z"), 86'401'000'000'005);
+  EXPECT_EQ(parse_utc_ns("2026-01-31T12:00:00.5Z"), 0);
+  EXPECT_EQ(parse_utc_ns("yesterday"), 0);
+}
+
+TEST(Kills, ThePercentilesStandBesideTheirSamples) {
+  const auto json = to_json(KillSamples{.release_us = {3, 1, 2}, .wrong = 1});
+  EXPECT_DOUBLE_EQ(json.at("release_us").at("p50"), 2);
+  EXPECT_DOUBLE_EQ(json.at("release_us").at("max"), 3);
+  EXPECT_TRUE(json.at("detect_us").is_null());
+  EXPECT_EQ(json.at("samples").at("release_us").size(), 3U);
+  EXPECT_EQ(json.at("wrong"), 1);
 }
 
 TEST(Results, ARowSaysWhatTheTableAndTheFileNeed) {

@@ -17,7 +17,7 @@ namespace regroup::perf {
 namespace {
 
 constexpr std::uint64_t kIterationsMax = 1'000'000;
-constexpr std::uint64_t kProbes = 3;
+constexpr std::uint64_t kIterationsMin = 3;
 
 /// Anything that runs a block of a workload.
 class Contestant {
@@ -73,16 +73,16 @@ class Theirs final : public Contestant {
 
 /// How many operations fill a block: the same on all ranks, since all know the slowest rank's time.
 Result<std::uint64_t> choose_iterations(Contestant& contestant, const Options& options) {
-  std::uint64_t iterations = kProbes;
-  // The first probes meet cold memory; the second, longer ones say what to expect.
+  std::uint64_t iterations = 1;
+  // The first probe meets cold memory; the second, longer one says what to expect.
   for (const double share : {0.1, 1.0}) {
-    auto block = contestant.run({.iterations = iterations, .warmups = options.warmups});
+    auto block = contestant.run({.iterations = iterations, .warmups = 1});
     if (!block) return block.error();
     const double us = std::max(0.01, block->us.front());
     const double fitting = options.block_seconds * share * 1e6 / us;
-    iterations = std::clamp(static_cast<std::uint64_t>(fitting), kProbes, kIterationsMax);
+    iterations = std::clamp(static_cast<std::uint64_t>(fitting), std::uint64_t{1}, kIterationsMax);
   }
-  return iterations;
+  return std::max(iterations, kIterationsMin);
 }
 
 std::string algorithm_of(const Workload& w, const collective::AlgorithmRules& rules) {
@@ -259,9 +259,11 @@ Status Sweep::run_place(const Workload& workload, std::vector<Row>& rows) {
       // Another one begins in each round, so that nobody always follows the same one.
       const std::size_t i = (turn + static_cast<std::size_t>(block)) % contestants_.size();
       const std::uint64_t wanted = options_.check_all ? iterations[i] : options_.checks;
+      // Where few operations fill a block, warming up must not take longer than measuring.
+      const std::uint64_t warmups = std::min(options_.warmups, 1 + iterations[i] / 4);
       auto done = contestants_[i]->run({.mode = options_.mode,
                                         .iterations = iterations[i],
-                                        .warmups = options_.warmups,
+                                        .warmups = warmups,
                                         .checks = block == 0 ? wanted : 0});
       if (!done) return done.error();
       Row& row = rows[i];

