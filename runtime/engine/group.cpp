@@ -142,15 +142,15 @@ Status GroupImpl::bind(std::shared_ptr<OpenGroup> group, Epoch epoch) {
                                         job_.seat().rank.value(), name_)};
   }
   me_ = static_cast<int>(mine - group->seats.begin());
-  const collective::RunnerOptions options{
-      .cores = job_.cores(),
-      .fault = {[](void* context, collective::Instant instant, std::uint64_t number,
-                   std::int64_t chunk) {
-                  static_cast<GroupImpl*>(context)->on_instant(instant, number, chunk);
-                },
-                this},
-      .arrival_ns = &called_ns_,
-      .rules = job_.algorithms()};
+  const collective::RunnerOptions options{.cores = job_.cores(),
+                                          .fault = {[](void* context, collective::Instant instant,
+                                                       std::uint64_t number, std::int64_t chunk) {
+                                                      static_cast<GroupImpl*>(context)->on_instant(
+                                                          instant, number, chunk);
+                                                    },
+                                                    this},
+                                          .arrival_ns = &called_ns_,
+                                          .rules = job_.algorithms()};
   runner_.emplace(group->arena.slots, me_, options);
   group_ = std::move(group);
   epoch_ = epoch;
