@@ -363,7 +363,9 @@ Status serve(ProcessGroup group, const std::string& directory, bool answers) {
   LineReader reader(std::move(commands));
   std::string last;
   std::optional<Bench> bench;
-  for (std::string line; reader.next(line) && line != "end";) {
+  for (std::string line;;) {
+    if (!reader.next(line)) return broken("whoever leads the measurement is gone");
+    if (line == "end") return {};
     auto command = parse_line(line);
     if (!command) return command.error();
     command->workload.ranks = group.size();
@@ -380,7 +382,6 @@ Status serve(ProcessGroup group, const std::string& directory, bool answers) {
                                           {"checked", block->checked}});
     if (!status) return status;
   }
-  return {};
 }
 
 }  // namespace regroup::perf

@@ -154,6 +154,9 @@ Result<bool> Sweep::gather_contestants() {
     contestants_.push_back(std::make_unique<Ours>(world_, nullptr));
     return true;
   }
+  // All ranks look, so that what is missing ends all of them alike.
+  auto specs = find_rivals(options_.compare, options_.rivals_dir, world_.size());
+  if (!specs) return specs.error();
   std::array<char, 256> directory{};
   if (auto status = share_directory(directory); !status) return status;
   if (!prints_) {
@@ -162,8 +165,6 @@ Result<bool> Sweep::gather_contestants() {
   }
   if (auto status = world_.barrier(); !status) return status;
   contestants_.push_back(std::make_unique<Ours>(world_, &*own_pipes_));
-  auto specs = find_rivals(options_.compare, options_.rivals_dir, world_.size());
-  if (!specs) return specs.error();
   for (const RivalSpec& spec : *specs) {
     auto rival = Rival::start(spec, world_.size());
     if (!rival) return rival.error();
