@@ -124,7 +124,7 @@ class SlotRunner {
   /// Number of the last operation that run() was called for.
   [[nodiscard]] std::uint64_t sequence() const;
   [[nodiscard]] const spi::SharedSlots& slots() const;
-  /// When `rank` called operation `sequence` (arrival_clock of its process); empty when it is not
+  /// When `rank` called operation `sequence` (its RunnerOptions::arrival_ns); empty when it is not
   /// known (any more).
   [[nodiscard]] std::optional<std::uint64_t> arrival_ns(int rank, std::uint64_t sequence) const;
 
