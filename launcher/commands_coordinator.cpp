@@ -43,6 +43,11 @@ std::vector<std::string> coordinator_arguments(const CoordinatorOptions& options
     out.push_back(std::to_string(options.beat));
   }
   if (config.restart_unattached) out.emplace_back("--restart");
+  if (options.tcp) {
+    out.insert(out.end(), {"--listen", std::to_string(options.tcp->listening), "--secret",
+                           std::to_string(options.tcp->secret), "--refusals",
+                           std::to_string(options.tcp->refusals), "--job", options.tcp->job});
+  }
   return out;
 }
 
@@ -67,6 +72,19 @@ Result<CoordinatorOptions> parse_coordinator(const std::vector<std::string>& arg
   app.add_option("--max-replacements", config.replacements_max);
   app.add_option("--detect-budget-ms", detect_budget_ms)->check(CLI::PositiveNumber);
   app.add_flag("--restart", config.restart_unattached);
+  CoordinatorOptions::Tcp tcp;
+  CLI::Option* const listen =
+      app.add_option("--listen", tcp.listening, "descriptor of the port that agents come to")
+          ->check(CLI::NonNegativeNumber);
+  CLI::Option* const secret =
+      app.add_option("--secret", tcp.secret, "descriptor of the job's secret")
+          ->check(CLI::NonNegativeNumber);
+  CLI::Option* const refusals =
+      app.add_option("--refusals", tcp.refusals, "descriptor of the counters of refusals")
+          ->check(CLI::NonNegativeNumber);
+  CLI::Option* const job = app.add_option("--job", tcp.job, "the job that agents must name");
+  // A port without a secret is never opened.
+  listen->needs(secret)->needs(refusals)->needs(job);
   try {
     app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
   } catch (const CLI::CallForHelp&) {
@@ -78,6 +96,7 @@ Result<CoordinatorOptions> parse_coordinator(const std::vector<std::string>& arg
   Result<OnLoss> policy = parse_on_loss(on_loss);
   if (!policy) return policy.error();
   config.on_loss = *policy;
+  if (tcp.listening >= 0) options.tcp = tcp;
   options.state = state;
   options.detect_budget = std::chrono::milliseconds(detect_budget_ms);
   return options;

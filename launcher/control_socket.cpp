@@ -92,19 +92,22 @@ nlohmann::json to_json(const JobStatus& status) {
     if (started != 0 && started <= status.now_ns) entry["age_ns"] = status.now_ns - started;
     processes.push_back(std::move(entry));
   }
-  return {
-      {"v", kStatusSchema},
-      {"job", status.job},
-      {"state", status.state},
-      {"log_dir", status.log_dir},
-      {"pid", status.pid},
-      {"ranks", status.ranks},
-      {"spares_wanted", status.spares_wanted},
-      {"epoch", status.epoch.value()},
-      {"replaced", status.replaced},
-      {"uptime_ns", status.uptime_ns},
-      {"coordinator", {{"pid", status.coordinator_pid}, {"restarts", status.coordinator_restarts}}},
-      {"processes", std::move(processes)}};
+  return {{"v", kStatusSchema},
+          {"job", status.job},
+          {"state", status.state},
+          {"log_dir", status.log_dir},
+          {"pid", status.pid},
+          {"ranks", status.ranks},
+          {"spares_wanted", status.spares_wanted},
+          {"epoch", status.epoch.value()},
+          {"replaced", status.replaced},
+          {"uptime_ns", status.uptime_ns},
+          {"coordinator",
+           {{"pid", status.coordinator_pid},
+            {"restarts", status.coordinator_restarts},
+            {"port", status.coordinator_port}}},
+          {"refused", status.refused},
+          {"processes", std::move(processes)}};
 }
 
 bool Trigger::holds(const metrics::Doing& doing) const {
@@ -218,7 +221,10 @@ void ControlSocket::Impl::accept_all() {
     if (!fd) return;
     // Anybody on this machine can name an abstract socket: who it is decides, not what is said.
     const std::optional<std::uint32_t> uid = uid_behind(fd.get());
-    if (!uid || (*uid != ::getuid() && *uid != 0)) continue;
+    if (!uid || (*uid != ::getuid() && *uid != 0)) {
+      control->refused_other_user();
+      continue;
+    }
     Connection& connection = connections.emplace_back();
     connection.until = Clock::now() + kRequestTime;
     connection.fd = std::move(fd);

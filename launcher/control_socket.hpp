@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -47,6 +49,8 @@ struct JobStatus {
   std::uint64_t now_ns = 0;          ///< CLOCK_MONOTONIC: ages are counted from here
   std::int32_t coordinator_pid = 0;  ///< 0: being restarted
   std::uint32_t coordinator_restarts = 0;
+  std::uint16_t coordinator_port = 0;  ///< on the loopback interface; 0: none
+  std::map<std::string, std::uint64_t, std::less<>> refused;  ///< by cause, those that happened
   std::vector<ProcessStatus> processes;  ///< seats in order, then spares; no gone ones
 };
 [[nodiscard]] nlohmann::json to_json(const JobStatus& status);
@@ -68,6 +72,8 @@ class JobControl {
   /// What the process in this seat is doing now, from its beacon page; empty when the seat is
   /// vacant.
   [[nodiscard]] virtual std::optional<metrics::Doing> doing(Rank rank) = 0;
+  /// Another user's process connected and was turned away.
+  virtual void refused_other_user() = 0;
 };
 
 /// When an injected action takes place; all that is set must hold. Empty: at once.

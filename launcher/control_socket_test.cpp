@@ -50,7 +50,9 @@ class FakeJob : public JobControl {
     ++looks;
     return rank == Rank(2) ? std::optional(doing_) : std::nullopt;
   }
+  void refused_other_user() override { ++refused; }
 
+  int refused = 0;
   Doing doing_{.operation = Operation::AllReduce,
                .phase = Phase::CopyIn,
                .sequence = 17,

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,8 +25,16 @@ inline constexpr membership::AgentId kLocalAgent{0};
 
 /// What `regroup coordinator` is told.
 struct CoordinatorOptions {
-  int fd = -1;                   ///< its end of a control channel to the agent
-  int beat = -1;                 ///< page in which it shows that it moves; -1: none
+  int fd = -1;    ///< its end of a control channel to the agent; its closing ends the coordinator
+  int beat = -1;  ///< page in which it shows that it moves; -1: none
+  /// Over TCP the channel above carries nothing, and agents come to this port.
+  struct Tcp {
+    int listening = -1;  ///< the socket that the launcher made
+    int secret = -1;     ///< of the job (secure/job_secret.hpp)
+    int refusals = -1;   ///< where to count (secure/refusals.hpp)
+    std::string job;
+  };
+  std::optional<Tcp> tcp{};
   std::filesystem::path state;   ///< made if missing
   membership::JobConfig config;  ///< used when the state file is new
   std::chrono::milliseconds detect_budget{
@@ -36,7 +45,8 @@ struct CoordinatorOptions {
 /// Reads the words after "coordinator". Errors: InvalidArgument with the usage.
 Result<CoordinatorOptions> parse_coordinator(const std::vector<std::string>& arguments);
 
-/// Hosts one membership machine over one channel.
+/// Hosts one membership machine over one channel, or over those of the agents that come to its
+/// port.
 /// Thread safety: one thread.
 class CoordinatorHost {
  public:
@@ -55,8 +65,9 @@ class CoordinatorHost {
   CoordinatorHost& operator=(CoordinatorHost&&) noexcept;
   ~CoordinatorHost();
 
-  /// Blocks until the channel is closed by the agent: Ok. Errors: the state cannot be written, or
-  /// the agent sends what this version does not understand.
+  /// Blocks until the inherited channel is closed by the agent: Ok. Errors: the state cannot be
+  /// written, or the agent sends over that channel what this version does not understand. Whoever
+  /// does so over TCP loses its connection, and it is counted.
   Status run();
 
  private:

@@ -23,64 +23,123 @@ CoordinatorLink::~CoordinatorLink() {
   }
 }
 
-void CoordinatorLink::start(TimePoint now) {
-  due_.reset();
-  started_at_ = now;
-  Result<std::pair<control::Channel, control::Channel>> channels = control::Channel::pair();
-  if (!channels) return fail(now, 0, std::string(channels.error().text()));
-  const base::Fd theirs = channels->second.release();
+SpawnRequest CoordinatorLink::request(const base::Fd& theirs) {
   options_.fd = theirs.get();
   SpawnRequest request;
   request.path = "/proc/self/exe";
-  request.arguments = coordinator_arguments(options_);
-  request.arguments.insert(request.arguments.begin(), "regroup");
   request.environment = {"REGROUP_JOB_ID=" + job_, "PATH=/usr/bin:/bin"};
   request.kept = {theirs.get()};
   if (options_.beat >= 0) request.kept.push_back(options_.beat);
-  Result<Spawned> spawned = spawn(request);
+  if (tcp_) {
+    options_.tcp = CoordinatorOptions::Tcp{.listening = tcp_->port.fd.get(),
+                                           .secret = tcp_->secret.fd(),
+                                           .refusals = refusals_fd_,
+                                           .job = job_};
+    request.kept.insert(request.kept.end(), {tcp_->port.fd.get(), tcp_->secret.fd(), refusals_fd_});
+  }
+  request.arguments = coordinator_arguments(options_);
+  request.arguments.insert(request.arguments.begin(), "regroup");
+  return request;
+}
+
+void CoordinatorLink::start(TimePoint now) {
+  due_.reset();
+  started_at_ = now;
+  attempts_ = 0;
+  Result<std::pair<control::Channel, control::Channel>> channels = control::Channel::pair();
+  if (!channels) return fail(now, 0, std::string(channels.error().text()));
+  const base::Fd theirs = channels->second.release();
+  Result<Spawned> spawned = spawn(request(theirs));
   if (!spawned) return fail(now, 0, std::string(spawned.error().text()));
   process_.emplace(std::move(*spawned));
-  channel_.emplace(std::move(channels->first));
+  if (tcp_) {
+    lifeline_.emplace(std::move(channels->first));
+    return connect(now);
+  }
+  wire_ = make_wire(std::move(channels->first));
   watch();
+  up_ = true;
   callbacks_.up();
 }
 
 void CoordinatorLink::turn(TimePoint now) {
   if (kill_due_ && *kill_due_ <= now) kill();
-  if (!due_ || *due_ > now || stopping_) return;
+  if (stopping_) return;
+  if (handshake_until_ && *handshake_until_ <= now)
+    return disconnect(now, "it did not answer the handshake");
+  if (!due_ || *due_ > now) return;
+  due_.reset();
+  if (process_) return connect(now);
   restarts_ += 1;
   start(now);
 }
 
-void CoordinatorLink::watch() {
-  if (channel_)
-    loop_.watch(
-        channel_->fd(), [this](std::uint32_t events) { pump(events); }, channel_->wants_write());
+void CoordinatorLink::connect(TimePoint now) {
+  attempts_ += 1;
+  Result<secure::SecureChannel> channel =
+      secure::SecureChannel::connect(tcp_->context, tcp_->port.port, kLocalAgent);
+  if (!channel) return disconnect(now, std::string(channel.error().text()));
+  wire_ = make_wire(std::move(*channel));
+  handshake_until_ = now + secure::kHandshakeTime;
+  watch();
 }
 
-void CoordinatorLink::pump(std::uint32_t events) {
-  if ((events & EPOLLOUT) != 0 && channel_) {
-    if (!channel_->flush()) return close();
-    watch();
+/// The connection is gone; the process may be fine.
+void CoordinatorLink::disconnect(TimePoint now, const std::string& why) {
+  const bool was_up = up_;
+  close();
+  if (was_up) {
+    callbacks_.disconnected(why);
+    attempts_ = 0;
   }
-  while (channel_) {
-    auto received = channel_->try_recv_as<membership::CoordinatorMessage>();
-    if (!received && received.error().code() == Code::Cancelled) {
-      close();
-      kill_due_ = Clock::now() + kEndTime;
-      return;
-    }
-    // Not to be understood: what is left of it ends, and the next one asks for everything again.
-    if (!received) return kill();
-    if (!received->has_value()) return;
-    callbacks_.message(std::move((*received)->message));
+  if (attempts_ >= kAttemptsMax) return kill();
+  const int doublings = std::max(0, attempts_ - 1);
+  due_ = attempts_ == 0 ? now : now + std::chrono::milliseconds(10) * (1 << doublings);
+}
+
+void CoordinatorLink::watch() {
+  if (wire_)
+    loop_.watch(
+        wire_->fd(), [this](std::uint32_t) { pump(); }, wire_->wants_write());
+}
+
+/// Over a socket pair what is left of it ends, and the next one asks for everything again: by
+/// itself when it closed the channel, else at once.
+void CoordinatorLink::broken(const Status& why) {
+  if (tcp_) return disconnect(Clock::now(), std::string(why.text()));
+  if (why.code() != Code::Cancelled) return kill();
+  close();
+  kill_due_ = Clock::now() + kEndTime;
+}
+
+void CoordinatorLink::pump() {
+  const Status progressed = wire_->progress();
+  if (!up_ && wire_->ready()) {
+    up_ = true;
+    attempts_ = 0;
+    handshake_until_.reset();
+    callbacks_.up();
   }
+  while (wire_) {
+    Result<std::optional<control::Bytes>> bytes = wire_->next();
+    if (!bytes) return broken(bytes.error());
+    if (!bytes->has_value()) break;
+    Result<membership::CoordinatorMessage> message =
+        control::decode<membership::CoordinatorMessage>(**bytes);
+    if (!message) return broken(message.error());
+    callbacks_.message(std::move(*message));
+  }
+  if (!wire_) return;
+  if (!progressed) return broken(progressed);
+  watch();
 }
 
 void CoordinatorLink::send(const membership::AgentMessage& message) {
-  if (!channel_) return;
+  if (!up_) return;
+  const Result<control::Bytes> bytes = control::encode(message);
+  const Status sent = bytes ? wire_->send(*bytes) : bytes.error();
   // A queue that is full means that it has stopped reading. The next one learns all by AgentHello.
-  if (!channel_->send(message)) return kill();
+  if (!sent) return kill();
   watch();
 }
 
@@ -91,8 +150,11 @@ void CoordinatorLink::kill() {
 }
 
 void CoordinatorLink::close() {
-  if (channel_) loop_.forget(channel_->fd());
-  channel_.reset();
+  if (wire_) loop_.forget(wire_->fd());
+  wire_.reset();
+  up_ = false;
+  due_.reset();
+  handshake_until_.reset();
 }
 
 bool CoordinatorLink::reaped(pid_t pid, const ExitStatus& status, TimePoint now) {
@@ -100,6 +162,7 @@ bool CoordinatorLink::reaped(pid_t pid, const ExitStatus& status, TimePoint now)
   process_.reset();
   kill_due_.reset();
   close();
+  lifeline_.reset();
   fail(now, pid, status.text());
   return true;
 }
@@ -120,8 +183,9 @@ void CoordinatorLink::fail(TimePoint now, pid_t pid, const std::string& why) {
 
 void CoordinatorLink::stop() {
   stopping_ = true;
-  due_.reset();
+  if (wire_) wire_->close();
   close();
+  lifeline_.reset();
 }
 
 }  // namespace regroup::launcher

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -10,6 +11,7 @@
 
 #include "control/channel.hpp"
 #include "launcher/coordinator_host.hpp"
+#include "launcher/coordinator_wire.hpp"
 #include "launcher/event_loop.hpp"
 #include "launcher/process.hpp"
 #include "launcher/rank_process.hpp"
@@ -22,18 +24,27 @@ class CoordinatorLink {
   /// This many ends in a row within kQuickEnd of their start mean that it will not run.
   static constexpr int kQuickEndsMax = 8;
   static constexpr std::chrono::seconds kQuickEnd{2};
+  /// Over TCP: this many attempts in a row to reach a coordinator that runs; then it is killed and
+  /// a new one started.
+  static constexpr int kAttemptsMax = 6;
 
   struct Callbacks {
     std::function<void()> up;
-    std::function<void(pid_t pid, const std::string& why)> down;
+    std::function<void(pid_t pid, const std::string& why)> down;  ///< it ended
+    /// It runs, and the connection to it is gone.
+    std::function<void(const std::string& why)> disconnected;
     std::function<void(membership::CoordinatorMessage)> message;
     std::function<void(const std::string& why)> given_up;
   };
 
-  CoordinatorLink(EventLoop& loop, CoordinatorOptions options, std::string job, Callbacks callbacks)
+  /// `tcp`: it is spoken to over TCP; none: over a socket pair. `refusals_fd`: where it counts.
+  CoordinatorLink(EventLoop& loop, CoordinatorOptions options, std::string job,
+                  std::optional<TcpControl> tcp, int refusals_fd, Callbacks callbacks)
       : loop_(loop),
         options_(std::move(options)),
         job_(std::move(job)),
+        tcp_(std::move(tcp)),
+        refusals_fd_(refusals_fd),
         callbacks_(std::move(callbacks)) {}
   CoordinatorLink(const CoordinatorLink&) = delete;
   CoordinatorLink& operator=(const CoordinatorLink&) = delete;
@@ -45,7 +56,10 @@ class CoordinatorLink {
   /// Starts it again when that is due, or ends what is left of it.
   void turn(TimePoint now);
   /// When turn() wants to be called; none: not now.
-  [[nodiscard]] std::optional<TimePoint> due() const { return due_ ? due_ : kill_due_; }
+  [[nodiscard]] std::optional<TimePoint> due() const {
+    // At most one of them at a time.
+    return due_ ? due_ : handshake_until_ ? handshake_until_ : kill_due_;
+  }
   /// Messages to a coordinator that is away are dropped: AgentHello tells all of it to the next
   /// one.
   void send(const membership::AgentMessage& message);
@@ -56,13 +70,19 @@ class CoordinatorLink {
 
   [[nodiscard]] pid_t pid() const { return process_ ? process_->pid : 0; }
   [[nodiscard]] std::uint32_t restarts() const { return restarts_; }
+  /// The port on the loopback interface; 0: none.
+  [[nodiscard]] std::uint16_t port() const { return tcp_ ? tcp_->port.port : std::uint16_t{0}; }
   void kill();
   void signal(int signal) {
     if (process_) signal_process(*process_, signal);
   }
 
  private:
-  void pump(std::uint32_t events);
+  [[nodiscard]] SpawnRequest request(const base::Fd& theirs);
+  void connect(TimePoint now);
+  void disconnect(TimePoint now, const std::string& why);
+  void pump();
+  void broken(const Status& why);
   void watch();
   void close();
   void fail(TimePoint now, pid_t pid, const std::string& why);
@@ -70,9 +90,15 @@ class CoordinatorLink {
   EventLoop& loop_;
   CoordinatorOptions options_;
   std::string job_;
-  Callbacks callbacks_;
   std::optional<Spawned> process_;
-  std::optional<control::Channel> channel_;
+  std::optional<TcpControl> tcp_;
+  int refusals_fd_ = -1;
+  Callbacks callbacks_;
+  std::optional<control::Channel> lifeline_;  ///< over TCP: the pair whose closing ends it
+  std::unique_ptr<CoordinatorWire> wire_;
+  bool up_ = false;   ///< the wire is ready, and was told so
+  int attempts_ = 0;  ///< to connect, in a row
+  std::optional<TimePoint> handshake_until_;
   std::optional<TimePoint> due_;
   /// It closed its channel: how it ends says why, and it gets this long for it.
   std::optional<TimePoint> kill_due_;

@@ -45,6 +45,7 @@ constexpr std::array<std::string_view, kEventKindCount> kNames = {"job_started",
                                                                   "finished",
                                                                   "ledger",
                                                                   "injected",
+                                                                  "refused",
                                                                   "warning",
                                                                   "note",
                                                                   "job_ended"};
@@ -168,6 +169,7 @@ json fields(const events::Injected& e) {
   if (!e.at.empty()) out["at"] = e.at;
   return out;
 }
+json fields(const events::Refused& e) { return {{"causes", e.causes}, {"total", e.total}}; }
 json fields(const events::Warning& e) { return {{"code", e.code}, {"text", bounded(e.text)}}; }
 json fields(const events::Note& e) { return {{"about", e.about}, {"text", bounded(e.text)}}; }
 json fields(const events::JobEnded& e) {

@@ -45,11 +45,12 @@ enum class EventKind : std::uint8_t {
   Finished,
   Ledger,
   Injected,
+  Refused,
   Warning,
   Note,
   JobEnded,
 };
-inline constexpr int kEventKindCount = 19;
+inline constexpr int kEventKindCount = 20;
 
 /// As it stands in the lines: "job_started", ...
 [[nodiscard]] std::string_view name(EventKind kind);
@@ -164,6 +165,11 @@ struct Injected {
   std::optional<Rank> rank;
   std::string at;  ///< "", "step=3", "seq=17", "phase=reduce"
 };
+/// Connections and messages that were refused since the last such line, and since the start.
+struct Refused {
+  std::map<std::string, std::uint64_t> causes;  ///< new ones, by name
+  std::uint64_t total = 0;
+};
 /// One text of the error catalogue, docs/errors.md.
 struct Warning {
   std::string code;
@@ -188,7 +194,8 @@ using Event =
                  events::ViewInstalled, events::Lost, events::Wedged, events::Decided,
                  events::Flushed, events::Replaced, events::Entered, events::FirstOperation,
                  events::CoordinatorLost, events::CoordinatorRestarted, events::Finished,
-                 events::Ledger, events::Injected, events::Warning, events::Note, events::JobEnded>;
+                 events::Ledger, events::Injected, events::Refused, events::Warning, events::Note,
+                 events::JobEnded>;
 
 [[nodiscard]] EventKind kind_of(const Event& event);
 /// The line's fields, without version, time and kind.

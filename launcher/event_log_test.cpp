@@ -89,6 +89,7 @@ TEST_F(EventLogTest, EveryKindHasANameOfItsOwnAndComesBack) {
   log.write(events::Finished{});
   log.write(events::Ledger{Rank(1), Incarnation(4), {}});
   log.write(events::Injected{"kill", Rank(1), "step=3"});
+  log.write(events::Refused{{{"wrong_key", 2}}, 5});
   log.write(events::Warning{"E-WAIT-1", "waiting"});
   log.write(events::Note{"policy", "why"});
   log.write(events::JobEnded{0, "app", "done", 4, 1});

@@ -202,6 +202,8 @@ void Narrator::coordinator_restarted(pid_t pid, std::uint32_t restarts) {
   log_.write(events::CoordinatorRestarted{pid, restarts});
 }
 
+void Narrator::refused(const events::Refused& refused) { log_.write(refused); }
+
 void Narrator::note(const membership::Note& note, bool verbose) {
   log_.write(events::Note{note.kind, note.text});
   if (verbose) tell(fmt::format("regroup: {}: {}", note.kind, note.text));

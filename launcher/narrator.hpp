@@ -49,6 +49,7 @@ class Narrator {
   void first_operation(Epoch epoch, Rank rank);
   void coordinator_lost(pid_t pid, const std::string& why);
   void coordinator_restarted(pid_t pid, std::uint32_t restarts);
+  void refused(const events::Refused& refused);
   void note(const membership::Note& note, bool verbose);
   /// A text of the error catalogue; always told.
   void warning(const std::string& code, const std::string& text);

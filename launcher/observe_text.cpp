@@ -97,7 +97,8 @@ std::string sentence(EventKind kind, const json& fields) {
     case EventKind::FirstOperation:
     case EventKind::CoordinatorLost:
     case EventKind::CoordinatorRestarted:
-    case EventKind::Injected: break;
+    case EventKind::Injected:
+    case EventKind::Refused: break;
   }
   std::string pairs = as_pairs(fields);
   return pairs.empty() ? pairs : pairs.substr(1);
@@ -147,6 +148,8 @@ std::string status_text(const json& status) {
       fmt::format("launcher pid {}  coordinator {} (restarted {} times)\n", integer(status, "pid"),
                   coordinator_pid != 0 ? fmt::format("pid {}", coordinator_pid) : "being restarted",
                   integer(coordinator, "restarts"));
+  if (has(status, "refused") && !status["refused"].empty())
+    out += fmt::format("refused:{}\n", as_pairs(status["refused"]));
   out += fmt::format("{:>5} {:>5} {:>8} {:<9} {:>7} {:<24} {:>9}  {}\n", "RANK", "INC", "PID",
                      "STATE", "STEP", "OPERATION", "AGE", "HOST");
   out += rows;

@@ -54,6 +54,13 @@ Result<OnLoss> parse_on_loss(std::string_view text) {
                 fmt::format("--on-loss {}: no such policy; choose replay, shrink or abort", text));
 }
 
+Result<ControlKind> parse_control(std::string_view text) {
+  if (text == "pair") return ControlKind::Pair;
+  if (text == "tcp") return ControlKind::Tcp;
+  return Status(Code::InvalidArgument,
+                fmt::format("--control {}: choose pair (one host) or tcp (TLS, loopback)", text));
+}
+
 Refusal check_options(RunOptions& options) {
   const auto refuse = [](std::string code, std::string text) {
     return Refusal{kExitBadUsage, std::move(code), std::move(text)};

@@ -18,6 +18,9 @@ namespace regroup::launcher {
 /// As many as one arena holds.
 inline constexpr int kRanksMax = spi::kMembersMax;
 
+/// How agent and coordinator speak: over an inherited socket pair, or over TCP.
+enum class ControlKind : std::uint8_t { Pair, Tcp };
+
 struct RunOptions {
   int ranks = 1;
   int ranks_min = 0;  ///< 0: not given; then all of them, or 1 with `shrink`
@@ -30,6 +33,7 @@ struct RunOptions {
   std::chrono::milliseconds grace{15000};
   std::chrono::milliseconds timeout{0};  ///< 0: none
   std::chrono::milliseconds detect_budget{1500};
+  ControlKind control = ControlKind::Pair;
   int verbosity = 1;  ///< 0 quiet, 1 normal, 2 verbose
   std::vector<std::string> program;
 };
@@ -50,6 +54,8 @@ Result<std::chrono::milliseconds> parse_duration(
 /// name).
 Result<OnLoss> parse_on_loss(std::string_view text);
 [[nodiscard]] std::string_view name(OnLoss policy);
+/// "pair" or "tcp". Errors: InvalidArgument.
+Result<ControlKind> parse_control(std::string_view text);
 
 /// Where `arguments` (those after `run`) stop being ours: index of the program's name, or size()
 /// when there is none. `takes_value(option)` says whether an option consumes the argument after it.

@@ -41,6 +41,9 @@ TEST(Policy, NamesWhatIsNotOfferedYet) {
     EXPECT_NE(refused.text().find(text), std::string_view::npos);
   }
   EXPECT_EQ(parse_on_loss("panic").error().code(), Code::InvalidArgument);
+  EXPECT_EQ(parse_control("pair").value(), ControlKind::Pair);
+  EXPECT_EQ(parse_control("tcp").value(), ControlKind::Tcp);
+  EXPECT_EQ(parse_control("udp").error().code(), Code::InvalidArgument);
 }
 
 Split split(const std::vector<std::string>& words) {

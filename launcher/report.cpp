@@ -114,6 +114,7 @@ void Report::observe(const Stamp& stamp, EventKind kind, const nlohmann::json& f
     case EventKind::CoordinatorLost: ++coordinator_losses_; return;
     case EventKind::Injected: ++injected_; return;
     case EventKind::Warning: ++warnings_[word(fields, "code")]; return;
+    case EventKind::Refused: refused_ = integer(fields, "total"); return;
     case EventKind::CoordinatorRestarted:
     case EventKind::Note: return;
   }
@@ -371,6 +372,7 @@ json Report::to_json() const {
   out["ledger"] = ledger_json();
   out["coordinator_losses"] = coordinator_losses_;
   out["injected"] = injected_;
+  out["refused"] = refused_;
   out["warnings"] = warnings_;
   if (!ended_.is_null()) out["ranks_finished"] = integer(ended_, "ranks_finished");
   return out;

@@ -110,6 +110,7 @@ class Report {
   std::map<Rank, std::vector<Incarnation>> holders_;  ///< of each seat, in order
   std::uint64_t coordinator_losses_ = 0;
   std::uint64_t injected_ = 0;
+  std::int64_t refused_ = 0;
 };
 
 /// For people, from report.json's object. Fields that are missing are left out.

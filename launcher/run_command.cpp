@@ -22,6 +22,7 @@ struct Typed {
   std::string grace = "15s";
   std::string timeout = "0";
   std::string detect_budget = "1500ms";
+  std::string control = "pair";
   bool quiet = false;
   bool verbose = false;
 };
@@ -42,6 +43,9 @@ void describe_options(CLI::App& app, RunOptions& options, Typed& typed) {
   app.add_option("--timeout", typed.timeout, "end the job after this long, with exit code 124");
   app.add_option("--detect-budget", typed.detect_budget,
                  "silent ranks are out within this; a bare number is in ms (default 1500)");
+  app.add_option("--control", typed.control,
+                 "how agent and coordinator speak: pair (default), or tcp: TLS on the loopback "
+                 "interface");
   app.add_flag("-q,--quiet", typed.quiet, "only errors and losses");
   app.add_flag("-v,--verbose", typed.verbose, "decisions and their reasons too");
 }
@@ -68,6 +72,9 @@ Refusal read_typed(const Typed& typed, RunOptions& options) {
   const Result<OnLoss> policy = parse_on_loss(typed.on_loss);
   if (!policy) return {kExitBadUsage, "E-USE-9", std::string(policy.error().text())};
   options.on_loss = *policy;
+  const Result<ControlKind> control = parse_control(typed.control);
+  if (!control) return {kExitBadUsage, "E-USE-10", std::string(control.error().text())};
+  options.control = *control;
   options.verbosity = typed.verbose ? 2 : typed.quiet ? 0 : 1;
   return check_options(options);
 }

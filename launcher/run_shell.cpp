@@ -117,6 +117,9 @@ RunShell::~RunShell() = default;
 Status RunShell::begin() {
   if (Status opened = open_signals(); !opened) return opened;
   master_port_holder_ = hold_port(setup_.master_port);
+  Result<secure::RefusalCounters> refusals = secure::RefusalCounters::make();
+  if (!refusals) return refusals.error();
+  refusals_.emplace(std::move(*refusals));
   Result<Guardian> guardian = Guardian::start(setup_.job);
   if (!guardian) return guardian.error();
   guardian_.emplace(std::move(*guardian));
@@ -134,7 +137,16 @@ Status RunShell::begin() {
     narrator_.warning("E-CTL-1", fmt::format("regroup status and inject cannot reach this job: {}",
                                              control.error().text()));
   }
+  return start_coordinator();
+}
 
+Status RunShell::start_coordinator() {
+  std::optional<TcpControl> tcp;
+  if (options_.control == ControlKind::Tcp) {
+    Result<TcpControl> made = TcpControl::make(setup_.job);
+    if (!made) return made.error();
+    tcp.emplace(std::move(*made));
+  }
   CoordinatorOptions coordinator;
   coordinator.state = options_.log_dir / "coordinator.state";
   // A state file of an earlier job in the same directory would make this one go on where that one
@@ -154,13 +166,21 @@ Status RunShell::begin() {
   CoordinatorLink::Callbacks callbacks;
   callbacks.up = [this] {
     coordinator_watch_->begin(job_now());
-    if (coordinator_->restarts() > 0)
+    // Over TCP a connection may come back without a restart.
+    if (std::exchange(restarts_told_, coordinator_->restarts()) != coordinator_->restarts())
       narrator_.coordinator_restarted(coordinator_->pid(), coordinator_->restarts());
     post(membership::host::ChannelUp{});
   };
   callbacks.down = [this](pid_t pid, const std::string& why) {
     coordinator_watch_->end();
     if (!ending_) narrator_.coordinator_lost(pid, why);
+    post(membership::host::ChannelDown{});
+  };
+  callbacks.disconnected = [this](const std::string& why) {
+    if (!ending_) {
+      narrator_.note({"control", fmt::format("connection to the coordinator lost: {}", why)},
+                     options_.verbosity > 1);
+    }
     post(membership::host::ChannelDown{});
   };
   callbacks.message = [this](membership::CoordinatorMessage message) {
@@ -173,8 +193,9 @@ Status RunShell::begin() {
     narrator_.warning("E-COORD-1", fmt::format("the coordinator does not run: {}", why));
     end_job(kExitUnavailable, "launcher", "the coordinator does not run", false);
   };
-  coordinator_ = std::make_unique<CoordinatorLink>(loop_, std::move(coordinator), setup_.job,
-                                                   std::move(callbacks));
+  coordinator_ =
+      std::make_unique<CoordinatorLink>(loop_, std::move(coordinator), setup_.job, std::move(tcp),
+                                        refusals_->fd(), std::move(callbacks));
   coordinator_->start(Clock::now());
   return {};
 }
@@ -280,6 +301,7 @@ void RunShell::end_job(int exit_code, std::string origin, std::string reason, bo
 
 int RunShell::finish() {
   coordinator_->stop();
+  say_who_was_refused();
   sweep_all();
   for (auto& [incarnation, process] : processes_) {
     if (process->out) process->out->finish(console_, process->prefix());

@@ -60,6 +60,7 @@ class RunShell final : public JobControl {
   Status evict(Rank rank, const std::string& why) override;
   Status kill_coordinator() override;
   [[nodiscard]] std::optional<metrics::Doing> doing(Rank rank) override;
+  void refused_other_user() override;
 
  private:
   using Pending = std::variant<supervisor::Event, membership::host::Event>;
@@ -67,6 +68,7 @@ class RunShell final : public JobControl {
 
   // run_shell.cpp: the loop, the queue of events, the end.
   Status begin();
+  Status start_coordinator();
   void turn();
   [[nodiscard]] TimePoint next_deadline() const;
   /// Time as the machines see it: what this job spent stopped has not passed.
@@ -143,6 +145,7 @@ class RunShell final : public JobControl {
   // run_shell_watch.cpp: never silent while blocked.
   void tick();
   void look_for_first_operation();
+  void say_who_was_refused();
   void say_who_is_missing();
   void say_who_stalls();
   void say_who_does_not_end();
@@ -162,7 +165,10 @@ class RunShell final : public JobControl {
   std::unique_ptr<BeaconThread> beacons_;
   std::optional<Guardian> guardian_;
   std::optional<CoordinatorWatch> coordinator_watch_;
+  std::optional<secure::RefusalCounters> refusals_;
+  secure::RefusalCounts refusals_told_{};
   std::unique_ptr<CoordinatorLink> coordinator_;
+  std::uint32_t restarts_told_ = 0;
   std::optional<ControlSocket> control_;
   base::Fd signal_fd_;
   base::Fd master_port_holder_;

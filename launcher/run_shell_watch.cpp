@@ -21,6 +21,7 @@ std::int64_t whole_seconds(Clock::duration time) {
 }  // namespace
 
 void RunShell::tick() {
+  say_who_was_refused();
   if (ending_) return say_who_does_not_end();
   say_who_is_missing();
   say_who_stalls();
@@ -41,6 +42,22 @@ void RunShell::say_who_does_not_end() {
                   whole_seconds(now - ending_->since), ending_->reason, fmt::join(left, ", "),
                   whole_seconds(options_.grace)));
 }
+
+// At most one line a second, however many were refused.
+void RunShell::say_who_was_refused() {
+  const secure::RefusalCounts now = refusals_->read();
+  if (now == refusals_told_) return;
+  events::Refused refused;
+  for (std::size_t i = 0; i < now.size(); ++i) {
+    refused.total += now.at(i);
+    if (const std::uint64_t fresh = now.at(i) - refusals_told_.at(i); fresh != 0)
+      refused.causes[std::string(secure::name(static_cast<secure::Refusal>(i)))] = fresh;
+  }
+  refusals_told_ = now;
+  narrator_.refused(refused);
+}
+
+void RunShell::refused_other_user() { refusals_->count(secure::Refusal::OtherUser); }
 
 void RunShell::look_for_first_operation() {
   first_operation_due_.reset();
@@ -156,6 +173,12 @@ JobStatus RunShell::status() {
   out.now_ns = metrics::monotonic_ns();
   out.coordinator_pid = coordinator_->pid();
   out.coordinator_restarts = coordinator_->restarts();
+  out.coordinator_port = coordinator_->port();
+  const secure::RefusalCounts refused = refusals_->read();
+  for (std::size_t i = 0; i < refused.size(); ++i) {
+    if (refused.at(i) != 0)
+      out.refused[std::string(secure::name(static_cast<secure::Refusal>(i)))] = refused.at(i);
+  }
   std::vector<const RankProcess*> processes;
   for (const auto& [incarnation, process] : processes_) {
     if (!process->gone) processes.push_back(process.get());

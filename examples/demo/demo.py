@@ -224,7 +224,7 @@ class Demo:
         environment = {key: value for key, value in os.environ.items() if key != "REGROUP_FAULTS"}
         if faults:
             environment["REGROUP_FAULTS"] = faults
-        arguments = ["-n", RANKS, *arguments]
+        arguments = ["-n", RANKS, "--control", self.options.control, *arguments]
         return Job(self.options.bin_dir, self.root / name, arguments, program, environment)
 
     def check_deadline(self, job):
@@ -436,6 +436,9 @@ def parse_arguments():
     parser.add_argument("--hidden", type=int, default=1024, help="hidden units of the classifier")
     parser.add_argument("--seed", type=int, default=1, help="of weights and order of images")
     parser.add_argument("--kill-seed", type=int, default=1, help="of who is killed when")
+    parser.add_argument(
+        "--control", choices=["pair", "tcp"], default="pair", help="as `regroup run --control`"
+    )
     parser.add_argument("--limit", type=float, default=85, help="seconds until it gives up")
     parser.add_argument("--log-dir", type=Path, help="keep events, report and logs there")
     options = parser.parse_args()

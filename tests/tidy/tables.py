@@ -39,7 +39,7 @@ VENDOR_HEADERS = {
     "CLI/": ("launcher/", "tests/", "perf/", "examples/"),
     # The rank's library stays light: cryptography belongs to agent and coordinator; example 04
     # hashes its weights.
-    "openssl/": ("launcher/", "examples/"),
+    "openssl/": ("runtime/secure/", "tests/", "examples/"),
     "boost/": ("launcher/",),
 }
 

@@ -1,0 +1,67 @@
+#include "launcher/coordinator_wire.hpp"
+
+#include <utility>
+
+namespace regroup::launcher {
+namespace {
+
+class PairWire final : public CoordinatorWire {
+ public:
+  explicit PairWire(control::Channel channel) : channel_(std::move(channel)) {}
+  [[nodiscard]] int fd() const override { return channel_.fd(); }
+  [[nodiscard]] bool wants_write() const override { return channel_.wants_write(); }
+  [[nodiscard]] bool ready() const override { return true; }
+  Status progress() override { return channel_.flush(); }
+  Status send(std::span<const std::byte> message) override { return channel_.send(message); }
+  Result<std::optional<control::Bytes>> next() override {
+    Result<std::optional<control::Packet>> packet = channel_.try_recv();
+    if (!packet) return packet.error();
+    if (!packet->has_value()) return std::optional<control::Bytes>();
+    return std::optional<control::Bytes>(std::move((*packet)->bytes));
+  }
+  void close() override {}
+  [[nodiscard]] std::optional<secure::Refusal> refusal() const override { return std::nullopt; }
+
+ private:
+  control::Channel channel_;
+};
+
+class SecureWire final : public CoordinatorWire {
+ public:
+  explicit SecureWire(secure::SecureChannel channel) : channel_(std::move(channel)) {}
+  [[nodiscard]] int fd() const override { return channel_.fd(); }
+  [[nodiscard]] bool wants_write() const override { return channel_.wants_write(); }
+  [[nodiscard]] bool ready() const override { return channel_.established(); }
+  Status progress() override { return channel_.progress(); }
+  Status send(std::span<const std::byte> message) override { return channel_.send(message); }
+  Result<std::optional<control::Bytes>> next() override { return channel_.next(); }
+  void close() override { channel_.close(); }
+  [[nodiscard]] std::optional<secure::Refusal> refusal() const override {
+    return channel_.refusal();
+  }
+
+ private:
+  secure::SecureChannel channel_;
+};
+
+}  // namespace
+
+std::unique_ptr<CoordinatorWire> make_wire(control::Channel channel) {
+  return std::make_unique<PairWire>(std::move(channel));
+}
+
+std::unique_ptr<CoordinatorWire> make_wire(secure::SecureChannel channel) {
+  return std::make_unique<SecureWire>(std::move(channel));
+}
+
+Result<TcpControl> TcpControl::make(const std::string& job) {
+  Result<secure::JobSecret> secret = secure::JobSecret::make();
+  if (!secret) return secret.error();
+  Result<secure::ListeningPort> port = secure::ListeningPort::make();
+  if (!port) return port.error();
+  Result<secure::TlsContext> context = secure::TlsContext::make(secure::Role::Agent, *secret, job);
+  if (!context) return context.error();
+  return TcpControl{std::move(*secret), std::move(*port), std::move(*context)};
+}
+
+}  // namespace regroup::launcher
