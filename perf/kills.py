@@ -127,7 +127,8 @@ def to_markdown(rows):
         if row["ranks"] == row["ranks_after"]:
             world += ", warm spare"
         resident = f"{row['resident_bytes'] / (1 << 30):.1f} GiB"
-        for phase, values in row["samples"].items():
+        for phase in PHASES:
+            values = row["samples"].get(phase)
             if not values:
                 continue
             cells = [f"{percentile(values, s) / 1e3:.2f}" for s in (0.5, 0.9, 0.99, 1)]
