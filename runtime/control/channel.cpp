@@ -120,6 +120,12 @@ Status Channel::send(const RankMessage& message, std::span<const int> fds) {
 Status Channel::send(const AgentToRank& message, std::span<const int> fds) {
   return send_encoded(message, fds);
 }
+Status Channel::send(const ShimMessage& message, std::span<const int> fds) {
+  return send_encoded(message, fds);
+}
+Status Channel::send(const AgentToShim& message, std::span<const int> fds) {
+  return send_encoded(message, fds);
+}
 Status Channel::send(const membership::AgentMessage& message, std::span<const int> fds) {
   return send_encoded(message, fds);
 }
@@ -336,10 +342,14 @@ Result<Received<M>> Channel::recv_as(TimePoint until) {
 
 template Result<std::optional<Received<RankMessage>>> Channel::try_recv_as();
 template Result<std::optional<Received<AgentToRank>>> Channel::try_recv_as();
+template Result<std::optional<Received<ShimMessage>>> Channel::try_recv_as();
+template Result<std::optional<Received<AgentToShim>>> Channel::try_recv_as();
 template Result<std::optional<Received<membership::AgentMessage>>> Channel::try_recv_as();
 template Result<std::optional<Received<membership::CoordinatorMessage>>> Channel::try_recv_as();
 template Result<Received<RankMessage>> Channel::recv_as(TimePoint until);
 template Result<Received<AgentToRank>> Channel::recv_as(TimePoint until);
+template Result<Received<ShimMessage>> Channel::recv_as(TimePoint until);
+template Result<Received<AgentToShim>> Channel::recv_as(TimePoint until);
 template Result<Received<membership::AgentMessage>> Channel::recv_as(TimePoint until);
 template Result<Received<membership::CoordinatorMessage>> Channel::recv_as(TimePoint until);
 

@@ -64,6 +64,8 @@ class Channel {
   Status send(std::span<const std::byte> bytes, std::span<const int> fds = {});
   Status send(const RankMessage& message, std::span<const int> fds = {});
   Status send(const AgentToRank& message, std::span<const int> fds = {});
+  Status send(const ShimMessage& message, std::span<const int> fds = {});
+  Status send(const AgentToShim& message, std::span<const int> fds = {});
   Status send(const membership::AgentMessage& message, std::span<const int> fds = {});
   Status send(const membership::CoordinatorMessage& message, std::span<const int> fds = {});
 
@@ -80,7 +82,7 @@ class Channel {
   /// Blocks for the next message. Errors: as try_recv(), DeadlineExceeded.
   Result<Packet> recv(TimePoint until);
 
-  /// The same, decoded; M is one of the four message variants. Errors: those of decode() too.
+  /// The same, decoded; M is one of the six message variants. Errors: those of decode() too.
   template <class M>
   Result<std::optional<Received<M>>> try_recv_as();
   template <class M>

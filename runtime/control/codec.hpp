@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "control/messages.hpp"
+#include "control/shim_messages.hpp"
 #include "membership/types.hpp"
 
 namespace regroup::control {
@@ -22,15 +23,17 @@ using Bytes = std::vector<std::byte>;
 /// Errors: ResourceExhausted when the message is larger than kMessageBytesMax.
 [[nodiscard]] Result<Bytes> encode(const RankMessage& message);
 [[nodiscard]] Result<Bytes> encode(const AgentToRank& message);
+[[nodiscard]] Result<Bytes> encode(const ShimMessage& message);
+[[nodiscard]] Result<Bytes> encode(const AgentToShim& message);
 [[nodiscard]] Result<Bytes> encode(const membership::AgentMessage& message);
 [[nodiscard]] Result<Bytes> encode(const membership::CoordinatorMessage& message);
 [[nodiscard]] Result<Bytes> encode(const membership::DurableState& state);
 
-/// Reads one message of type M: RankMessage, AgentToRank, membership::AgentMessage,
-/// membership::CoordinatorMessage or membership::DurableState. Memory: the bytes are not needed
-/// afterwards; any alignment. Errors: InvalidArgument (not such a message, damaged, a number out of
-/// range), Unsupported (another protocol version, or a kind of message that this build does not
-/// know), ResourceExhausted (above kMessageBytesMax).
+/// Reads one message of type M: RankMessage, AgentToRank, ShimMessage, AgentToShim,
+/// membership::AgentMessage, membership::CoordinatorMessage or membership::DurableState. Memory:
+/// the bytes are not needed afterwards; any alignment. Errors: InvalidArgument (not such a message,
+/// damaged, a number out of range), Unsupported (another protocol version, or a kind of message
+/// that this build does not know), ResourceExhausted (above kMessageBytesMax).
 template <class M>
 [[nodiscard]] Result<M> decode(std::span<const std::byte> bytes);
 
@@ -38,6 +41,10 @@ template <>
 Result<RankMessage> decode<RankMessage>(std::span<const std::byte> bytes);
 template <>
 Result<AgentToRank> decode<AgentToRank>(std::span<const std::byte> bytes);
+template <>
+Result<ShimMessage> decode<ShimMessage>(std::span<const std::byte> bytes);
+template <>
+Result<AgentToShim> decode<AgentToShim>(std::span<const std::byte> bytes);
 template <>
 Result<membership::AgentMessage> decode<membership::AgentMessage>(std::span<const std::byte> bytes);
 template <>

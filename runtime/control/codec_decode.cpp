@@ -209,6 +209,56 @@ Refused get(Reader& in, const wire::Refused* from) {
           .text = in.text(from->text())};
 }
 
+// ---- shim -> agent ----
+
+Program get(Reader& in, const wire::Program* from) {
+  const auto text = [&](const flatbuffers::String* one) { return in.text(one); };
+  return {.path = in.text(from->path()),
+          .arguments = in.tables(from->arguments(), text),
+          .environment = in.tables(from->environment(), text),
+          .directory = in.text(from->directory())};
+}
+ShimHello get(Reader& in, const wire::ShimHello* from) {
+  return {.protocol = from->protocol(),
+          .place = from->place(),
+          .places = from->places(),
+          .pid = from->pid(),
+          .descriptors_soft = from->descriptors_soft(),
+          .program = get(in, from->program())};
+}
+ShimStarted get(Reader&, const wire::ShimStarted* from) {
+  return {.incarnation = Incarnation(from->incarnation()), .pid = from->pid()};
+}
+ShimRefused get(Reader& in, const wire::ShimRefused* from) {
+  return {.incarnation = Incarnation(from->incarnation()),
+          .why = in.text(from->why()),
+          .again = from->again()};
+}
+ShimExited get(Reader&, const wire::ShimExited* from) {
+  return {.incarnation = Incarnation(from->incarnation()),
+          .exit_code = from->exit_code(),
+          .signal = from->signal(),
+          .core = from->core()};
+}
+ShimSignalled get(Reader&, const wire::ShimSignalled* from) { return {.signal = from->signal()}; }
+
+// ---- agent -> shim ----
+
+ShimStart get(Reader& in, const wire::ShimStart* from) {
+  return {.incarnation = Incarnation(from->incarnation()),
+          .program = get(in, from->program()),
+          .descriptors_soft = from->descriptors_soft(),
+          .input = from->input()};
+}
+ShimReap get(Reader&, const wire::ShimReap* from) {
+  return {.incarnation = Incarnation(from->incarnation()), .keep = from->keep()};
+}
+ShimPrint get(Reader& in, const wire::ShimPrint* from) { return {.text = in.text(from->text())}; }
+ShimBusy get(Reader& in, const wire::ShimBusy* from) { return {.why = in.text(from->why())}; }
+ShimEnd get(Reader& in, const wire::ShimEnd* from) {
+  return {.exit_code = from->exit_code(), .reason = in.text(from->reason())};
+}
+
 // ---- agent -> coordinator ----
 
 membership::AgentHello get(Reader& in, const wire::AgentHello* from) {
@@ -384,6 +434,21 @@ Result<AgentToRank> decode<AgentToRank>(std::span<const std::byte> bytes) {
       getters<AgentToRank, wire::Welcome, wire::Assign, wire::ViewInstalled, wire::GroupReady,
               wire::LossNotice, wire::Stop, wire::Refused>();
   return open_envelope<AgentToRank, wire::AgentToRankEnvelope>(bytes, "RGAR", kKnown);
+}
+
+template <>
+Result<ShimMessage> decode<ShimMessage>(std::span<const std::byte> bytes) {
+  static constexpr auto kKnown =
+      getters<ShimMessage, wire::ShimHello, wire::ShimStarted, wire::ShimRefused, wire::ShimExited,
+              wire::ShimSignalled>();
+  return open_envelope<ShimMessage, wire::ShimEnvelope>(bytes, "RGSA", kKnown);
+}
+
+template <>
+Result<AgentToShim> decode<AgentToShim>(std::span<const std::byte> bytes) {
+  static constexpr auto kKnown = getters<AgentToShim, wire::ShimStart, wire::ShimReap,
+                                         wire::ShimPrint, wire::ShimBusy, wire::ShimEnd>();
+  return open_envelope<AgentToShim, wire::AgentToShimEnvelope>(bytes, "RGAS", kKnown);
 }
 
 template <>

@@ -157,6 +157,60 @@ auto put(FlatBufferBuilder& to, const Refused& message) {
   return wire::CreateRefused(to, number(code), put(to, text));
 }
 
+// ---- shim -> agent ----
+
+Ref<wire::Program> put(FlatBufferBuilder& to, const Program& program) {
+  const auto& [path, arguments, environment, directory] = program;
+  const auto path_at = put(to, path);
+  const auto arguments_at = to.CreateVectorOfStrings(arguments);
+  const auto environment_at = to.CreateVectorOfStrings(environment);
+  return wire::CreateProgram(to, path_at, arguments_at, environment_at, put(to, directory));
+}
+auto put(FlatBufferBuilder& to, const ShimHello& message) {
+  const auto& [protocol, place, places, pid, descriptors_soft, program] = message;
+  return wire::CreateShimHello(to, protocol, place, places, pid, descriptors_soft,
+                               put(to, program));
+}
+auto put(FlatBufferBuilder& to, const ShimStarted& message) {
+  const auto& [incarnation, pid] = message;
+  return wire::CreateShimStarted(to, incarnation.value(), pid);
+}
+auto put(FlatBufferBuilder& to, const ShimRefused& message) {
+  const auto& [incarnation, why, again] = message;
+  return wire::CreateShimRefused(to, incarnation.value(), put(to, why), again);
+}
+auto put(FlatBufferBuilder& to, const ShimExited& message) {
+  const auto& [incarnation, exit_code, signal, core] = message;
+  return wire::CreateShimExited(to, incarnation.value(), exit_code, signal, core);
+}
+auto put(FlatBufferBuilder& to, const ShimSignalled& message) {
+  const auto& [signal] = message;
+  return wire::CreateShimSignalled(to, signal);
+}
+
+// ---- agent -> shim ----
+
+auto put(FlatBufferBuilder& to, const ShimStart& message) {
+  const auto& [incarnation, program, descriptors_soft, input] = message;
+  return wire::CreateShimStart(to, incarnation.value(), put(to, program), descriptors_soft, input);
+}
+auto put(FlatBufferBuilder& to, const ShimReap& message) {
+  const auto& [incarnation, keep] = message;
+  return wire::CreateShimReap(to, incarnation.value(), keep);
+}
+auto put(FlatBufferBuilder& to, const ShimPrint& message) {
+  const auto& [text] = message;
+  return wire::CreateShimPrint(to, put(to, text));
+}
+auto put(FlatBufferBuilder& to, const ShimBusy& message) {
+  const auto& [why] = message;
+  return wire::CreateShimBusy(to, put(to, why));
+}
+auto put(FlatBufferBuilder& to, const ShimEnd& message) {
+  const auto& [exit_code, reason] = message;
+  return wire::CreateShimEnd(to, exit_code, put(to, reason));
+}
+
 // ---- agent -> coordinator ----
 
 auto put(FlatBufferBuilder& to, const membership::AgentHello& message) {
@@ -282,6 +336,12 @@ Result<Bytes> encode(const RankMessage& message) {
 }
 Result<Bytes> encode(const AgentToRank& message) {
   return envelope<wire::AgentToRankBody>(message, "RGAR", wire::CreateAgentToRankEnvelope);
+}
+Result<Bytes> encode(const ShimMessage& message) {
+  return envelope<wire::ShimBody>(message, "RGSA", wire::CreateShimEnvelope);
+}
+Result<Bytes> encode(const AgentToShim& message) {
+  return envelope<wire::AgentToShimBody>(message, "RGAS", wire::CreateAgentToShimEnvelope);
 }
 Result<Bytes> encode(const membership::AgentMessage& message) {
   return envelope<wire::AgentBody>(message, "RGAC", wire::CreateAgentEnvelope);

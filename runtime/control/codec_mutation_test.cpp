@@ -80,6 +80,8 @@ void expect_total(const std::vector<M>& messages) {
 
 TEST(CodecMutation, RankMessages) { expect_total(samples::rank_messages()); }
 TEST(CodecMutation, AgentToRank) { expect_total(samples::agent_to_rank()); }
+TEST(CodecMutation, ShimMessages) { expect_total(samples::shim_messages()); }
+TEST(CodecMutation, AgentToShim) { expect_total(samples::agent_to_shim()); }
 TEST(CodecMutation, AgentMessages) { expect_total(samples::agent_messages()); }
 TEST(CodecMutation, CoordinatorMessages) { expect_total(samples::coordinator_messages()); }
 TEST(CodecMutation, DurableStates) { expect_total(samples::durable_states()); }

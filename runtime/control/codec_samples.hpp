@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "control/messages.hpp"
+#include "control/shim_messages.hpp"
 #include "membership/types.hpp"
 
 namespace regroup::control::samples {
@@ -73,6 +74,38 @@ inline std::vector<AgentToRank> agent_to_rank() {
           Stop{.exit_code = 137, .reason = "Ctrl-C"},
           Refused{},
           Refused{.code = Code::ResourceExhausted, .text = "no memory"}};
+}
+
+inline Program program() {
+  return {.path = "/usr/bin/train",
+          .arguments = {"train", "", "-x"},
+          .environment = {"A=1", "B=\xff"},
+          .directory = "/data"};
+}
+
+inline std::vector<ShimMessage> shim_messages() {
+  return {ShimHello{},
+          ShimHello{.protocol = 2,
+                    .place = 3,
+                    .places = 4,
+                    .pid = -5,
+                    .descriptors_soft = 1ULL << 40,
+                    .program = program()},
+          ShimStarted{Incarnation(6), 77},
+          ShimRefused{},
+          ShimRefused{Incarnation(7), "fork: no memory", true},
+          ShimExited{Incarnation(8), -1, 9, true},
+          ShimSignalled{15}};
+}
+
+inline std::vector<AgentToShim> agent_to_shim() {
+  return {ShimStart{},
+          ShimStart{Incarnation(9), program(), 1024, true},
+          ShimReap{Incarnation(10), true},
+          ShimPrint{"rank 2 lost"},
+          ShimBusy{"place 1 is taken"},
+          ShimEnd{},
+          ShimEnd{137, "killed"}};
 }
 
 inline std::vector<membership::AgentMessage> agent_messages() {

@@ -29,6 +29,8 @@ void expect_round_trips(const std::vector<M>& messages) {
 TEST(Codec, EveryMessageComesBackAsItWas) {
   expect_round_trips(samples::rank_messages());
   expect_round_trips(samples::agent_to_rank());
+  expect_round_trips(samples::shim_messages());
+  expect_round_trips(samples::agent_to_shim());
   expect_round_trips(samples::agent_messages());
   expect_round_trips(samples::coordinator_messages());
   expect_round_trips(samples::durable_states());
@@ -62,6 +64,8 @@ TEST(Codec, AnyAlignmentWillDo) {
 TEST(Codec, OneChannelsMessageIsNoOthers) {
   const Bytes bytes = encode(RankMessage(Detach{})).value();
   EXPECT_EQ(decode<AgentToRank>(bytes).error().code(), Code::InvalidArgument);
+  EXPECT_EQ(decode<ShimMessage>(bytes).error().code(), Code::InvalidArgument);
+  EXPECT_EQ(decode<AgentToShim>(bytes).error().code(), Code::InvalidArgument);
   EXPECT_EQ(decode<membership::AgentMessage>(bytes).error().code(), Code::InvalidArgument);
   EXPECT_EQ(decode<membership::CoordinatorMessage>(bytes).error().code(), Code::InvalidArgument);
   EXPECT_EQ(decode<membership::DurableState>(bytes).error().code(), Code::InvalidArgument);
