@@ -11,6 +11,11 @@ using Arguments = std::vector<std::string>;
 
 /// `regroup run -n N ... -- program`: launcher, agent and supervisor of one job on this host.
 int run_command(const Arguments& arguments);
+/// `regroup exec ... -- program`: the supervisor of one place under mpirun, srun or torchrun.
+int exec_command(const Arguments& arguments);
+/// `regroup agent --fd N --launcher PID -- WORDS`: agent and coordinator of a job of `regroup exec`
+/// (job_host.hpp).
+int agent_command(const Arguments& arguments);
 /// `regroup guardian --fd N --job J`: cleans up after a launcher that was killed (guardian.hpp).
 int guardian_command(const Arguments& arguments);
 /// `regroup coordinator --fd N --state FILE`: hosts the membership machine until its channel

@@ -32,7 +32,10 @@ void Console::program_lines(bool is_error, std::string_view text) {
   if (options_.programs) write(is_error ? 2 : 1, text);
 }
 
-void Console::always(std::string_view line) { write(2, fmt::format("{}\n", line)); }
+void Console::always(std::string_view line) {
+  if (options_.sink) return options_.sink(line);
+  write(2, fmt::format("{}\n", line));
+}
 
 void Console::say(std::string_view line) {
   if (!options_.quiet) always(line);

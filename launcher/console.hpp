@@ -3,9 +3,11 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include <regroup/status.hpp>
 #include <regroup/types.hpp>
@@ -24,8 +26,10 @@ class Console {
   struct Options {
     bool quiet = false;
     bool programs = true;
+    /// Where lines of ours go instead of stderr, if set.
+    std::function<void(std::string_view line)> sink;
   };
-  explicit Console(Options options) : options_(options) {}
+  explicit Console(Options options) : options_(std::move(options)) {}
 
   /// One or more whole lines of a program.
   void program_lines(bool is_error, std::string_view text);

@@ -46,13 +46,18 @@ std::string_view after_name(std::string_view stat) {
   return end == std::string_view::npos ? std::string_view() : stat.substr(end + 2);
 }
 
-pid_t parent_of(pid_t pid) {
+/// Field `number` of proc(5)'s stat, counted as there; the state, field 3, is the first after the
+/// name.
+std::optional<std::string> stat_field(pid_t pid, int number) {
   const std::optional<std::string> stat = read_whole(fmt::format("/proc/{}/stat", pid));
-  if (!stat) return -1;
-  const std::string_view fields = after_name(*stat);
-  pid_t parent = -1;
-  if (fields.size() > 2) std::from_chars(fields.data() + 2, fields.data() + fields.size(), parent);
-  return parent;
+  if (!stat) return std::nullopt;
+  std::string_view fields = after_name(*stat);
+  for (int i = 3; i < number; ++i) {
+    const std::size_t end = fields.find(' ');
+    if (end == std::string_view::npos) return std::nullopt;
+    fields.remove_prefix(end + 1);
+  }
+  return std::string(fields.substr(0, fields.find_first_of(" \n")));
 }
 
 void append_numbers(std::string_view text, std::vector<pid_t>& out) {
@@ -68,6 +73,21 @@ void append_numbers(std::string_view text, std::vector<pid_t>& out) {
 }
 
 }  // namespace
+
+pid_t parent_of(pid_t pid) {
+  const std::optional<std::string> text = stat_field(pid, 4);
+  pid_t parent = -1;
+  if (text) std::from_chars(text->data(), text->data() + text->size(), parent);
+  return parent;
+}
+
+std::optional<std::uint64_t> start_time_of(pid_t pid) {
+  const std::optional<std::string> text = stat_field(pid, 22);
+  std::uint64_t ticks = 0;
+  if (!text || std::from_chars(text->data(), text->data() + text->size(), ticks).ec != std::errc{})
+    return std::nullopt;
+  return ticks;
+}
 
 std::vector<pid_t> children_of(pid_t pid) {
   std::vector<pid_t> out;
@@ -118,18 +138,10 @@ bool runs(pid_t pid) {
 }
 
 std::optional<int> dying_status(pid_t pid) {
-  const auto stat = read_whole(fmt::format("/proc/{}/stat", pid));
-  if (!stat) return std::nullopt;
-  // proc(5): exit_code is field 52; the state, field 3, is the first one after the name.
-  constexpr int kFieldsBetween = 52 - 3;
-  std::string_view fields = after_name(*stat);
-  for (int i = 0; i < kFieldsBetween; ++i) {
-    const std::size_t end = fields.find(' ');
-    if (end == std::string_view::npos) return std::nullopt;
-    fields.remove_prefix(end + 1);
-  }
+  constexpr int kExitCode = 52;
+  const std::optional<std::string> text = stat_field(pid, kExitCode);
   int status = 0;
-  std::from_chars(fields.data(), fields.data() + fields.size(), status);
+  if (text) std::from_chars(text->data(), text->data() + text->size(), status);
   if (status == 0) return std::nullopt;
   return status;
 }

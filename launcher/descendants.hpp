@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -12,6 +13,10 @@
 
 namespace regroup::launcher {
 
+/// -1 when it is gone.
+[[nodiscard]] pid_t parent_of(pid_t pid);
+/// In clock ticks since boot: with the number it names one process for ever. None: it is gone.
+[[nodiscard]] std::optional<std::uint64_t> start_time_of(pid_t pid);
 /// Direct children, zombies included.
 [[nodiscard]] std::vector<pid_t> children_of(pid_t pid);
 /// All descendants that are there now, `pid` itself not included; parents before their children.

@@ -26,6 +26,8 @@ class EventLoop {
   /// descriptor stays open until forget().
   void watch(int fd, Ready ready, bool writable = false);
   void forget(int fd);
+  /// Readable while turn() has something to do: a loop may be watched by another one.
+  [[nodiscard]] int fd() const { return epoll_.get(); }
   /// Waits until something is ready or `until` has passed, and calls back.
   void turn(TimePoint until);
 

@@ -21,6 +21,7 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"run", "run a program as the ranks of a job on this host", regroup::launcher::run_command},
+    {"exec", "the same under mpirun, srun or torchrun", regroup::launcher::exec_command},
     {"status", "show the running jobs, rank by rank", regroup::launcher::status_command},
     {"events", "print what happened in a job; -f follows", regroup::launcher::events_command},
     {"report", "losses and causes, recovery by phase, time", regroup::launcher::report_command},
@@ -28,6 +29,7 @@ constexpr Command kCommands[] = {
     {"doctor", "what this machine offers, and what it means", regroup::launcher::doctor_command},
     {"env", "which launcher started this process, and why", regroup::launcher::env_command},
     {"coordinator", "", regroup::launcher::coordinator_command},
+    {"agent", "", regroup::launcher::agent_command},
     {"guardian", "", regroup::launcher::guardian_command},
 };
 

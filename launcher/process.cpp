@@ -54,6 +54,7 @@ void child_descriptors(const ChildPlan& plan) {
   // The parent may have died between the fork and the request above: then the signal never comes.
   if (::getppid() != plan.parent) ::_exit(127);
   child_descriptors(plan);
+  if (!r.directory.empty() && ::chdir(r.directory.c_str()) != 0) child_fail(plan);
   if (r.descriptors_soft) {
     rlimit limit{};
     if (::getrlimit(RLIMIT_NOFILE, &limit) == 0) {

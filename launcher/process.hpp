@@ -18,6 +18,7 @@ struct SpawnRequest {
   std::string path;                      ///< resolved; no search
   std::vector<std::string> arguments;    ///< argv[0] included
   std::vector<std::string> environment;  ///< KEY=VALUE
+  std::string directory;                 ///< empty: as here
   int in = -1;                           ///< becomes stdin; -1: /dev/null
   int out = -1;                          ///< becomes stdout; -1: inherited
   int err = -1;                          ///< becomes stderr; -1: inherited

@@ -70,34 +70,52 @@ std::string RankProcess::prefix() const {
   return seat ? fmt::format("{}", seat->value()) : fmt::format("s{}", incarnation.value());
 }
 
-Result<std::unique_ptr<RankProcess>> start_process(const RunOptions& options, const JobSetup& setup,
-                                                   Incarnation incarnation,
-                                                   std::optional<Rank> seat, std::uint32_t life,
-                                                   int stdin_fd) {
+Result<std::unique_ptr<RankProcess>> prepare_process(Incarnation incarnation,
+                                                     std::optional<Rank> seat, std::uint32_t life,
+                                                     base::Fd& theirs) {
   auto process = std::make_unique<RankProcess>();
   process->incarnation = incarnation;
   process->seat = seat;
   process->born_spare = !seat.has_value();
   process->life = life;
+  Result<metrics::PageMapping> page = metrics::PageMapping::create(incarnation);
+  if (!page) return page.error();
+  process->page = std::make_shared<metrics::PageMapping>(std::move(*page));
+  Result<std::pair<control::Channel, control::Channel>> channels = control::Channel::pair();
+  if (!channels) return channels.error();
+  theirs = channels->second.release();
+  process->channel.emplace(std::move(channels->first));
+  process->started_at = Clock::now();
+  return process;
+}
+
+std::vector<std::string> process_environment(const RunOptions& options, const JobSetup& setup,
+                                             const RankProcess& process,
+                                             const std::vector<std::string>& outer,
+                                             int control_fd) {
+  return make_environment(outer, identity_of(options, setup, process, control_fd));
+}
+
+Result<std::unique_ptr<RankProcess>> start_process(const RunOptions& options, const JobSetup& setup,
+                                                   Incarnation incarnation,
+                                                   std::optional<Rank> seat, std::uint32_t life,
+                                                   int stdin_fd) {
+  base::Fd theirs;
+  Result<std::unique_ptr<RankProcess>> prepared = prepare_process(incarnation, seat, life, theirs);
+  if (!prepared) return prepared.error();
+  std::unique_ptr<RankProcess> process = std::move(*prepared);
   Result<LogFiles> logs = open_logs(options.log_dir, seat, incarnation);
   if (!logs) return logs.error();
   Result<Pipe> out = make_pipe();
   if (!out) return out.error();
   Result<Pipe> err = make_pipe();
   if (!err) return err.error();
-  Result<metrics::PageMapping> page = metrics::PageMapping::create(incarnation);
-  if (!page) return page.error();
-  process->page = std::make_shared<metrics::PageMapping>(std::move(*page));
-  Result<std::pair<control::Channel, control::Channel>> channels = control::Channel::pair();
-  if (!channels) return channels.error();
-  const base::Fd theirs = channels->second.release();
-  process->channel.emplace(std::move(channels->first));
 
   SpawnRequest request;
   request.path = setup.program_path;
   request.arguments = options.program;
-  request.environment = make_environment(setup.outer_environment,
-                                         identity_of(options, setup, *process, theirs.get()));
+  request.environment =
+      process_environment(options, setup, *process, setup.outer_environment, theirs.get());
   request.in = stdin_fd;
   request.out = out->write.get();
   request.err = err->write.get();

@@ -67,6 +67,18 @@ struct JobSetup {
   int master_port = 0;
 };
 
+/// What a process needs of its agent before it can be started: its page and its channel, whose
+/// other end is `theirs`. Errors: those of Channel::pair() and PageMapping::create().
+Result<std::unique_ptr<RankProcess>> prepare_process(Incarnation incarnation,
+                                                     std::optional<Rank> seat, std::uint32_t life,
+                                                     base::Fd& theirs);
+/// The environment that it finds, made from `outer`.
+[[nodiscard]] std::vector<std::string> process_environment(const RunOptions& options,
+                                                           const JobSetup& setup,
+                                                           const RankProcess& process,
+                                                           const std::vector<std::string>& outer,
+                                                           int control_fd);
+
 /// Starts one process with all that belongs to it. Memory: only reads its arguments.
 /// Threads: the main thread. Errors: those of spawn(), open_logs(), Channel::pair() and
 /// PageMapping::create().

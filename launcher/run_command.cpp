@@ -11,24 +11,12 @@
 #include "launcher/exit_codes.hpp"
 #include "launcher/options.hpp"
 #include "launcher/preflight.hpp"
+#include "launcher/run_options.hpp"
 #include "launcher/run_shell.hpp"
 
 namespace regroup::launcher {
-namespace {
 
-/// Durations and the policy as they were typed, until they are read.
-struct Typed {
-  std::string on_loss = "replay";
-  std::string grace = "15s";
-  std::string timeout = "0";
-  std::string detect_budget = "1500ms";
-  std::string control = "pair";
-  bool quiet = false;
-  bool verbose = false;
-};
-
-void describe_options(CLI::App& app, RunOptions& options, Typed& typed) {
-  app.add_option("-n,--ranks", options.ranks, "number of ranks")->required();
+void describe_job_options(CLI::App& app, RunOptions& options, Typed& typed) {
   app.add_option("--min", options.ranks_min, "go on with as few as this many");
   app.add_option("--spares", options.spares, "processes kept warm to take over a lost seat");
   app.add_option("--on-loss", typed.on_loss, "replay (default), shrink or abort");
@@ -36,8 +24,6 @@ void describe_options(CLI::App& app, RunOptions& options, Typed& typed) {
   app.add_option("--max-replacements", options.replacements_max,
                  "per seat and hour, losses without progress only (default 10)");
   app.add_option("--log-dir", options.log_dir, "events, report and logs (default runs/JOB)");
-  app.add_flag("--json", options.json,
-               "events as JSON lines on stdout; program output goes to the logs only");
   app.add_option("--grace", typed.grace,
                  "from the first request to end until SIGKILL (default 15s)");
   app.add_option("--timeout", typed.timeout, "end the job after this long, with exit code 124");
@@ -50,7 +36,6 @@ void describe_options(CLI::App& app, RunOptions& options, Typed& typed) {
   app.add_flag("-v,--verbose", typed.verbose, "decisions and their reasons too");
 }
 
-/// Turns what was typed into values. The refusal of the first that cannot be read.
 Refusal read_typed(const Typed& typed, RunOptions& options) {
   struct Duration {
     const char* flag;
@@ -84,9 +69,7 @@ int refuse(const Refusal& refusal) {
   return refusal.exit_code;
 }
 
-/// Checks that touch the machine, in the order in which a person can mend them. Raises the
-/// descriptor limit.
-Refusal check_machine(RunOptions& options, JobSetup& setup) {
+Refusal check_program_and_kernel(const RunOptions& options, JobSetup& setup) {
   const char* search = std::getenv("PATH");
   Refusal refusal = check_program(options.program[0], search != nullptr ? search : "/usr/bin:/bin",
                                   setup.program_path);
@@ -100,12 +83,14 @@ Refusal check_machine(RunOptions& options, JobSetup& setup) {
   setup.descriptors_soft = limit.rlim_cur;
   limit.rlim_cur = limit.rlim_max;
   ::setrlimit(RLIMIT_NOFILE, &limit);
-  if (options.log_dir.empty()) options.log_dir = std::filesystem::path("runs") / setup.job;
+  return refusal;
+}
+
+Refusal prepare_log_dir(RunOptions& options, const std::string& job) {
+  if (options.log_dir.empty()) options.log_dir = std::filesystem::path("runs") / job;
   options.log_dir = std::filesystem::absolute(options.log_dir).lexically_normal();
   return check_log_dir(options.log_dir);
 }
-
-}  // namespace
 
 int run_command(const Arguments& arguments) {
   RunOptions options;
@@ -114,7 +99,10 @@ int run_command(const Arguments& arguments) {
       "regroup run -n N [options] -- program arguments...\n"
       "Runs a program as the ranks of a job on this host, and replaces the ranks that are lost.",
       "regroup run");
-  describe_options(app, options, typed);
+  app.add_option("-n,--ranks", options.ranks, "number of ranks")->required();
+  describe_job_options(app, options, typed);
+  app.add_flag("--json", options.json,
+               "events as JSON lines on stdout; program output goes to the logs only");
   if (only_described(app)) return kExitDone;
   Split split = split_arguments(arguments, [&](const std::string& word) {
     const CLI::Option* option = app.get_option_no_throw(word);
@@ -134,7 +122,9 @@ int run_command(const Arguments& arguments) {
     return refuse(refusal);
   JobSetup setup;
   setup.job = make_job_id();
-  if (const Refusal refusal = check_machine(options, setup); !refusal.code.empty())
+  if (const Refusal refusal = check_program_and_kernel(options, setup); !refusal.code.empty())
+    return refuse(refusal);
+  if (const Refusal refusal = prepare_log_dir(options, setup.job); !refusal.code.empty())
     return refuse(refusal);
   return run_job(std::move(options), std::move(setup));
 }

@@ -73,9 +73,15 @@ int refuse(int exit_code, std::string_view code, std::string_view text) {
   return exit_code;
 }
 
+/// Without a console of its own the agent speaks through a shim.
+std::function<void(std::string_view)> console_sink(const OuterLauncher& outer) {
+  if (!outer.shims || outer.child) return {};
+  return [shims = outer.shims.get()](std::string_view line) { shims->print(line); };
+}
+
 }  // namespace
 
-int run_job(RunOptions options, JobSetup setup) {
+int run_job(RunOptions options, JobSetup setup, OuterLauncher outer) {
   const TimePoint began = Clock::now();
   open_standard_descriptors();
   ::prctl(PR_SET_CHILD_SUBREAPER, 1);
@@ -94,18 +100,21 @@ int run_job(RunOptions options, JobSetup setup) {
   Result<std::unique_ptr<BeaconThread>> beacons = BeaconThread::start();
   if (!beacons) return refuse(kExitUnavailable, "E-SYS-2", beacons.error().text());
   RunShell shell(std::move(options), std::move(setup), std::move(*loop), std::move(*log),
-                 std::move(*beacons), began);
+                 std::move(*beacons), began, std::move(outer));
   return shell.run();
 }
 
 RunShell::RunShell(RunOptions options, JobSetup setup, EventLoop loop, EventLog log,
-                   std::unique_ptr<BeaconThread> beacons, TimePoint began)
+                   std::unique_ptr<BeaconThread> beacons, TimePoint began, OuterLauncher outer)
     : options_(std::move(options)),
       setup_(std::move(setup)),
+      outer_(std::move(outer)),
       began_(began),
       loop_(std::move(loop)),
       log_(std::move(log)),
-      console_({.quiet = options_.verbosity == 0, .programs = !options_.json}),
+      console_({.quiet = options_.verbosity == 0,
+                .programs = !options_.json,
+                .sink = console_sink(outer_)}),
       narrator_(console_, log_, began),
       beacons_(std::move(beacons)),
       supervisor_({.grace = options_.grace}),
@@ -123,10 +132,13 @@ Status RunShell::begin() {
   Result<Guardian> guardian = Guardian::start(setup_.job);
   if (!guardian) return guardian.error();
   guardian_.emplace(std::move(*guardian));
-  Result<std::optional<TerminalInput>> terminal = TerminalInput::open(loop_);
-  if (!terminal) return terminal.error();
-  terminal_ = std::move(*terminal);
+  if (!outer_.shims) {
+    Result<std::optional<TerminalInput>> terminal = TerminalInput::open(loop_);
+    if (!terminal) return terminal.error();
+    terminal_ = std::move(*terminal);
+  }
   if (terminal_) terminal_->start();
+  begin_outer();
   narrator_.job_started(options_, setup_);
   loop_.watch(beacons_->fd(), [this](std::uint32_t) { on_beacons(); });
   Result<ControlSocket> control = ControlSocket::open(setup_.job, *this, &log_);
@@ -302,7 +314,8 @@ void RunShell::end_job(int exit_code, std::string origin, std::string reason, bo
 int RunShell::finish() {
   coordinator_->stop();
   say_who_was_refused();
-  sweep_all();
+  // Shims end what they forked, and a launcher that is our child goes after them.
+  if (!outer_.shims) sweep_all();
   for (auto& [incarnation, process] : processes_) {
     if (process->out) process->out->finish(console_, process->prefix());
     if (process->err) process->err->finish(console_, process->prefix());
@@ -316,6 +329,7 @@ int RunShell::finish() {
   ended.replaced = narrator_.replaced();
   narrator_.job_ended(ended, options_.ranks, Clock::now(),
                       (options_.log_dir / "report.json").string());
+  finish_outer(ended.exit_code, ended.reason);
   return ended.exit_code;
 }
 
@@ -325,7 +339,8 @@ void RunShell::sweep_all() {
   while (Clock::now() < until) {
     bool any = false;
     for (const pid_t pid : descendants_of(::getpid())) {
-      if ((guardian_ && pid == guardian_->pid()) || pid == coordinator_->pid()) continue;
+      if ((guardian_ && pid == guardian_->pid()) || (coordinator_ && pid == coordinator_->pid()))
+        continue;
       if (runs(pid)) ::kill(pid, SIGKILL);
       any = true;
     }

@@ -28,25 +28,36 @@
 #include "launcher/narrator.hpp"
 #include "launcher/options.hpp"
 #include "launcher/rank_process.hpp"
+#include "launcher/shims.hpp"
 #include "launcher/terminal_input.hpp"
 #include "membership/host_agent.hpp"
 #include "supervisor/supervisor_machine.hpp"
 
 namespace regroup::launcher {
 
+/// Who started the places of a job, if `regroup run` did not.
+struct OuterLauncher {
+  std::unique_ptr<Shims> shims;  ///< all there; none: this process forks the ranks itself
+  base::Fd pidfd;                ///< its end ends the job
+  std::optional<Spawned> child;  ///< it is a child of this process
+
+  /// Waits for its end a little, then asks, then kills; reaps it. Blocks.
+  static void end(std::optional<Spawned>& child);
+};
+
 /// A new job's id: random, unique enough to find its processes by it.
 [[nodiscard]] std::string make_job_id();
 
 /// Runs the job to its end and returns the process's exit code. Threads: the main thread, once a
 /// process.
-int run_job(RunOptions options, JobSetup setup);
+int run_job(RunOptions options, JobSetup setup, OuterLauncher outer = {});
 
 /// Thread safety: one thread, the one that made it; it must be the main thread (parent death
 /// signals).
 class RunShell final : public JobControl {
  public:
   RunShell(RunOptions options, JobSetup setup, EventLoop loop, EventLog log,
-           std::unique_ptr<BeaconThread> beacons, TimePoint began);
+           std::unique_ptr<BeaconThread> beacons, TimePoint began, OuterLauncher outer);
   ~RunShell() override;
   RunShell(const RunShell&) = delete;
   RunShell& operator=(const RunShell&) = delete;
@@ -142,6 +153,15 @@ class RunShell final : public JobControl {
   [[nodiscard]] membership::Evidence evidence_of(const RankProcess& process,
                                                  const supervisor::Lost& effect) const;
 
+  // run_shell_outer.cpp: ranks that shims fork.
+  void begin_outer();
+  void start_by_shim(const supervisor::Fork& effect, std::uint32_t life);
+  void on_shim_started(Incarnation incarnation, Spawned spawned);
+  void on_shim_exited(Incarnation incarnation, const ExitStatus& status);
+  void on_shim_lost(std::uint32_t place, const std::vector<Incarnation>& hosted);
+  void on_outer_signal(int signal, bool again);
+  void finish_outer(int exit_code, const std::string& reason);
+
   // run_shell_watch.cpp: never silent while blocked.
   void tick();
   void look_for_first_operation();
@@ -157,6 +177,7 @@ class RunShell final : public JobControl {
 
   RunOptions options_;
   JobSetup setup_;
+  OuterLauncher outer_;
   TimePoint began_;
   EventLoop loop_;
   EventLog log_;

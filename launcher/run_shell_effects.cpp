@@ -22,6 +22,7 @@ namespace sv = supervisor;
 void RunShell::perform(const sv::Fork& effect) {
   std::uint32_t life = 0;
   if (effect.seat) life = effect.attempt == 1 ? lives_[*effect.seat]++ : lives_[*effect.seat] - 1;
+  if (outer_.shims) return start_by_shim(effect, life);
   // Standard input has one reader: rank 0, whichever life.
   const int stdin_fd = effect.seat != Rank{0} ? -1 : terminal_ ? terminal_->fd() : 0;
   Result<std::unique_ptr<RankProcess>> started =
@@ -154,7 +155,7 @@ void RunShell::seat_newcomers(const host::MakeView& effect,
       process->life = lives_[member.rank]++;
       assign(*process);
       // Its lines so far stand in the spare's folder; the seat's folder points there.
-      (void)adopt_logs(options_.log_dir, member.rank, member.incarnation).ok();
+      if (!outer_.shims) (void)adopt_logs(options_.log_dir, member.rank, member.incarnation).ok();
     }
     newcomers.push_back({member, last_in_seat_[member.rank], from_spare, process->spawned.pid});
   }

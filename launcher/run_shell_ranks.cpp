@@ -9,8 +9,8 @@ namespace regroup::launcher {
 void RunShell::watch_process(RankProcess& process) {
   beacons_->add(process.incarnation, process.page);
   watch_channel(process);
-  watch_output(process, process.out);
-  watch_output(process, process.err);
+  if (process.out) watch_output(process, process.out);
+  if (process.err) watch_output(process, process.err);
 }
 
 void RunShell::watch_channel(RankProcess& process) {

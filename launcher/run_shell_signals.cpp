@@ -180,6 +180,10 @@ void RunShell::reaped(pid_t pid, const ExitStatus& status) {
     if (again) guardian_.emplace(std::move(*again));
     return;
   }
+  if (outer_.child && outer_.child->pid == pid) {
+    outer_.child.reset();
+    return on_outer_signal(0, false);
+  }
   for (auto& [incarnation, process] : processes_) {
     if (process->spawned.pid != pid || process->gone) continue;
     process->gone = true;

