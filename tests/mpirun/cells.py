@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""regroup exec and regroup mpirun under real launchers: one cell is one launcher and one thing that
+"""regroup exec under real launchers: one cell is one launcher and one thing that
 happens to it.
 
     cells.py --bin-dir build/release/bin [--wheels build/mpi] LAUNCHER CELL   one cell: 0, 1, 77
@@ -201,11 +201,6 @@ class Cells:
         self.runs.append(Run(command, directory))
         return self.runs[-1]
 
-    def start_wrapped(self, program, *, spares=0):
-        return self.start_command([
-            self.regroup, "mpirun", "--mpirun", self.launcher.program, "-n", str(RANKS), "--spares",
-            str(spares), *self.launcher.flags, "--", *program])
-
     def expected(self):
         run = self.start_command([self.regroup, "run", "-n", str(RANKS), "--", *self.digits])
         check(run.wait() == 0, "an undisturbed regroup run failed")
@@ -296,30 +291,6 @@ class Cells:
         run.wait()
         run.await_nothing_left()
         return "nothing left"
-
-    def wrapped(self):
-        run = self.start_wrapped(self.digits, spares=1)
-        run.wait_for(MIDDLE)
-        os.kill(run.pid_of(1), signal.SIGKILL)
-        self.check_whole(run)
-        check(any(e.get("how") == "spare" for e in run.events("replaced")), "no spare was used")
-        return "0, same digest, a spare took over"
-
-    def wrapped_shim_killed(self):
-        if self.launcher.recovery is None:
-            return "no such flag"
-        run = self.start_wrapped(self.digits)
-        run.wait_for(MIDDLE)
-        os.kill(parent_of(run.pid_of(1)), signal.SIGKILL)
-        self.check_whole(run)
-        return "0, same digest"
-
-    def wrapped_code(self):
-        run = self.start_wrapped(["sh", "-c", "exit 3"])
-        code = run.wait()
-        check(code == 3, f"exit code {code} instead of 3")
-        run.await_nothing_left()
-        return "the job's own: 3"
 
 
 CELLS = ["undisturbed", "rank_killed", "never_attaches", "shim_killed", "shim_killed_recovery",
