@@ -27,6 +27,8 @@ int status_command(const Arguments& arguments);
 int events_command(const Arguments& arguments);
 /// `regroup report [DIR] [--json]`
 int report_command(const Arguments& arguments);
+/// `regroup trace [DIR] [-o F]`
+int trace_command(const Arguments& arguments);
 /// `regroup doctor [--json]`: what this machine offers; kExitUnavailable when no job can run here.
 int doctor_command(const Arguments& arguments);
 /// `regroup env [--all] [--json]`: which launcher started this process, and why that one.

@@ -20,6 +20,7 @@
 #include "launcher/control_socket.hpp"
 #include "launcher/event_log.hpp"
 #include "launcher/exit_codes.hpp"
+#include "launcher/flight_log.hpp"
 #include "launcher/observe_text.hpp"
 #include "launcher/report.hpp"
 #include "launcher/report_page.hpp"
@@ -162,15 +163,19 @@ Result<json> read_report(const fs::path& dir) {
   return folded->to_json();
 }
 
+int write_file(const fs::path& path, const std::string& text) {
+  std::ofstream out(path);
+  out << text;
+  out.close();
+  if (out) return kExitDone;
+  fmt::print(stderr, "regroup: E-REP-4 cannot write {}: {}\n", path.string(), std::strerror(errno));
+  return kExitNotAllowed;
+}
+
 int write_page(const json& report, const fs::path& dir, const fs::path& page) {
   const Result<json> events = page_events(dir / kEventFile);
   if (!events) return fail(events.error());
-  std::ofstream out(page);
-  out << report_page(report, *events);
-  out.close();
-  if (out) return kExitDone;
-  fmt::print(stderr, "regroup: E-REP-4 cannot write {}: {}\n", page.string(), std::strerror(errno));
-  return kExitNotAllowed;
+  return write_file(page, report_page(report, *events));
 }
 
 }  // namespace
@@ -242,6 +247,31 @@ int report_command(const Arguments& arguments) {
   if (!page.empty()) return write_page(*report, *dir, page);
   fmt::print("{}", as_json ? report->dump(1) + "\n" : report_text(*report));
   return kExitDone;
+}
+
+int trace_command(const Arguments& arguments) {
+  CLI::App app(
+      "Prints a job as a Chrome trace: each rank's last operations, losses, recoveries. Open it in "
+      "Perfetto or chrome://tracing.",
+      "regroup trace");
+  std::string named;
+  std::string file;
+  app.add_option("DIR", named, "the job's log directory; the newest below runs/ when not given");
+  app.add_option("-o,--output", file, "write it there; to stdout when not given");
+  if (const std::optional<int> done = parse_command_line(app, "trace", arguments)) return *done;
+  const Result<fs::path> dir = find_log_dir(named);
+  if (!dir) return fail(dir.error());
+  const Result<json> report = read_report(*dir);
+  if (!report) return fail(report.error());
+  const Result<json> events = trace_events(*dir / kEventFile);
+  if (!events) return fail(events.error());
+  const std::string text =
+      chrome_trace(*dir, *events, *report).dump(-1, ' ', false, json::error_handler_t::replace);
+  if (file.empty()) {
+    fmt::print("{}\n", text);
+    return kExitDone;
+  }
+  return write_file(file, text);
 }
 
 int inject_command(const Arguments& arguments) {

@@ -44,6 +44,7 @@ constexpr std::array<std::string_view, kEventKindCount> kNames = {"job_started",
                                                                   "coordinator_restarted",
                                                                   "finished",
                                                                   "ledger",
+                                                                  "flight",
                                                                   "injected",
                                                                   "refused",
                                                                   "warning",
@@ -160,6 +161,11 @@ json fields(const events::Ledger& e) {
               {"overlapped_ns", e.time.overlapped_ns},
               {"operations", e.time.operations},
               {"operation_bytes", e.time.operation_bytes}};
+  put_seat(out, e.rank, e.incarnation);
+  return out;
+}
+json fields(const events::Flight& e) {
+  json out = {{"file", e.file}, {"operations", e.operations}, {"monotonic_ns", e.monotonic_ns}};
   put_seat(out, e.rank, e.incarnation);
   return out;
 }

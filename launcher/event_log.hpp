@@ -44,13 +44,14 @@ enum class EventKind : std::uint8_t {
   CoordinatorRestarted,
   Finished,
   Ledger,
+  Flight,
   Injected,
   Refused,
   Warning,
   Note,
   JobEnded,
 };
-inline constexpr int kEventKindCount = 20;
+inline constexpr int kEventKindCount = 21;
 
 /// As it stands in the lines: "job_started", ...
 [[nodiscard]] std::string_view name(EventKind kind);
@@ -160,6 +161,14 @@ struct Ledger {
   Incarnation incarnation;
   metrics::Snapshot time;
 };
+/// Its last operations were written to a file (flight_log.hpp).
+struct Flight {
+  std::optional<Rank> rank;
+  Incarnation incarnation;
+  std::string file;  ///< below the log directory
+  std::uint64_t operations = 0;
+  std::uint64_t monotonic_ns = 0;  ///< of this line: the clock that the file counts in
+};
 struct Injected {
   std::string action;
   std::optional<Rank> rank;
@@ -194,7 +203,8 @@ using Event =
                  events::ViewInstalled, events::Lost, events::Wedged, events::Decided,
                  events::Flushed, events::Replaced, events::Entered, events::FirstOperation,
                  events::CoordinatorLost, events::CoordinatorRestarted, events::Finished,
-                 events::Ledger, events::Injected, events::Refused, events::Warning, events::Note,
+                 events::Ledger, events::Flight, events::Injected, events::Refused, events::Warning,
+                 events::Note,
                  events::JobEnded>;
 
 [[nodiscard]] EventKind kind_of(const Event& event);

@@ -88,6 +88,7 @@ TEST_F(EventLogTest, EveryKindHasANameOfItsOwnAndComesBack) {
   log.write(events::CoordinatorRestarted{});
   log.write(events::Finished{});
   log.write(events::Ledger{Rank(1), Incarnation(4), {}});
+  log.write(events::Flight{Rank(1), Incarnation(4), "flight/4.json", 17, 5});
   log.write(events::Injected{"kill", Rank(1), "step=3"});
   log.write(events::Refused{{{"wrong_key", 2}}, 5});
   log.write(events::Warning{"E-WAIT-1", "waiting"});

@@ -25,6 +25,7 @@ constexpr Command kCommands[] = {
     {"status", "show the running jobs, rank by rank", regroup::launcher::status_command},
     {"events", "print what happened in a job; -f follows", regroup::launcher::events_command},
     {"report", "losses and causes, recovery by phase, time", regroup::launcher::report_command},
+    {"trace", "a job as a Chrome trace, rank by rank", regroup::launcher::trace_command},
     {"inject", "rehearse a fault in a running job", regroup::launcher::inject_command},
     {"doctor", "what this machine offers, and what it means", regroup::launcher::doctor_command},
     {"env", "which launcher started this process, and why", regroup::launcher::env_command},

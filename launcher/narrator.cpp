@@ -187,6 +187,11 @@ void Narrator::ledger(const RankProcess& process, std::uint64_t end_ns) {
                             metrics::read_ledger(process.page->page(), end_ns)});
 }
 
+void Narrator::flight(const RankProcess& process, const std::string& file, std::size_t operations) {
+  log_.write(
+      events::Flight{process.seat, process.incarnation, file, operations, metrics::monotonic_ns()});
+}
+
 void Narrator::first_operation(Epoch epoch, Rank rank) {
   log_.write(events::FirstOperation{epoch, rank});
 }

@@ -46,6 +46,8 @@ class Narrator {
   void finished(const RankProcess& process);
   /// Where the process's time went, up to its end; once for each process.
   void ledger(const RankProcess& process, std::uint64_t end_ns);
+  /// Its flight record was written; once for each process.
+  void flight(const RankProcess& process, const std::string& file, std::size_t operations);
   void first_operation(Epoch epoch, Rank rank);
   void coordinator_lost(pid_t pid, const std::string& why);
   void coordinator_restarted(pid_t pid, std::uint32_t restarts);

@@ -87,6 +87,7 @@ std::string sentence(EventKind kind, const json& fields) {
     case EventKind::Finished:
       return fmt::format("{}, code {}", who(fields), integer(fields, "exit_code"));
     case EventKind::Ledger: return fmt::format("{}:{}", who(fields), shares(fields));
+    case EventKind::Flight:
     case EventKind::JobStarted:
     case EventKind::ProcessStarted:
     case EventKind::Attached:

@@ -46,6 +46,7 @@ struct RankProcess {
   bool detached = false;
   bool gone = false;  ///< reaped
   bool reported_lost = false;
+  bool flight_kept = false;  ///< its flight record is in the log directory
   std::optional<ExitStatus> exit;
   std::string fault;  ///< what it said itself before it ended
   Epoch entered;      ///< the newest epoch it entered

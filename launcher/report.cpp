@@ -116,6 +116,7 @@ void Report::observe(const Stamp& stamp, EventKind kind, const nlohmann::json& f
     case EventKind::Warning: ++warnings_[word(fields, "code")]; return;
     case EventKind::Refused: refused_ = integer(fields, "total"); return;
     case EventKind::CoordinatorRestarted:
+    case EventKind::Flight:
     case EventKind::Note: return;
   }
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <fstream>
+#include <span>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -19,6 +20,24 @@ using nlohmann::json;
 constexpr std::array kDrawn = {EventKind::ProcessStarted, EventKind::ViewInstalled,
                                EventKind::Lost,           EventKind::Wedged,
                                EventKind::Entered,        EventKind::Finished};
+
+constexpr std::array kTraced = {EventKind::Lost, EventKind::ViewInstalled,
+                                EventKind::CoordinatorLost, EventKind::Flight};
+
+Result<json> lines_of(const std::filesystem::path& events_file, std::span<const EventKind> kinds) {
+  std::ifstream in(events_file);
+  json out = json::array();
+  for (std::string line; std::getline(in, line) && out.size() < kPageEventsMax;) {
+    if (line.empty()) continue;
+    Result<ParsedEvent> event = parse_event(line);
+    if (!event && line.back() != '}') break;  // torn by a full disk or a kill
+    if (!event) return event.error();
+    const std::optional<EventKind> kind = event_kind(event->kind);
+    if (kind && std::find(kinds.begin(), kinds.end(), *kind) != kinds.end())
+      out.push_back(std::move(*event->fields));
+  }
+  return out;
+}
 
 /// As the text of a script element, which no content may end.
 std::string script_text(const json& value) {
@@ -49,19 +68,16 @@ std::string report_page(const json& report, const json& events) {
 }
 
 Result<json> page_events(const std::filesystem::path& events_file) {
-  std::ifstream in(events_file);
-  json out = json::array();
-  for (std::string line; std::getline(in, line) && out.size() < kPageEventsMax;) {
-    if (line.empty()) continue;
-    Result<ParsedEvent> event = parse_event(line);
-    if (!event && line.back() != '}') break;  // torn by a full disk or a kill
-    if (!event) return event.error();
-    const std::optional<EventKind> kind = event_kind(event->kind);
-    if (!kind || std::find(kDrawn.begin(), kDrawn.end(), *kind) == kDrawn.end()) continue;
-    for (const char* key : {"v", "time", "text", "bytes_from"}) event->fields->erase(key);
-    out.push_back(std::move(*event->fields));
+  Result<json> out = lines_of(events_file, kDrawn);
+  if (!out) return out;
+  for (json& event : *out) {
+    for (const char* key : {"v", "time", "text", "bytes_from"}) event.erase(key);
   }
   return out;
+}
+
+Result<json> trace_events(const std::filesystem::path& events_file) {
+  return lines_of(events_file, kTraced);
 }
 
 }  // namespace regroup::launcher

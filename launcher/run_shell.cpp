@@ -321,6 +321,7 @@ int RunShell::finish() {
     if (process->err) process->err->finish(console_, process->prefix());
   }
   coordinator_.reset();
+  keep_flights(processes_.size());
   events::JobEnded ended;
   ended.exit_code = ending_ ? ending_->exit_code : kExitFault;
   ended.origin = ending_ ? ending_->origin : "launcher";

@@ -164,6 +164,8 @@ class RunShell final : public JobControl {
 
   // run_shell_watch.cpp: never silent while blocked.
   void tick();
+  /// Writes the flight records of at most `files` processes that ended, the oldest first.
+  void keep_flights(std::size_t files);
   void look_for_first_operation();
   void say_who_was_refused();
   void say_who_is_missing();
@@ -203,7 +205,8 @@ class RunShell final : public JobControl {
   std::optional<TimePoint> agent_timer_;
 
   ProcessMap processes_;
-  std::map<Rank, std::uint32_t> lives_;                   ///< lives begun in each seat
+  std::deque<Incarnation> flights_;      ///< whose flight records are kept, in the order of writing
+  std::map<Rank, std::uint32_t> lives_;  ///< lives begun in each seat
   std::map<Rank, std::map<std::string, base::Fd>> kept_;  ///< memory that outlives a seat's process
   std::map<Rank, Incarnation> last_in_seat_;              ///< of the views so far
   EpochArenas arenas_;

@@ -7,6 +7,7 @@
 #include <csignal>
 
 #include "launcher/exit_codes.hpp"
+#include "launcher/flight_log.hpp"
 #include "launcher/run_shell.hpp"
 
 namespace regroup::launcher {
@@ -23,6 +24,8 @@ std::int64_t whole_seconds(Clock::duration time) {
 void RunShell::tick() {
   say_who_was_refused();
   if (ending_) return say_who_does_not_end();
+  // Not while somebody waits for the next view, and a few at a time.
+  if (!arenas_.is_wedged()) keep_flights(4);
   say_who_is_missing();
   say_who_stalls();
 }
@@ -58,6 +61,24 @@ void RunShell::say_who_was_refused() {
 }
 
 void RunShell::refused_other_user() { refusals_->count(secure::Refusal::OtherUser); }
+
+void RunShell::keep_flights(std::size_t files) {
+  for (auto& [incarnation, process] : processes_) {
+    if (files == 0) return;
+    if (!process->gone || !process->attached || process->flight_kept) continue;
+    process->flight_kept = true;
+    files -= 1;
+    const Result<std::size_t> kept =
+        write_flight(options_.log_dir, process->seat, incarnation, process->page->page());
+    if (!kept) continue;  // a full disk: the event log says so
+    narrator_.flight(*process, flight_file(incarnation).string(), *kept);
+    flights_.push_back(incarnation);
+    if (flights_.size() <= kFlightFilesMax) continue;
+    std::error_code ignored;
+    std::filesystem::remove(options_.log_dir / flight_file(flights_.front()), ignored);
+    flights_.pop_front();
+  }
+}
 
 void RunShell::look_for_first_operation() {
   first_operation_due_.reset();

@@ -223,5 +223,35 @@ class Page(Job):
         self.assertIn('<tr data-phase="total">', dom)
 
 
+class Trace(Job):
+    def test_each_rank_has_its_operations_and_the_dead_one_too(self):
+        path = self.folder / "trace.json"
+        written = regroup("trace", self.logs, "-o", path)
+        self.assertEqual((written.returncode, written.stderr), (0, ""))
+        trace = json.loads(path.read_text())
+        events = trace["traceEvents"]
+        spans = [e for e in events if e["ph"] == "X"]
+        wall_us = self.report["wall_ns"] / 1e3
+        for span in spans:
+            self.assertEqual({"name", "cat", "ph", "pid", "tid", "ts", "dur", "args"}, set(span))
+            self.assertTrue(0 <= span["ts"] <= wall_us and 0 <= span["dur"] <= wall_us, span)
+        for rank in range(4):
+            done = [s for s in spans if s["pid"] == rank and s["cat"] == "done"]
+            self.assertIn("all_reduce", {s["name"] for s in done}, rank)
+        loss = self.report["losses"][0]
+        marks = [e for e in events if e["ph"] == "i" and e["name"] == "lost"]
+        self.assertEqual(
+            [(m["pid"], m["tid"], m["args"]["evidence"]) for m in marks],
+            [(loss["rank"], loss["incarnation"], loss["evidence"])],
+        )
+        # What the killed process did before, by the memory that outlived it.
+        before = [s for s in spans if (s["pid"], s["tid"]) == (loss["rank"], loss["incarnation"])]
+        self.assertTrue(before)
+        self.assertTrue(all(s["ts"] + s["dur"] <= loss["offset_ns"] / 1e3 + 1 for s in before))
+        phases = {s["name"] for s in spans if s["cat"] == "recovery"}
+        self.assertTrue({"detect", "install"} <= phases, phases)
+        self.assertEqual(json.loads(regroup("trace", self.logs).stdout), trace)
+
+
 if __name__ == "__main__":
     unittest.main()
