@@ -43,15 +43,17 @@ Result<OnLoss> parse_on_loss(std::string_view text) {
   for (const OnLoss policy :
        {OnLoss::Replay, OnLoss::CarryOn, OnLoss::Replace, OnLoss::Shrink, OnLoss::Abort}) {
     if (name(policy) != text) continue;
-    if (policy == OnLoss::CarryOn || policy == OnLoss::Replace) {
-      return Status(
-          Code::Unsupported,
-          fmt::format("--on-loss {} is not offered yet; choose replay, shrink or abort", text));
+    if (policy == OnLoss::CarryOn) {
+      return Status(Code::Unsupported,
+                    fmt::format("--on-loss {} is not offered yet; choose replay, replace, shrink "
+                                "or abort",
+                                text));
     }
     return policy;
   }
-  return Status(Code::InvalidArgument,
-                fmt::format("--on-loss {}: no such policy; choose replay, shrink or abort", text));
+  return Status(
+      Code::InvalidArgument,
+      fmt::format("--on-loss {}: no such policy; choose replay, replace, shrink or abort", text));
 }
 
 Result<ControlKind> parse_control(std::string_view text) {

@@ -35,11 +35,10 @@ TEST(Policy, NamesWhatIsNotOfferedYet) {
   EXPECT_EQ(parse_on_loss("replay").value(), OnLoss::Replay);
   EXPECT_EQ(parse_on_loss("shrink").value(), OnLoss::Shrink);
   EXPECT_EQ(parse_on_loss("abort").value(), OnLoss::Abort);
-  for (const char* text : {"carry_on", "replace"}) {
-    const Status refused = parse_on_loss(text).error();
-    EXPECT_EQ(refused.code(), Code::Unsupported);
-    EXPECT_NE(refused.text().find(text), std::string_view::npos);
-  }
+  EXPECT_EQ(parse_on_loss("replace").value(), OnLoss::Replace);
+  const Status refused = parse_on_loss("carry_on").error();
+  EXPECT_EQ(refused.code(), Code::Unsupported);
+  EXPECT_NE(refused.text().find("carry_on"), std::string_view::npos);
   EXPECT_EQ(parse_on_loss("panic").error().code(), Code::InvalidArgument);
   EXPECT_EQ(parse_control("pair").value(), ControlKind::Pair);
   EXPECT_EQ(parse_control("tcp").value(), ControlKind::Tcp);

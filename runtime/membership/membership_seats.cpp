@@ -204,6 +204,16 @@ SeatLoss Membership::loss_of(Rank rank, Incarnation last, bool spare_left) {
   SeatHistory& history = history_[rank];
   if (!process.counted) history.lose(step, now_);
   process.counted = true;
+  std::uint32_t alike = 0;
+  std::uint32_t looked_at = 0;
+  const std::vector<Incarnation>& lives = in_seat_[rank];
+  for (auto life = lives.rbegin(); life != lives.rend(); ++life) {
+    const Process* before = find(*life);
+    if (before == nullptr || !before->counted) continue;
+    if (looked_at++ == history.in_step(step)) break;
+    if (before->evidence.exit_code > 0 && before->evidence.exit_code == process.evidence.exit_code)
+      ++alike;
+  }
   const bool others = std::any_of(processes_.begin(), processes_.end(), [last](const auto& entry) {
     return entry.first != last && entry.second.joined;
   });
@@ -215,6 +225,7 @@ SeatLoss Membership::loss_of(Rank rank, Incarnation last, bool spare_left) {
           .start_gave_up = process.gave_up,
           .step = step,
           .losses_in_step = history.in_step(step),
+          .exited_alike = alike,
           .losses_recent = history.recent(now_),
           .seats_left = seats_left_without(rank),
           // Of a program that never attaches no spare ever joins.

@@ -54,6 +54,7 @@ struct SeatLoss {
   bool start_gave_up = false;        ///< the supervisor will not start this seat again
   std::uint64_t step = 1;            ///< the step that was being computed
   std::uint32_t losses_in_step = 1;  ///< of this seat in this step, this one included
+  std::uint32_t exited_alike = 0;    ///< how many of these exited with this loss's own code
   std::uint32_t losses_recent =
       1;  ///< of this seat without progress within the hour, this one included
   std::uint32_t seats_left = 0;  ///< seats that are held by a living process or will be

@@ -46,6 +46,30 @@ TEST(Policy, TheThirdLossInOneStepIsPoisoned) {
   EXPECT_NE(verdict.why.find("poisoned"), std::string::npos) << verdict.why;
 }
 
+TEST(Policy, AProgramThatEndsItselfAgainAndAgainIsSaidToDoSo) {
+  SeatLoss third = loss();
+  third.evidence = {.kind = EvidenceKind::Reaped, .exit_code = 1};
+  third.losses_in_step = third.exited_alike = kPoisonedAt;
+  const SeatVerdict verdict = decide_seat(job(), third);
+  EXPECT_EQ(verdict.exit_code, 1);
+  EXPECT_NE(verdict.why.find("the program itself exited with code 1 3 times at the same step"),
+            std::string::npos)
+      << verdict.why;
+  third.exited_alike = kPoisonedAt - 1;
+  EXPECT_EQ(decide_seat(job(), third).why.find("itself"), std::string::npos);
+}
+
+TEST(Policy, RequestsAreNoStepsThatCouldBePoisoned) {
+  JobConfig config = job();
+  config.on_loss = OnLoss::Replace;
+  SeatLoss third = loss();
+  third.losses_in_step = third.losses_recent = kPoisonedAt;
+  EXPECT_EQ(decide_seat(config, third).action, SeatAction::TakeSpare);
+  third.losses_recent = config.replacements_max + 1;
+  third.seats_left = 1;
+  EXPECT_EQ(decide_seat(config, third).action, SeatAction::EndJob);
+}
+
 TEST(Policy, AbortEndsWithTheCauseOwnCode) {
   JobConfig config = job();
   config.on_loss = OnLoss::Abort;

@@ -301,6 +301,67 @@ int deadlocked(Job& job) {
   return status ? 0 : 1;
 }
 
+std::int64_t weight(std::size_t row, std::size_t column) {
+  return static_cast<std::int64_t>((row * 31 + column * 17) % 23) - 11;
+}
+
+/// One request: the root's input goes to all, each rank multiplies its rows, all get the answer and
+/// agree that it is done.
+Status answer(ProcessGroup& world, const std::vector<std::int64_t>& weights,
+              std::vector<std::int64_t>& input, std::vector<std::int64_t>& output) {
+  if (auto s = world.broadcast(input, 0); !s) return s;
+  const auto rows = output.size() / static_cast<std::size_t>(world.size());
+  std::vector<std::int64_t> mine(rows);
+  for (std::size_t r = 0; r < rows; ++r) {
+    const auto row = static_cast<std::size_t>(world.rank()) * rows + r;
+    for (std::size_t c = 0; c < input.size(); ++c)
+      mine[r] += weights[row * input.size() + c] * input[c];
+  }
+  if (auto s = world.all_gather(mine.data(), output.data(), rows, regroup::DType::I64); !s)
+    return s;
+  std::int64_t ranks = 1;
+  if (auto s = world.all_reduce(std::span<std::int64_t>(&ranks, 1), ReduceOp::Sum); !s) return s;
+  return ranks == world.size() ? Status()
+                               : Status(regroup::Code::Internal, "a sum of ones is wrong");
+}
+
+/// Serves requests without steps, under --on-loss replace. A newcomer knows neither weights nor how
+/// far the others are.
+int serve(Job& job, std::int64_t requests) {
+  constexpr std::size_t kColumns = 40;
+  auto world = job.world();
+  const auto total_rows = static_cast<std::size_t>(job.size()) * 30;
+  std::vector<std::int64_t> weights(total_rows * kColumns), input(kColumns), output(total_rows);
+  std::int64_t served = 0;
+  std::int64_t wrong = 0;
+  if (!job.is_replacement()) {
+    for (std::size_t i = 0; i < weights.size(); ++i)
+      weights[i] = weight(i / kColumns, i % kColumns);
+  }
+  job.state().add("weights", weights).add("served", served);
+  auto status = job.reform();
+  while (status && served < requests) {
+    for (std::size_t c = 0; c < kColumns; ++c)
+      input[c] = world.rank() == 0 ? served * 7 + static_cast<std::int64_t>(c) : -1;
+    status = answer(world, weights, input, output);
+    if (status.code() == regroup::Code::RankLost) {
+      say(fmt::format("rank {} request {}: {}", job.rank(), served, status.to_string()));
+      status = job.reform();
+      continue;
+    }
+    if (!status) break;
+    for (std::size_t r = 0; r < total_rows; ++r) {
+      std::int64_t right = 0;
+      for (std::size_t c = 0; c < kColumns; ++c)
+        right += weight(r, c) * (served * 7 + static_cast<std::int64_t>(c));
+      if (output[r] != right) ++wrong;
+    }
+    ++served;
+  }
+  say(fmt::format("rank {} served={} wrong={} {}", job.rank(), served, wrong, status.to_string()));
+  return status && wrong == 0 ? 0 : 1;
+}
+
 /// Rank 0 leaves while the others wait for it.
 int leave(Job& job) { return job.rank() == 0 || job.world().barrier() ? 0 : 2; }
 
@@ -425,6 +486,7 @@ int main(int argc, char** argv) {
   if (mode == "early_change") return early_change(job, argument);
   if (mode == "crossed") return crossed(job);
   if (mode == "deadlocked") return deadlocked(job);
+  if (mode == "serve") return serve(job, std::stoll(argument));
   if (mode == "leave") return leave(job);
   if (mode == "bad_arguments") return bad_arguments(job);
   if (mode == "after_fork") return after_fork(job);

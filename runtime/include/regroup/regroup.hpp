@@ -254,8 +254,11 @@ class REGROUP_EXPORT Job {
   [[nodiscard]] State state();
   /// The job's steps 0..total-1. One loop at a time.
   [[nodiscard]] Steps steps(std::uint64_t total);
-  /// Without steps: enters the newest view after RankLost, healing newcomers. Collective among its
-  /// members; blocks.
+  /// Without steps (`--on-loss replace`): enters the newest view, healing newcomers. Called once
+  /// when the set-up is over, and after each RankLost or Revoked; then run the request again. The
+  /// registered state must be equal on all ranks that had it: change it after an operation in
+  /// which all ranks receive (all_reduce, all_gather, barrier), whose outcome is the same on all.
+  /// Collective among the members; blocks. Errors: those of next().
   Status reform();
 
  private:
