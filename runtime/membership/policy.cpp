@@ -103,10 +103,11 @@ SeatVerdict refill(const JobConfig& config, const SeatLoss& loss) {
   if (in_a_step && counts_steps && loss.losses_in_step >= kPoisonedAt) {
     const bool by_itself = loss.evidence.exit_code > 0 && loss.exited_alike >= loss.losses_in_step;
     if (by_itself) {
-      return end(exit_code_of(loss.evidence),
-                 fmt::format("{}; the program itself exited with code {} {} times at the same step "
-                             "({}), so trying again does not help: the step is poisoned",
-                             who(loss), loss.evidence.exit_code, loss.losses_in_step, loss.step));
+      return end(
+          exit_code_of(loss.evidence),
+          fmt::format("{}; the program itself exited with code {}, {} times at the same step "
+                      "({}), so trying again does not help: the step is poisoned",
+                      who(loss), loss.evidence.exit_code, loss.losses_in_step, loss.step));
     }
     return end(exit_code_of(loss.evidence),
                fmt::format("{}; that is the {}. loss of this rank in step {}: the step is poisoned",

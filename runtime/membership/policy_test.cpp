@@ -52,7 +52,7 @@ TEST(Policy, AProgramThatEndsItselfAgainAndAgainIsSaidToDoSo) {
   third.losses_in_step = third.exited_alike = kPoisonedAt;
   const SeatVerdict verdict = decide_seat(job(), third);
   EXPECT_EQ(verdict.exit_code, 1);
-  EXPECT_NE(verdict.why.find("the program itself exited with code 1 3 times at the same step"),
+  EXPECT_NE(verdict.why.find("the program itself exited with code 1, 3 times at the same step"),
             std::string::npos)
       << verdict.why;
   third.exited_alike = kPoisonedAt - 1;

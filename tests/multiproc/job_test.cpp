@@ -134,7 +134,7 @@ TEST(Job, AStepThatFailsWithoutALossEndsTheLoop) {
   // Who leaves first with code 1 is a loss to the other, and is replaced until the step counts as
   // poisoned.
   EXPECT_EQ(job.exit_code, 1) << story(job);
-  EXPECT_NE(job.err.find("the program itself exited with code 1 3 times at the same step"),
+  EXPECT_NE(job.err.find("the program itself exited with code 1, 3 times at the same step"),
             std::string::npos)
       << story(job);
   EXPECT_FALSE(job.lines_with("InvalidArgument").empty()) << story(job);
