@@ -295,13 +295,21 @@ auto put(FlatBufferBuilder& to, const membership::Note& message) {
 }
 
 auto put(FlatBufferBuilder& to, const membership::DurableState& state) {
-  const auto& [config, view, next_incarnation, term, state_exists, ended] = state;
+  const auto& [config, view, next_incarnation, term, state_exists, ended, losses, progress_seen,
+               newcomers_from] = state;
   const auto& [ranks, ranks_min, spares, on_loss, replacements_max, restart_unattached] = config;
   const auto config_at = wire::CreateJobConfig(to, ranks, ranks_min, spares, number(on_loss),
                                                replacements_max, restart_unattached);
   const auto ended_at = ended ? put(to, *ended) : Ref<wire::EndJob>();
+  std::vector<wire::Loss> lost;
+  for (const auto& [rank, incarnation, step, at] : losses) {
+    const std::int64_t at_ns = std::chrono::nanoseconds(at.time_since_epoch()).count();
+    lost.emplace_back(rank.value(), incarnation.value(), step, at_ns);
+  }
+  const auto losses_at = to.CreateVectorOfStructs(lost);
   return wire::CreateDurableState(to, kProtocolVersion, config_at, put(to, view),
-                                  next_incarnation.value(), term, state_exists, ended_at);
+                                  next_incarnation.value(), term, state_exists, ended_at, losses_at,
+                                  progress_seen.value(), newcomers_from.value());
 }
 
 template <class Root>

@@ -165,7 +165,11 @@ inline std::vector<membership::DurableState> durable_states() {
                                 .next_incarnation = Incarnation(42),
                                 .term = 5,
                                 .state_exists = true,
-                                .ended = membership::EndJob{75, "end"}};
+                                .ended = membership::EndJob{75, "end"},
+                                .losses = {{Rank(2), Incarnation(7), 3, TimePoint(nanoseconds(9))},
+                                           {Rank(-1), Incarnation(8), 0, TimePoint{}}},
+                                .progress_seen = Epoch(4),
+                                .newcomers_from = Incarnation(9)};
   return {membership::DurableState{}, full};
 }
 

@@ -47,7 +47,9 @@ void HostAgent::wedge() {
 
 void HostAgent::on(const host::WedgeWanted& event) {
   // Its rank was told of the view before the shell could say that it is made.
+#ifndef REGROUP_MUTANT_EARLY_SELF_WEDGE_DROPPED
   if (making_ && event.epoch == making_->view.epoch) wanted_ = event;
+#endif
   if (event.epoch != installed_.epoch || words_ != Words::Open || ending_) return;
   cause_ = event.why;
   wedge();

@@ -96,6 +96,7 @@ Effects Membership::step(const Event& event, TimePoint now) {
   }
   dispatch(kind, event);
   react();
+  if (losses_changed_) persist();
   arm();
   return std::move(effects_);
 }
@@ -116,8 +117,11 @@ void Membership::start(const Event& event) {
     return;
   }
   durable_ = *started.durable;
+#ifndef REGROUP_MUTANT_SAME_TERM
   ++durable_.term;
+#endif
   next_incarnation_ = durable_.next_incarnation;
+  recall_losses();
   index_view();
   // A fresh job waits for its hosts as long as they need to start; a running one knows them.
   for (auto& [id, agent] : agents_) agent.silent_since = now_;
@@ -275,7 +279,17 @@ void Membership::note(std::string kind, std::string text) {
       SendTo{std::nullopt, Note{.kind = std::move(kind), .text = std::move(text)}});
 }
 
-void Membership::persist() { effects_.emplace_back(Persist{durable_}); }
+void Membership::persist() {
+  if (losses_changed_) {
+    durable_.losses = spare_history_.losses();
+    for (const auto& [rank, history] : history_) {
+      durable_.losses.insert(durable_.losses.end(), history.losses().begin(),
+                             history.losses().end());
+    }
+    losses_changed_ = false;
+  }
+  effects_.emplace_back(Persist{durable_});
+}
 
 void Membership::enter(State next, const std::string& why) {
   note("state", fmt::format("epoch {}: {} -> {}: {}", durable_.view.epoch.value(), name(state_),

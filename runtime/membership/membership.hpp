@@ -196,6 +196,9 @@ class Membership {
   void mark_gone(Incarnation incarnation, const Evidence& evidence, bool confirmed);
   void mark_finished(Incarnation incarnation);
   void mark_silent_agents();
+  void remember(const Loss& loss);
+  void recall_losses();
+  [[nodiscard]] bool was_counted(const Process& process, Incarnation incarnation) const;
   void set_seat(Incarnation incarnation, Rank rank);
   void seat_member(Incarnation incarnation);
   void order_holders(Rank rank, Incarnation member);
@@ -279,6 +282,7 @@ class Membership {
   std::set<Rank> vacant_;                    ///< seats that stay empty
   std::map<Rank, SeatHistory> history_;
   SeatHistory spare_history_;
+  bool losses_changed_ = false;  ///< since the last Persist
   bool spares_given_up_ = false;
   std::optional<Incarnation> first_cause_;  ///< whose loss began the present recovery
   std::uint32_t rounds_ = 0;
@@ -286,7 +290,6 @@ class Membership {
   std::vector<Member> round_lost_;  ///< what the round in progress knows to be lost
   std::vector<Member> removed_;     ///< who left with the view being installed
   std::optional<Decision> decision_;
-  Epoch progress_seen_;  ///< the epoch whose progress has already wiped the histories
   std::optional<TimePoint> hold_until_;
   std::optional<TimePoint> resend_at_;
   std::optional<TimePoint> armed_;

@@ -93,9 +93,11 @@ void Membership::absorb_process(AgentId id, const ProcessInfo& info, bool was_me
     // A later view went on without it, and the coordinator that decided so is no more: it never
     // comes back.
     const bool runs = info.state != ProcessState::Gone && info.state != ProcessState::Finished;
-    if (runs && was_member && !is_member(info.incarnation)) {
-      revoke(info.incarnation, "a later view went on without it");
-    }
+    bool was_removed = runs && was_member && !is_member(info.incarnation);
+#ifdef REGROUP_MUTANT_REMOVED_MEMBER_READMITTED
+    was_removed = false;
+#endif
+    if (was_removed) revoke(info.incarnation, "a later view went on without it");
   }
   Process& process = *find(info.incarnation);
   if (process.agent != id) return;
@@ -144,8 +146,10 @@ void Membership::mark_healed(Incarnation incarnation) {
   process->joined = true;
   process->holds_state = true;
   if (durable_.state_exists) return;
+#ifndef REGROUP_MUTANT_STATE_FORGOTTEN
   durable_.state_exists = true;
   persist();
+#endif
 }
 
 /// `confirmed`: its own agent says so.
@@ -167,12 +171,12 @@ void Membership::mark_gone(Incarnation incarnation, const Evidence& evidence, bo
   process->revoked = !confirmed;
   // A restarted coordinator hears of all that ever died; what is over was counted and told long
   // ago.
-  if (state_ == State::Gathering && durable_.view.epoch != Epoch{} && !is_member(incarnation)) {
-    process->counted = true;
-    return;
+  if (state_ == State::Gathering) {
+    process->counted = was_counted(*process, incarnation);
+    if (durable_.view.epoch != Epoch{} && !is_member(incarnation)) return;
   }
   if (!process->seat) {
-    spare_history_.lose(0, now_);
+    remember({Rank{-1}, incarnation, 0, now_});
     note("spare_lost",
          fmt::format("spare (incarnation {}) lost: {}", incarnation.value(), describe(evidence)));
     return;
@@ -180,6 +184,32 @@ void Membership::mark_gone(Incarnation incarnation, const Evidence& evidence, bo
   if (!first_cause_) first_cause_ = incarnation;
   note("lost", fmt::format("rank {} (incarnation {}) lost: {}", process->seat->value(),
                            incarnation.value(), describe(evidence)));
+}
+
+/// A loss of a seat, or of a spare, that counts until a step is committed.
+void Membership::remember(const Loss& loss) {
+  (loss.rank == Rank{-1} ? spare_history_ : history_[loss.rank]).lose(loss);
+  losses_changed_ = true;
+}
+
+/// What an earlier coordinator had counted. Its clock is this host's; after a reboot an instant may
+/// lie ahead, and counts as now.
+void Membership::recall_losses() {
+#ifndef REGROUP_MUTANT_LOSSES_FORGOTTEN
+  for (Loss loss : durable_.losses) {
+    loss.at = std::min(loss.at, now_);
+    remember(loss);
+  }
+#endif
+}
+
+/// Whether an earlier coordinator has counted this loss, or had no need to: it was of a view before
+/// this one. What died while no coordinator was there is counted now.
+bool Membership::was_counted(const Process& process, Incarnation incarnation) const {
+  if (!process.seat) return true;
+  if (!is_member(incarnation) && incarnation < durable_.newcomers_from) return true;
+  const auto history = history_.find(*process.seat);
+  return history != history_.end() && history->second.has(incarnation);
 }
 
 void Membership::mark_finished(Incarnation incarnation) {
@@ -334,6 +364,9 @@ bool Membership::has_quorum(std::string& why) const {
     }
   }
   if (2 * going_on >= going_on + unproven) return true;
+#ifdef REGROUP_MUTANT_NO_QUORUM_NEEDED
+  return true;
+#endif
   why = fmt::format("no quorum: {} members are here, {} are out of reach and not proven dead",
                     going_on, unproven);
   return false;

@@ -179,6 +179,9 @@ bool Membership::exclude_outdone() {
       told[cut.group] = std::max(told[cut.group], cut.completed);
     }
   }
+#ifdef REGROUP_MUTANT_OUTDONE_HOST_STAYS
+  return false;
+#endif
   if (!any_told) return false;
   bool excluded = false;
   for (const auto& [id, agent] : agents_) {
@@ -243,8 +246,9 @@ void Membership::decide() {
       if (Process* member = find(incarnation)) member->holds_state = true;
     }
     durable_.state_exists = true;
-    if (progress_seen_ < durable_.view.epoch) {
-      progress_seen_ = durable_.view.epoch;
+    if (durable_.progress_seen < durable_.view.epoch) {
+      durable_.progress_seen = durable_.view.epoch;
+      losses_changed_ = !durable_.losses.empty();
       history_.clear();
       spare_history_.progress();
     }
@@ -293,6 +297,7 @@ void Membership::install() {
   removed_ = with_revoked(round_lost_);
   round_lost_.clear();
   durable_.view = std::move(next);
+  durable_.newcomers_from = next_incarnation_;
   index_view();
 #ifndef REGROUP_MUTANT_SKIP_PERSIST
   persist();

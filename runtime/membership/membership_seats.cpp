@@ -14,12 +14,16 @@ constexpr std::uint64_t kIncarnationBlock = 64;
 }  // namespace
 
 void Membership::start_process(std::optional<Rank> seat) {
+  // What this start makes up for is durable before it.
+  if (losses_changed_) persist();
 #ifdef REGROUP_MUTANT_REUSE_INCARNATION
   if (seat && last_of(*seat)) next_incarnation_ = *last_of(*seat);
 #else
   if (next_incarnation_ >= durable_.next_incarnation) {
     durable_.next_incarnation = Incarnation{next_incarnation_.value() + kIncarnationBlock};
+#ifndef REGROUP_MUTANT_INCARNATIONS_NOT_DURABLE
     persist();
+#endif
   }
 #endif
   const Incarnation incarnation = next_incarnation_;
@@ -201,8 +205,10 @@ void Membership::give_seat(Incarnation spare, Rank rank) {
 SeatLoss Membership::loss_of(Rank rank, Incarnation last, bool spare_left) {
   Process& process = *find(last);
   const std::uint64_t step = decision_ ? decision_->committed_step + 1 : durable_.view.resume_step;
-  SeatHistory& history = history_[rank];
-  if (!process.counted) history.lose(step, now_);
+#ifndef REGROUP_MUTANT_LOSSES_NOT_COUNTED
+  if (!process.counted) remember({rank, last, step, now_});
+#endif
+  const SeatHistory& history = history_[rank];
   process.counted = true;
   std::uint32_t alike = 0;
   std::uint32_t looked_at = 0;
@@ -314,7 +320,9 @@ std::int32_t Membership::final_code(std::string& reason) const {
 void Membership::end_job(std::int32_t exit_code, std::string reason) {
   if (durable_.ended) return;
   durable_.ended = EndJob{exit_code, reason};
+#ifndef REGROUP_MUTANT_END_NOT_DURABLE
   persist();
+#endif
   enter(exit_code == 0 ? State::Ended : State::Failed, reason);
   for (const auto& [id, agent] : agents_) send(id, *durable_.ended);
 }

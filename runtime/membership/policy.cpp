@@ -6,17 +6,23 @@
 
 namespace regroup::membership {
 
-void SeatHistory::lose(std::uint64_t step, TimePoint now) {
-  std::erase_if(losses_, [now](TimePoint at) { return now - at > kReplacementWindow; });
-  losses_.push_back(now);
-  in_step_ = step == step_ ? in_step_ + 1 : 1;
-  step_ = step;
+void SeatHistory::lose(const Loss& loss) {
+  std::erase_if(losses_,
+                [&loss](const Loss& old) { return loss.at - old.at > kReplacementWindow; });
+  losses_.push_back(loss);
+  in_step_ = loss.step == step_ ? in_step_ + 1 : 1;
+  step_ = loss.step;
+}
+
+bool SeatHistory::has(Incarnation incarnation) const {
+  return std::any_of(losses_.begin(), losses_.end(),
+                     [incarnation](const Loss& loss) { return loss.incarnation == incarnation; });
 }
 
 std::uint32_t SeatHistory::recent(TimePoint now) const {
   return static_cast<std::uint32_t>(
       std::count_if(losses_.begin(), losses_.end(),
-                    [now](TimePoint at) { return now - at <= kReplacementWindow; }));
+                    [now](const Loss& loss) { return now - loss.at <= kReplacementWindow; }));
 }
 
 std::uint32_t SeatHistory::in_step(std::uint64_t step) const {

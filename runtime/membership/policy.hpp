@@ -22,7 +22,9 @@ inline constexpr nanoseconds kReplacementWindow = std::chrono::hours(1);
 class SeatHistory {
  public:
   /// One more loss while this step was being computed.
-  void lose(std::uint64_t step, TimePoint now);
+  void lose(const Loss& loss);
+  [[nodiscard]] bool has(Incarnation incarnation) const;
+  [[nodiscard]] const std::vector<Loss>& losses() const { return losses_; }
   /// A step was committed: earlier losses were not without progress.
   void progress() { losses_.clear(); }
   /// Losses without progress within the last hour.
@@ -31,7 +33,7 @@ class SeatHistory {
   [[nodiscard]] std::uint32_t in_step(std::uint64_t step) const;
 
  private:
-  std::vector<TimePoint> losses_;
+  std::vector<Loss> losses_;
   std::uint64_t step_ = 0;
   std::uint32_t in_step_ = 0;
 };

@@ -123,12 +123,12 @@ TEST(Policy, EveryVerdictSaysWhoAndWhy) {
 TEST(SeatHistory, CountsWithinTheHourAndTheStep) {
   SeatHistory history;
   const TimePoint start{};
-  history.lose(5, start);
-  history.lose(5, start + std::chrono::minutes(30));
+  history.lose({.step = 5, .at = start});
+  history.lose({.step = 5, .at = start + std::chrono::minutes(30)});
   EXPECT_EQ(history.recent(start + std::chrono::minutes(59)), 2U);
   EXPECT_EQ(history.in_step(5), 2U);
   EXPECT_EQ(history.recent(start + std::chrono::minutes(61)), 1U);
-  history.lose(6, start + std::chrono::minutes(62));
+  history.lose({.step = 6, .at = start + std::chrono::minutes(62)});
   EXPECT_EQ(history.in_step(6), 1U);
   EXPECT_EQ(history.in_step(5), 0U);
   history.progress();

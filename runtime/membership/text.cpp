@@ -226,6 +226,9 @@ std::string to_text(const DurableState& state) {
   std::string text =
       fmt::format("term={} view {} next={}{}", state.term, to_text(state.view),
                   state.next_incarnation.value(), state.state_exists ? " state" : "");
+  for (const Loss& loss : state.losses) {
+    text += fmt::format(" lost {}:{}@{}", loss.rank.value(), loss.incarnation.value(), loss.step);
+  }
   return state.ended ? text + fmt::format(" ended={}", state.ended->exit_code) : text;
 }
 

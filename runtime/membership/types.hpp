@@ -204,6 +204,15 @@ struct JobConfig {
   bool operator==(const JobConfig&) const = default;
 };
 
+/// One loss of a seat that no committed step has wiped out.
+struct Loss {
+  Rank rank{-1};  ///< -1: of a spare
+  Incarnation incarnation;
+  std::uint64_t step = 0;  ///< that was being computed
+  TimePoint at;
+  bool operator==(const Loss&) const = default;
+};
+
 /// The coordinator's durable state.
 struct DurableState {
   JobConfig config;
@@ -212,7 +221,10 @@ struct DurableState {
   std::uint64_t term = 0;  ///< how often a coordinator took this state over; makes rounds unique
   bool state_exists =
       false;  ///< somebody held state worth healing from: the job never begins again in silence
-  std::optional<EndJob> ended;  ///< the job's end is decided
+  std::optional<EndJob> ended;    ///< the job's end is decided
+  std::vector<Loss> losses;       ///< in their order: what poisons a step and bounds replacements
+  Epoch progress_seen;            ///< the epoch whose progress has already wiped `losses`
+  Incarnation newcomers_from{1};  ///< processes from here on were started after the view was made
   bool operator==(const DurableState&) const = default;
 };
 

@@ -75,7 +75,7 @@ void World::line(const std::string& text) {
     unlink(static_cast<std::uint32_t>(number(what)));
   } else if (verb == "link") {
     link(static_cast<std::uint32_t>(number(what)));
-  } else if (verb == "hold") {  // hold DecisionStored: such messages wait
+  } else if (verb == "hold") {  // hold DecisionStored: such messages (or answers of shells) wait
     held_.insert(what);
   } else if (verb == "release") {
     held_.clear();
@@ -223,9 +223,12 @@ void World::wait(std::int64_t milliseconds) {
 /// Delivers what is under way, in order, until nothing moves any more.
 void World::settle() {
   for (int deliveries = 0; deliveries < kDeliveriesMax; ++deliveries) {
-    if (!pending_.empty()) {
-      const auto [agent, event] = pending_.front();
-      pending_.pop_front();
+    const auto answer = std::find_if(pending_.begin(), pending_.end(), [this](const auto& entry) {
+      return !held_.contains(first_word(to_text(entry.second)));
+    });
+    if (answer != pending_.end()) {
+      const auto [agent, event] = *answer;
+      pending_.erase(answer);
       host_event(agent, event);
       continue;
     }

@@ -42,7 +42,7 @@ void Agents::forked(std::uint32_t host, const sv::Fork& fork) {
   if (!is_running(host)) return;
   if (core_.fault(core_.swarm.start_fails)) {
     ++faults_.start_failures;
-    const bool again = core_.random.chance(0.7);
+    const bool again = core_.random.chance(0.5);
     return take(host,
                 sv::StartRefused{fork.incarnation, again ? "no memory" : "no such program", again});
   }

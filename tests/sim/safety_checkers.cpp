@@ -1,11 +1,13 @@
 /// S1, S2, S3, S11, S13, S14, S16, S18: views, fencing, state, authority, blame.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
 #include <utility>
 
 #include "membership/failure_detector.hpp"
+#include "membership/policy.hpp"
 #include "tests/sim/checkers.hpp"
 
 namespace regroup::sim {
@@ -289,9 +291,40 @@ class TruthfulBlame final : public Checker {
   std::set<std::uint32_t> cut_off_;
 };
 
+/// A seat that is lost again and again in one step is not filled for ever, whatever happens to the
+/// coordinator. Of several hosts one may be given up with all its processes, which is no seat's
+/// fault, so this looks at jobs of one host.
+class Poisoned final : public Checker {
+ public:
+  explicit Poisoned(const Swarm& swarm)
+      : applies_(swarm.hosts == 1),
+        lives_max_(std::min(membership::kPoisonedAt, swarm.job.replacements_max + 1)) {}
+  const char* property() const override { return "L5 no livelock (poisoned step)"; }
+  Wrong on(const Record& r) override {
+    if (!applies_ || r.what != What::Choose) return std::nullopt;
+    if (r.number != step_) lives_.clear();
+    step_ = r.number;
+    for (std::size_t seat = 0; seat < r.view->seats.size(); ++seat) {
+      if (r.view->seats[seat].value() == 0) continue;
+      auto& lives = lives_[seat];
+      lives.insert(r.view->seats[seat]);
+      if (lives.size() <= lives_max_) continue;
+      return fmt::format("rank {} is in its {}. life in step {}, {} are allowed", seat,
+                         lives.size(), step_, lives_max_);
+    }
+    return std::nullopt;
+  }
+
+ private:
+  bool applies_;
+  std::size_t lives_max_;
+  std::uint64_t step_ = 0;
+  std::map<std::size_t, std::set<Incarnation>> lives_;
+};
+
 }  // namespace
 
-std::vector<std::unique_ptr<Checker>> make_safety_checkers(const Swarm&) {
+std::vector<std::unique_ptr<Checker>> make_safety_checkers(const Swarm& swarm) {
   std::vector<std::unique_ptr<Checker>> all;
   all.push_back(std::make_unique<OneIncarnation>());
   all.push_back(std::make_unique<OneHistory>());
@@ -301,6 +334,7 @@ std::vector<std::unique_ptr<Checker>> make_safety_checkers(const Swarm&) {
   all.push_back(std::make_unique<SameRestart>());
   all.push_back(std::make_unique<AuthorityRestart>());
   all.push_back(std::make_unique<TruthfulBlame>());
+  all.push_back(std::make_unique<Poisoned>(swarm));
   return all;
 }
 

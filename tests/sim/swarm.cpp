@@ -73,7 +73,7 @@ void draw_faults(Random& random, Swarm& swarm) {
   swarm.burst = draw_rate(random, 0.05, 0.5);
   swarm.slow_kill = draw_rate(random, 0.1, 1.0);
   swarm.self_wedge = draw_rate(random, 0.0005, 0.005);
-  swarm.start_fails = draw_rate(random, 0.01, 0.1);
+  swarm.start_fails = draw_rate(random, 0.02, 0.4);
   swarm.ignores_term = draw_rate(random, 0.1, 0.9);
   swarm.channel_closed = draw_rate(random, 0.0002, 0.002);
   swarm.heal_damage = draw_rate(random, 0.01, 0.2);
