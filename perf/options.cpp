@@ -59,9 +59,11 @@ Status sizes_of(const Words& words, std::vector<std::size_t>& sizes) {
   }
   const double factor = words.factor == 0 ? 2 : words.factor;
   if (factor <= 1) return bad(fmt::format("-f {}: the sizes would not grow", factor));
-  for (auto s = static_cast<double>(*begin); s <= static_cast<double>(*end); s *= factor) {
-    sizes.push_back(static_cast<std::size_t>(s));
-    if (s == 0) break;
+  auto size = static_cast<double>(*begin);
+  while (size <= static_cast<double>(*end)) {
+    sizes.push_back(static_cast<std::size_t>(size));
+    if (size == 0) break;
+    size *= factor;
   }
   return {};
 }

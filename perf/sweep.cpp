@@ -124,7 +124,7 @@ class Sweep {
   Status run_rows();
   Status run_line(const Workload& base);
   Status run_place(const Workload& workload, std::vector<Row>& rows);
-  Row new_row(const Contestant& contestant, const Workload& workload) const;
+  [[nodiscard]] Row new_row(const Contestant& contestant, const Workload& workload) const;
 
   const Options& options_;
   ProcessGroup world_;

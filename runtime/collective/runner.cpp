@@ -75,7 +75,7 @@ const char* name(Instant instant) {
   return "?";
 }
 
-SlotRunner::Impl::Impl(spi::SharedSlots slots, int me, RunnerOptions options)
+SlotRunner::Impl::Impl(spi::SharedSlots slots, int me, const RunnerOptions& options)
     : slots_(slots),
       me_(me),
       members_(slots.members()),
@@ -317,7 +317,7 @@ Outcome SlotRunner::Impl::step_verdict(std::uint64_t step, Deadline until) {
   return {*committed ? OutcomeKind::Done : OutcomeKind::Lost, step, {}};
 }
 
-SlotRunner::SlotRunner(spi::SharedSlots slots, int me, RunnerOptions options)
+SlotRunner::SlotRunner(spi::SharedSlots slots, int me, const RunnerOptions& options)
     : impl_(std::make_unique<Impl>(slots, me, options)) {}
 SlotRunner::~SlotRunner() = default;
 SlotRunner::SlotRunner(SlotRunner&&) noexcept = default;

@@ -93,7 +93,7 @@ struct Outcome {
 /// decision after a wedge, or at the deadline.
 class SlotRunner {
  public:
-  SlotRunner(spi::SharedSlots slots, int me, RunnerOptions options);
+  SlotRunner(spi::SharedSlots slots, int me, const RunnerOptions& options);
   ~SlotRunner();
   SlotRunner(const SlotRunner&) = delete;
   SlotRunner& operator=(const SlotRunner&) = delete;

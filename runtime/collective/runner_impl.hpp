@@ -14,7 +14,7 @@ namespace regroup::collective {
 
 class SlotRunner::Impl {
  public:
-  Impl(spi::SharedSlots slots, int me, RunnerOptions options);
+  Impl(spi::SharedSlots slots, int me, const RunnerOptions& options);
 
   Outcome run(const OpSpec& spec, Deadline until);
   Outcome settle(Deadline until);

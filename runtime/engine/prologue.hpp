@@ -72,8 +72,8 @@ class PrologueRecord {
 
   /// Answers call `index` (from 0, below calls()) of its group.
   /// Errors: InvalidArgument when the program makes another call than its predecessor did.
-  Result<Answer> answer(const PrologueCall& call, std::uint64_t index,
-                        std::span<std::byte> result) const;
+  [[nodiscard]] Result<Answer> answer(const PrologueCall& call, std::uint64_t index,
+                                      std::span<std::byte> result) const;
 
  private:
   struct Header;

@@ -81,9 +81,7 @@ void Membership::absorb_process(AgentId id, const ProcessInfo& info, bool was_me
     if (info.seat) set_seat(info.incarnation, *info.seat);
     if (is_member(info.incarnation)) {
       member_hosts_.insert(id);
-#ifndef REGROUP_MUTANT_SEAT_OF_UNSEEN_VIEW_FORGOTTEN
       seat_member(info.incarnation);
-#endif
     }
     // Its agent was given up before this coordinator ever heard of it; a round without a decision
     // may still count it.
@@ -146,10 +144,8 @@ void Membership::mark_healed(Incarnation incarnation) {
   process->joined = true;
   process->holds_state = true;
   if (durable_.state_exists) return;
-#ifndef REGROUP_MUTANT_STATE_FORGOTTEN
   durable_.state_exists = true;
   persist();
-#endif
 }
 
 /// `confirmed`: its own agent says so.

@@ -216,7 +216,7 @@ char state_of(pid_t pid) {
 }
 
 std::string read_file(const std::filesystem::path& path) {
-  std::ifstream file(path);
+  const std::ifstream file(path);
   std::stringstream text;
   text << file.rdbuf();
   return text.str();
