@@ -297,9 +297,12 @@ class TruthfulBlame final : public Checker {
 class Poisoned final : public Checker {
  public:
   explicit Poisoned(const Swarm& swarm)
-      : applies_(swarm.hosts == 1),
-        lives_max_(std::min(membership::kPoisonedAt, swarm.job.replacements_max + 1)) {}
-  const char* property() const override { return "L5 no livelock (poisoned step)"; }
+      : applies_(swarm.hosts == 1), lives_max_(swarm.job.replacements_max + 1) {
+    // Requests are no steps: under `replace` the allowance alone is the bound.
+    if (swarm.job.on_loss == OnLoss::Replace) return;
+    lives_max_ = std::min<std::size_t>(lives_max_, membership::kPoisonedAt);
+  }
+  [[nodiscard]] const char* property() const override { return "L5 no livelock (poisoned step)"; }
   Wrong on(const Record& r) override {
     if (!applies_ || r.what != What::Choose) return std::nullopt;
     if (r.number != step_) lives_.clear();
