@@ -201,7 +201,7 @@ class Membership {
   [[nodiscard]] bool was_counted(const Process& process, Incarnation incarnation) const;
   void set_seat(Incarnation incarnation, Rank rank);
   void seat_member(Incarnation incarnation);
-  void order_holders(Rank rank, Incarnation member);
+  void order_holders(Rank rank);
   void index_view();
   [[nodiscard]] bool is_member(Incarnation incarnation) const;
   [[nodiscard]] static bool is_alive(const Process& process);

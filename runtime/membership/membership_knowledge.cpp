@@ -76,7 +76,8 @@ void Membership::absorb(AgentId id, const AgentHello& hello) {
 }
 
 void Membership::absorb_process(AgentId id, const ProcessInfo& info, bool was_member) {
-  if (find(info.incarnation) == nullptr) {
+  const bool is_new = find(info.incarnation) == nullptr;
+  if (is_new) {
     processes_[info.incarnation] = {.agent = id};
     if (info.seat) set_seat(info.incarnation, *info.seat);
     if (is_member(info.incarnation)) {
@@ -112,6 +113,8 @@ void Membership::absorb_process(AgentId id, const ProcessInfo& info, bool was_me
       break;
     case ProcessState::Finished: mark_finished(info.incarnation); break;
   }
+  // Whoever held this seat earlier, and is heard of only now, is not the last of it.
+  if (is_new && info.seat) order_holders(*info.seat);
 }
 
 /// A lost agent is back before anything was decided without it: its processes count again.
@@ -261,12 +264,16 @@ void Membership::seat_member(Incarnation incarnation) {
   const Rank rank{static_cast<std::int32_t>(seat)};
   set_seat(incarnation, rank);
   find(incarnation)->joined = true;
-  order_holders(rank, incarnation);
+  order_holders(rank);
 }
 
 /// After a restart, when hosts tell of a seat's holders in any order: the dead and removed, the
 /// member, newcomers.
-void Membership::order_holders(Rank rank, Incarnation member) {
+void Membership::order_holders(Rank rank) {
+  const auto seat = static_cast<std::size_t>(rank.value());
+  if (seat >= durable_.view.seats.size()) return;
+  const Incarnation member = durable_.view.seats[seat];
+  if (find(member) == nullptr) return;
   std::vector<Incarnation>& holders = in_seat_[rank];
   const auto rest = std::stable_partition(holders.begin(), holders.end(), [&](Incarnation holder) {
     return holder != member && !is_alive(*find(holder));

@@ -121,7 +121,7 @@ void Membership::resume() {
       if (!is_member(other) && is_alive(*member))
         revoke(other, "its seat was filled by another process");
     }
-    order_holders(rank, durable_.view.seats[seat]);
+    order_holders(rank);
   }
   bool behind = false;
   for (const auto& [id, agent] : agents_) {
