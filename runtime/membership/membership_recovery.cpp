@@ -167,14 +167,15 @@ void Membership::check_reports() {
 }
 
 /// A decision that somebody was told counted every host that took part in it. A host whose members
-/// completed more was given up by the coordinator that decided; what it completed is revoked on the
-/// others, so it cannot go on.
+/// completed more, or had not prepared the step that it committed, was given up by the coordinator
+/// that decided. What it completed is revoked on the others, and it cannot apply what it never
+/// prepared, so it cannot go on.
 bool Membership::exclude_outdone() {
   std::map<std::uint32_t, std::uint64_t> told;
-  bool any_told = false;
+  std::optional<std::uint64_t> told_step;
   for (const auto& [id, agent] : agents_) {
     if (!agent.report || !agent.report->told_step) continue;
-    any_told = true;
+    told_step = std::max(told_step, agent.report->told_step);
     for (const auto& cut : agent.report->groups) {
       told[cut.group] = std::max(told[cut.group], cut.completed);
     }
@@ -182,15 +183,15 @@ bool Membership::exclude_outdone() {
 #ifdef REGROUP_MUTANT_OUTDONE_HOST_STAYS
   return false;
 #endif
-  if (!any_told) return false;
+  if (!told_step) return false;
   bool excluded = false;
   for (const auto& [id, agent] : agents_) {
     if (!agent.report || agent.report->told_step) continue;
     const auto& groups = agent.report->groups;
-    const bool outdone = std::any_of(groups.begin(), groups.end(), [&told](const auto& cut) {
+    const bool ahead = std::any_of(groups.begin(), groups.end(), [&told](const auto& cut) {
       return cut.completed > told[cut.group];
     });
-    if (!outdone) continue;
+    if (!ahead && agent.report->prepared >= *told_step) continue;
     for (const Incarnation incarnation : survivors()) {
       if (find(incarnation)->agent != id) continue;
       revoke(incarnation, "an earlier decision went on without it");
