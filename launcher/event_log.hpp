@@ -204,8 +204,7 @@ using Event =
                  events::Flushed, events::Replaced, events::Entered, events::FirstOperation,
                  events::CoordinatorLost, events::CoordinatorRestarted, events::Finished,
                  events::Ledger, events::Flight, events::Injected, events::Refused, events::Warning,
-                 events::Note,
-                 events::JobEnded>;
+                 events::Note, events::JobEnded>;
 
 [[nodiscard]] EventKind kind_of(const Event& event);
 /// The line's fields, without version, time and kind.

@@ -338,10 +338,10 @@ membership::DurableState get(Reader& in, const wire::DurableState* from) {
       .term = from->term(),
       .state_exists = from->state_exists()};
   if (from->ended() != nullptr) state.ended = get(in, from->ended());
-  for (const wire::Loss* loss : *from->losses()) {
-    state.losses.push_back({Rank(loss->rank()), Incarnation(loss->incarnation()), loss->step(),
-                            TimePoint(std::chrono::nanoseconds(loss->at_ns()))});
-  }
+  state.losses = in.list<wire::Loss>(from->losses(), [](const wire::Loss& raw) {
+    return membership::Loss{Rank(raw.rank()), Incarnation(raw.incarnation()), raw.step(),
+                            TimePoint(std::chrono::nanoseconds(raw.at_ns()))};
+  });
   state.progress_seen = Epoch(from->progress_seen());
   state.newcomers_from = Incarnation(from->newcomers_from());
   return state;
