@@ -188,10 +188,12 @@ void look_for_launchers(std::vector<Finding>& out) {
   }
 }
 
-/// A library that can be loaded; closed again with the object.
+/// A library that can be loaded.
 class Library {
  public:
-  explicit Library(const char* name) : handle_(::dlopen(name, RTLD_LAZY | RTLD_LOCAL)) {}
+  // Not unloaded again: what such a library allocated when it was loaded it never frees.
+  explicit Library(const char* name)
+      : handle_(::dlopen(name, RTLD_LAZY | RTLD_LOCAL | RTLD_NODELETE)) {}
   Library(const Library&) = delete;
   Library& operator=(const Library&) = delete;
   ~Library() {
