@@ -1,4 +1,5 @@
 /// Ten thousand connections that prove nothing.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
@@ -47,7 +48,13 @@ TEST(HalfOpen, TenThousandCostTheCoordinatorATableOfFixedSize) {
   // A new connection of the agent gets through the crowd, too.
   EXPECT_TRUE(coordinator.agent_comes());
   EXPECT_LE(coordinator.descriptors(), descriptors + kDescriptorsMore);
+#if defined(__SANITIZE_ADDRESS__)
+  // The sanitizer keeps freed memory on purpose.
+  fmt::print("resident memory is not compared under the address sanitizer: {} bytes before\n",
+             resident);
+#else
   EXPECT_LE(coordinator.resident_bytes(), resident + kBytesMore);
+#endif
   EXPECT_GT(coordinator.count(secure::Refusal::Crowded), kConnections / 2);
   EXPECT_TRUE(coordinator.durable() == before);
 }
