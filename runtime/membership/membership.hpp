@@ -189,7 +189,8 @@ class Membership {
   [[nodiscard]] Process* find(Incarnation incarnation);
   [[nodiscard]] const Process* find(Incarnation incarnation) const;
   void absorb(AgentId id, const AgentHello& hello);
-  void absorb_process(AgentId id, const ProcessInfo& info, bool was_member);
+  void absorb_process(AgentId id, const ProcessInfo& info, Epoch seen);
+  [[nodiscard]] bool was_left_out(const ProcessInfo& info, Epoch seen) const;
   void revive(AgentId id, const AgentHello& hello);
   void mark_joined(Incarnation incarnation);
   void mark_healed(Incarnation incarnation);

@@ -51,12 +51,7 @@ void Membership::absorb(AgentId id, const AgentHello& hello) {
   agent.installed = std::max(agent.installed, hello.installed.epoch);
   if (hello.wedged) agent.wedged = std::max(agent.wedged, hello.wedged->epoch);
   for (const ProcessInfo& info : hello.processes) {
-    const auto& seats = hello.installed.seats;
-    const bool was_member = std::find(seats.begin(), seats.end(), info.incarnation) != seats.end();
-    // Views that neither this host nor this coordinator knows may have had its spare as a member.
-    const bool missed_views = state_ == State::Gathering && !info.seat &&
-                              hello.installed.epoch.value() + 1 < durable_.view.epoch.value();
-    absorb_process(id, info, was_member || missed_views);
+    absorb_process(id, info, hello.installed.epoch);
   }
   for (auto& [incarnation, process] : processes_) {
     if (process.agent != id) continue;
@@ -75,7 +70,16 @@ void Membership::absorb(AgentId id, const AgentHello& hello) {
   }
 }
 
-void Membership::absorb_process(AgentId id, const ProcessInfo& info, bool was_member) {
+/// Whether a view left this process out that had, or may have had, a seat: a removed member, or a
+/// newcomer whose seat another one took. The views in between may be known to nobody any more, so
+/// what counts is when it was started. `seen`: the last view that its host knows.
+bool Membership::was_left_out(const ProcessInfo& info, Epoch seen) const {
+  if (is_member(info.incarnation) || info.incarnation >= durable_.newcomers_from) return false;
+  const bool missed_views = seen.value() + 1 < durable_.view.epoch.value();
+  return info.seat || missed_views;  // in a view that its host missed a spare may have had a seat
+}
+
+void Membership::absorb_process(AgentId id, const ProcessInfo& info, Epoch seen) {
   const bool is_new = find(info.incarnation) == nullptr;
   if (is_new) {
     processes_[info.incarnation] = {.agent = id};
@@ -89,14 +93,12 @@ void Membership::absorb_process(AgentId id, const ProcessInfo& info, bool was_me
     const bool too_late =
         state_ != State::Gathering && (state_ != State::Wedged || !is_member(info.incarnation));
     if (too_late) revoke(info.incarnation, "its host was given up");
-    // A later view went on without it, and the coordinator that decided so is no more: it never
-    // comes back.
+    // The coordinator that decided so is no more: it never comes back.
     const bool runs = info.state != ProcessState::Gone && info.state != ProcessState::Finished;
-    bool was_removed = runs && was_member && !is_member(info.incarnation);
-#ifdef REGROUP_MUTANT_REMOVED_MEMBER_READMITTED
-    was_removed = false;
+#ifndef REGROUP_MUTANT_REMOVED_MEMBER_READMITTED
+    if (runs && was_left_out(info, seen))
+      revoke(info.incarnation, "a later view went on without it");
 #endif
-    if (was_removed) revoke(info.incarnation, "a later view went on without it");
   }
   Process& process = *find(info.incarnation);
   if (process.agent != id) return;
