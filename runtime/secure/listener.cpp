@@ -42,8 +42,9 @@ HelloState look_at_hello(std::span<const std::byte> bytes) {
   for (std::size_t i = 0; i < std::min(bytes.size(), kBegin.size()); ++i) {
     if (at(i) != kBegin.at(i)) return HelloState::NotTls;
   }
-  if (bytes.size() > 5 && at(5) != 0x01) return HelloState::NotTls;  // ClientHello
-  if (bytes.size() < kRecordHeaderBytes) return HelloState::Incomplete;
+  // The type is looked at before the length: however the bytes arrive, a refusal has one name.
+  if (bytes.size() <= kRecordHeaderBytes) return HelloState::Incomplete;
+  if (at(kRecordHeaderBytes) != 0x01) return HelloState::NotTls;  // ClientHello
   const std::size_t record = at(3) << 8 | at(4);
   if (record < kMessageHeaderBytes) return HelloState::NotTls;
   if (kRecordHeaderBytes + record > Listener::kHelloBytesMax) return HelloState::Oversized;

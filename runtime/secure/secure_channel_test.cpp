@@ -158,5 +158,25 @@ TEST(Hello, IsOneRecordWithOneMessageOfPlausibleSize) {
   EXPECT_EQ(look({0x16, 3, 1, 0, 6, 2}), HelloState::NotTls);
 }
 
+TEST(Hello, ARefusalHasOneNameHoweverTheBytesArrive) {
+  const control::Bytes begins = {std::byte{0x16}, std::byte{3}, std::byte{1}};
+  for (const int length : {0, 3, 4, 6, 0x3fb, 0x3fc, 0xffff}) {
+    for (const int type : {0, 1, 2}) {
+      control::Bytes all = begins;
+      for (const int byte : {length >> 8, length & 0xff, type, 0xff, 0xff, 0xff, 0})
+        all.push_back(static_cast<std::byte>(byte));
+      HelloState before = HelloState::Incomplete;
+      for (std::size_t n = 0; n <= all.size(); ++n) {
+        const HelloState now = look_at_hello(std::span(all).first(n));
+        if (before != HelloState::Incomplete) {
+          EXPECT_EQ(now, before) << length << " " << type << " " << n;
+        }
+        before = now;
+      }
+      EXPECT_NE(before, HelloState::Whole);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace regroup::secure

@@ -109,7 +109,8 @@ class Border {
 void one_refusal(Bytes bytes, HelloState state) {
   static Border border;
   const std::uint64_t total = border.total();
-  const std::uint64_t by_hello = border.count(Refusal::NotTls) + border.count(Refusal::Oversized);
+  const Refusal cause = state == HelloState::NotTls ? Refusal::NotTls : Refusal::Oversized;
+  const std::uint64_t by_cause = border.count(cause);
   base::Fd line = border.connect();
   const std::size_t cut =
       bytes.empty() ? 0 : std::to_integer<std::size_t>(bytes.back()) % bytes.size();
@@ -122,10 +123,7 @@ void one_refusal(Bytes bytes, HelloState state) {
   border.turn_until(total + 1);
   border.turn(0);
   REGROUP_ASSERT(border.total() == total + 1);
-  if (refused) {
-    REGROUP_ASSERT(border.count(Refusal::NotTls) + border.count(Refusal::Oversized) ==
-                   by_hello + 1);
-  }
+  if (refused) REGROUP_ASSERT(border.count(cause) == by_cause + 1);
 }
 
 }  // namespace
@@ -161,14 +159,12 @@ bool frames(Bytes bytes) {
 }
 
 bool hello(Bytes bytes) {
-  // Once it is refused or whole, more bytes do not change that. Only the name of a refusal may
-  // change, and only so: what was oversized by its length (5 bytes) is no hello by its type (6).
+  // Once it is refused or whole, more bytes do not change that.
   bytes = bytes.first(std::min(bytes.size(), secure::Listener::kHelloBytesMax));
   HelloState before = secure::look_at_hello({});
   for (std::size_t n = 1; n <= bytes.size(); ++n) {
     const HelloState now = secure::look_at_hello(bytes.first(n));
-    const bool other_name = n == 6 && before == HelloState::Oversized && now == HelloState::NotTls;
-    REGROUP_ASSERT(before == HelloState::Incomplete || now == before || other_name);
+    REGROUP_ASSERT(before == HelloState::Incomplete || now == before);
     before = now;
   }
   one_refusal(bytes, before);
