@@ -134,15 +134,22 @@ TEST_F(Recovery, ACoordinatorThatIsKilledDisturbsNobodyAndRecoversTheNextLoss) {
   EXPECT_THAT(events(), HasSubstr("coordinator_restarted"));
 }
 
-TEST_F(Recovery, ACoordinatorThatIsStoppedIsReplacedAndTheLossRepaired) {
-  Job job(line({"-n", "2", "--spares", "1", "--detect-budget", "500ms"}, {"until=2", "linger"}));
+class RecoveryOver : public Recovery, public ::testing::WithParamInterface<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Control, RecoveryOver, ::testing::Values("pair", "tcp"),
+                         [](const auto& control) { return std::string(control.param); });
+
+TEST_P(RecoveryOver, ACoordinatorThatIsStoppedIsReplacedAndTheLossRepaired) {
+  Job job(line({"-n", "2", "--spares", "1", "--detect-budget", "500ms", "--control", GetParam()},
+               {"until=2", "linger"}));
   ASSERT_TRUE(job.wait_for("0: view epoch=1") && job.wait_for("1: view epoch=1"));
-  ::kill(coordinator_of(job), SIGSTOP);
+  const pid_t first = coordinator_of(job);
+  ASSERT_EQ(::kill(first, SIGSTOP), 0);
   for (const pid_t pid : launcher::children_of(job.pid())) {
     if (launcher::has_variable(pid, "REGROUP_RANK=1")) ::kill(pid, SIGKILL);
   }
   ASSERT_TRUE(job.wait_for("0: view epoch=2 seats=1,3")) << job.out() << job.err();
   EXPECT_THAT(job.out(), Not(HasSubstr("epoch=3")));
+  EXPECT_NE(coordinator_of(job), first);
   job.signal(SIGTERM);
   EXPECT_EQ(job.wait(), 143);
   EXPECT_THAT(job.err(), HasSubstr("E-COORD-2"));
