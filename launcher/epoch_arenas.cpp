@@ -117,7 +117,7 @@ Result<std::size_t> EpochArenas::attach(const std::string& name, const std::vect
   return current_.size() - 1;
 }
 
-WedgeReport EpochArenas::wedge() {
+Result<WedgeReport> EpochArenas::wedge() {
   wedged_ = true;
   for (const Current& group : current_) spi::wedge_all(group.arena.slots);
   for (const Current& group : current_) spi::wake_all(group.arena.slots);
@@ -127,8 +127,9 @@ WedgeReport EpochArenas::wedge() {
     const spi::ArenaReport read = spi::read_report(group.arena.slots);
     report.groups.push_back({group.id, read.completed});
     if (group.id != 0) continue;
+    if (const auto why = spi::implausible(group.arena.slots, view_.resume_step - 1))
+      return Status(Code::FailedPrecondition, *why);
     report.prepared = read.prepared;
-    report.told_step = read.told_step;
   }
   return report;
 }

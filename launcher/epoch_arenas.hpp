@@ -41,8 +41,9 @@ class EpochArenas {
   /// an earlier request of this name), ResourceExhausted.
   Result<std::size_t> attach(const std::string& name, const std::vector<Rank>& seats);
 
-  /// Wedges every word of every arena, wakes all waiters, and says what the words said.
-  membership::WedgeReport wedge();
+  /// Wedges every word of every arena, wakes all waiters, and says what the words said. Once an
+  /// epoch. Errors: FailedPrecondition when a word says what no member can have written.
+  Result<membership::WedgeReport> wedge();
   /// Stores the verdicts into the words of all members that are not lost, and wakes them.
   void decide(const std::vector<membership::WedgeReport::GroupCut>& cuts,
               std::uint64_t committed_step, const std::vector<Member>& lost);

@@ -123,11 +123,16 @@ void RunShell::perform(const sv::AllGone&) { all_gone_ = true; }
 // --------------------------------------------------------------------------------------------
 
 void RunShell::perform(const host::WedgeWords& effect) {
-  const membership::WedgeReport report = arenas_.wedge();
+  const Result<membership::WedgeReport> report = arenas_.wedge();
   wedged_since_ = Clock::now();
+  if (!report) {
+    narrator_.warning("E-MEM-2", fmt::format("the shared memory of epoch {} was written over: {}",
+                                             effect.epoch.value(), report.error().text()));
+    return end_job(kExitProgramError, "launcher", "a rank wrote over shared memory", false);
+  }
   // Another loss before the refill: now the spare is what the recovery may be waiting for.
   post(sv::HoldOver{});
-  post(host::WordsWedged{report});
+  post(host::WordsWedged{*report});
   std::vector<Member> lost;
   for (const auto& [incarnation, process] : processes_) {
     if (process->reported_lost && process->seat && holder(*process->seat) == process.get()) {

@@ -19,14 +19,36 @@ std::string describe(std::uint64_t count, std::uint32_t dtype) {
 
 }  // namespace
 
-PointToPoint::PointToPoint(spi::SharedSlots slots, int me, int cores, spi::PumpHook pump)
+PointToPoint::PointToPoint(spi::SharedSlots slots, int me, int cores, spi::PumpHook pump,
+                           std::function<std::string()> find_damage)
     : slots_(slots),
       me_(me),
       waiter_(slots, me, cores, pump),
       queues_(index(slots.members())),
       cut_(index(slots.members())),
       written_(index(slots.members())),
-      read_(index(slots.members())) {}
+      read_(index(slots.members())),
+      find_all_damage_(std::move(find_damage)) {}
+
+std::string PointToPoint::find_damage() const {
+  for (int other = 0; other < slots_.members(); ++other) {
+    const bool stands =
+        slots_.ring(me_, other).written.load(std::memory_order_acquire) == written_[index(other)] &&
+        slots_.ring(other, me_).read.load(std::memory_order_acquire) == read_[index(other)];
+    if (!stands) {
+      return fmt::format(
+          "a position in the rings between this rank and rank {} is not the one "
+          "that it wrote: somebody else wrote it",
+          other);
+    }
+  }
+  return {};
+}
+
+bool PointToPoint::notice_damage() {
+  damage_ = find_all_damage_();
+  return !damage_.empty();
+}
 
 // ---- bytes
 
@@ -164,7 +186,7 @@ spi::WaitEnd PointToPoint::write_all(int destination, const std::byte* data, std
       return false;
     };
     const auto end = waiter_.wait(spi::kAnyMember, &slots_.group_word(me_), until, has_space,
-                                  [] { return false; });
+                                  [this] { return notice_damage(); });
     if (end != spi::WaitEnd::Ready) return end;
     if (space == 0) return spi::WaitEnd::Interrupted;
     const std::size_t part = std::min(space, bytes);
@@ -218,8 +240,8 @@ Outcome PointToPoint::recv(void* data, std::size_t count, DType dtype, int sourc
     const auto now = find(source, tag);
     return now != queues_[index(source)].end() && now->complete();
   };
-  const auto end =
-      waiter_.wait(source, &slots_.group_word(me_), until, arrived, [] { return false; });
+  const auto end = waiter_.wait(source, &slots_.group_word(me_), until, arrived,
+                                [this] { return notice_damage(); });
   const auto message = find(source, tag);
   if (message != queues_[index(source)].end() && message->complete()) {
     return deliver(source, message, wanted);

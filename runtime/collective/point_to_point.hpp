@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -23,15 +24,21 @@ class PointToPoint {
   static constexpr std::size_t kUnexpectedBytesMax = std::size_t{64} << 20;
   static constexpr std::size_t kUnexpectedMessagesMax = 4096;
 
-  PointToPoint(spi::SharedSlots slots, int me, int cores, spi::PumpHook pump);
+  /// `find_damage`: what else of this rank's is not as it wrote it; asked once a wait has become
+  /// long.
+  PointToPoint(spi::SharedSlots slots, int me, int cores, spi::PumpHook pump,
+               std::function<std::string()> find_damage);
 
   /// See SlotRunner::send and SlotRunner::recv.
   Outcome send(const void* data, std::size_t count, DType dtype, int destination, std::uint32_t tag,
                spi::Deadline until);
   Outcome recv(void* data, std::size_t count, DType dtype, int source, std::uint32_t tag,
                spi::Deadline until);
+  /// Which of the own positions in the rings is not as this rank wrote it; empty: none.
+  [[nodiscard]] std::string find_damage() const;
 
  private:
+  bool notice_damage();
   /// In front of each message in a ring.
   struct Envelope {
     std::uint64_t count = 0;
@@ -82,6 +89,7 @@ class PointToPoint {
   std::size_t unexpected_bytes_ = 0;
   std::size_t unexpected_messages_ = 0;
   std::string damage_;
+  std::function<std::string()> find_all_damage_;
 };
 
 }  // namespace regroup::collective

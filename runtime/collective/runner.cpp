@@ -13,6 +13,10 @@ namespace regroup::collective {
 namespace {
 
 constexpr std::uint64_t kDigestSeed = 0x9e3779b97f4a7c15;
+/// An agent that wedged an epoch decides within milliseconds.
+constexpr std::chrono::milliseconds kDecisionLate{200};
+constexpr const char* kNoDecision =
+    "the epoch is over, and this rank's word does not say what was decided: somebody else wrote it";
 
 /// One more operation in the running digest of a rank's calls.
 std::uint64_t fold_digest(std::uint64_t digest, std::uint64_t meta, std::uint64_t count) {
@@ -42,8 +46,6 @@ OpDescriptor describe_call(const OpSpec& spec) {
   }
   return d;
 }
-
-constexpr auto kNever = [] { return false; };
 
 }  // namespace
 
@@ -81,13 +83,14 @@ SlotRunner::Impl::Impl(spi::SharedSlots slots, int me, const RunnerOptions& opti
       members_(slots.members()),
       options_(options),
       waiter_(slots, me, options.cores, options.pump),
-      point_to_point_(slots, me, options.cores, options.pump),
+      point_to_point_(slots, me, options.cores, options.pump, [this] { return find_damage(); }),
       digest_(kDigestSeed),
       seen_(static_cast<std::size_t>(members_)),
       last_send_(static_cast<std::size_t>(members_)),
       sources_(static_cast<std::size_t>(members_)),
       current_{.plan = Plan({}, {.members = 1, .me = 0, .slot_bytes = slots.slot_bytes()})} {
   REGROUP_ASSERT(me >= 0 && me < members_);
+  mine_.prepared = spi::read(slots_.step_word(me_)).number;
 }
 
 Outcome SlotRunner::Impl::run(const OpSpec& spec, Deadline until) {
@@ -97,6 +100,7 @@ Outcome SlotRunner::Impl::run(const OpSpec& spec, Deadline until) {
 }
 
 std::optional<Algorithm> SlotRunner::Impl::forced_algorithm(const OpDescriptor& d) const {
+  if (options_.own_from_input && d.kind == OpKind::AllReduce) return Algorithm::OneShot;
   if (options_.algorithm || options_.rules.empty()) return options_.algorithm;
   return options_.rules.pick(d.kind, d.count * size_of(d.dtype));
 }
@@ -110,7 +114,8 @@ void SlotRunner::Impl::begin(const OpSpec& spec) {
   current_.plan = Plan(descriptor, {.members = members_,
                                     .me = me_,
                                     .slot_bytes = slots_.slot_bytes(),
-                                    .forced = forced_algorithm(descriptor)});
+                                    .forced = forced_algorithm(descriptor),
+                                    .own_from_input = options_.own_from_input});
   current_.first_turn = next_turn_;
   next_turn_ += current_.plan.turns();
   current_.pending = current_.flushing = current_.output_touched = false;
@@ -207,6 +212,7 @@ Outcome SlotRunner::Impl::complete(Deadline until) {
   }
   if (!spi::try_advance(own_word(), sequence_)) [[unlikely]]
     return decide(until);
+  mine_.completed = sequence_;
   spi::ring_waiters(slots_, me_);
   hook(Instant::AfterComplete);
   return finish();
@@ -233,7 +239,7 @@ Outcome SlotRunner::Impl::stop(Progress why, Deadline until) {
                     fmt::format("{} (operation {} of the group) did not end before its deadline",
                                 spi::describe(current_.descriptor), sequence_));
     case Progress::Damaged:
-      spi::wedge(own_word());
+      restore_words();
       current_.unsettled = true;
       return answer(OutcomeKind::Damaged, current_.damage);
   }
@@ -247,7 +253,12 @@ Outcome SlotRunner::Impl::decide(Deadline until) {
     done = spi::verdict(own_word(), sequence_);
     return done.has_value();
   };
-  if (waiter_.wait(spi::kAnyMember, nullptr, until, decided, kNever) != spi::WaitEnd::Ready) {
+  const spi::WaitEnd end = await_decision(until, decided);
+  if (end == spi::WaitEnd::Interrupted) {
+    current_.unsettled = true;
+    return answer(OutcomeKind::Damaged, kNoDecision);
+  }
+  if (end != spi::WaitEnd::Ready) {
     current_.unsettled = true;
     return answer(OutcomeKind::Expired,
                   fmt::format("{} (operation {} of the group): a rank was lost, and the decision "
@@ -268,6 +279,21 @@ Outcome SlotRunner::Impl::decide(Deadline until) {
   return stop(progress, until);
 }
 
+template <class DecidedFn>
+spi::WaitEnd SlotRunner::Impl::await_decision(Deadline until, DecidedFn&& decided) {
+  bool told = options_.epoch.undecided == nullptr;
+  const TimePoint late = Clock::now() + kDecisionLate;
+  const auto in_vain = [&] {
+    if (!told && Clock::now() >= late) {
+      told = true;
+      options_.epoch.undecided(options_.epoch.context);
+    }
+    // What is decided is stored before the next epoch is installed.
+    return epoch_is_over() && !decided();
+  };
+  return waiter_.wait(spi::kAnyMember, nullptr, until, decided, in_vain);
+}
+
 Outcome SlotRunner::Impl::settle(Deadline until) {
   if (!current_.unsettled) return finish();
   return decide(until);
@@ -279,6 +305,7 @@ Outcome SlotRunner::Impl::commit(std::uint64_t step, Deadline until) {
   }
   spi::Word& own = slots_.step_word(me_);
   if (!spi::try_advance(own, step)) return step_verdict(step, until);
+  mine_.prepared = step;
   spi::ring_waiters(slots_, me_);
   if (options_.fault.call != nullptr) {
     options_.fault.call(options_.fault.context, Instant::AfterPrepare, step, -1);
@@ -287,11 +314,13 @@ Outcome SlotRunner::Impl::commit(std::uint64_t step, Deadline until) {
     const spi::Word& word = slots_.step_word(member);
     // A wedged word still says what its member prepared.
     const auto prepared = [&] { return spi::read(word).number >= step; };
-    switch (waiter_.wait(member, &own, until, prepared, kNever)) {
+    switch (waiter_.wait(member, &own, until, prepared, [this] { return notice_damage(); })) {
       case spi::WaitEnd::Ready: break;
       case spi::WaitEnd::Wedged: return step_verdict(step, until);
-      case spi::WaitEnd::Expired:
       case spi::WaitEnd::Interrupted:
+        restore_words();
+        return {OutcomeKind::Damaged, step, std::move(damage_)};
+      case spi::WaitEnd::Expired:
         spi::wedge(own);
         return {OutcomeKind::Expired, step,
                 fmt::format("step {}: rank {} of the group did not prepare it before the deadline",
@@ -308,7 +337,9 @@ Outcome SlotRunner::Impl::step_verdict(std::uint64_t step, Deadline until) {
     committed = spi::verdict(own, step);
     return committed.has_value();
   };
-  if (waiter_.wait(spi::kAnyMember, nullptr, until, decided, kNever) != spi::WaitEnd::Ready) {
+  const spi::WaitEnd end = await_decision(until, decided);
+  if (end == spi::WaitEnd::Interrupted) return {OutcomeKind::Damaged, step, kNoDecision};
+  if (end != spi::WaitEnd::Ready) {
     return {OutcomeKind::Expired, step,
             fmt::format("step {}: a rank was lost, and the decision about it did not come before "
                         "the deadline",
@@ -330,12 +361,18 @@ Outcome SlotRunner::commit(std::uint64_t step, Deadline until) {
 }
 Outcome SlotRunner::send(const void* data, std::size_t count, DType dtype, int destination,
                          std::uint32_t tag, Deadline until) {
-  return impl_->point_to_point().send(data, count, dtype, destination, tag, until);
+  return impl_->after_message(
+      impl_->point_to_point().send(data, count, dtype, destination, tag, until));
 }
 Outcome SlotRunner::recv(void* data, std::size_t count, DType dtype, int source, std::uint32_t tag,
                          Deadline until) {
-  return impl_->point_to_point().recv(data, count, dtype, source, tag, until);
+  return impl_->after_message(impl_->point_to_point().recv(data, count, dtype, source, tag, until));
 }
+void SlotRunner::wedge() {
+  spi::wedge(impl_->slots().group_word(impl_->me()));
+  spi::wedge(impl_->slots().step_word(impl_->me()));
+}
+std::optional<std::string> SlotRunner::look_for_damage() { return impl_->look_for_damage(); }
 std::uint64_t SlotRunner::sequence() const { return impl_->sequence(); }
 const spi::SharedSlots& SlotRunner::slots() const { return impl_->slots(); }
 std::optional<std::uint64_t> SlotRunner::arrival_ns(int rank, std::uint64_t sequence) const {

@@ -43,13 +43,27 @@ struct FaultHook {
   void* context = nullptr;
 };
 
+/// How rank and agent find out that the words in shared memory do not tell what happened. Called
+/// only once a wait has become long.
+struct EpochHook {
+  /// Whether a later epoch is installed: who still waits in this one will never be answered.
+  bool (*is_over)(void* context) = nullptr;
+  /// The own word is wedged and the decision does not come: the agent may not know of the wedge.
+  void (*undecided)(void* context) = nullptr;
+  void* context = nullptr;
+};
+
 struct RunnerOptions {
   int cores = 1;       ///< of this host, for all its ranks
   spi::PumpHook pump;  ///< called while waiting
   FaultHook fault;     ///< called at each phase
+  EpochHook epoch;     ///< may be empty
   /// When the operation was called, set by the caller before run(): nanoseconds, one clock for all
   /// ranks of the host. Null: 0 is stored.
   const std::uint64_t* arrival_ns = nullptr;
+  /// all_reduce takes what this rank contributes from its input, and never back from shared memory;
+  /// everybody then reads everything (OneShot). Equal on all ranks.
+  bool own_from_input = false;
   std::optional<Algorithm> algorithm;  ///< overrides the choice; equal on all ranks
   AlgorithmRules rules;                ///< asked without `algorithm`; equal on all ranks
 };
@@ -73,7 +87,7 @@ enum class OutcomeKind : std::uint8_t {
                ///< ranks
   Expired,     ///< the deadline passed; own word wedged by this rank; tell the agent, then settle()
                ///< for the outcome
-  Damaged,     ///< shared memory holds what no member writes (text); own word wedged; as Expired
+  Damaged,     ///< shared memory holds what no member writes (text); own words wedged; as Expired
 };
 [[nodiscard]] const char* name(OutcomeKind kind);
 
@@ -107,8 +121,8 @@ class SlotRunner {
   /// that operation.
   Outcome settle(Deadline until);
   /// On the world's arena. Done: every member prepared `step` (1-based, growing), or the decision
-  /// says so. Lost: the decision says no. After Expired (own step word wedged; tell the agent) call
-  /// again for the outcome.
+  /// says so. Lost: the decision says no. After Expired or Damaged (own step word wedged; tell the
+  /// agent) call again for the outcome.
   Outcome commit(std::uint64_t step, Deadline until);
 
   /// Point to point, matched by (source, destination, tag) in order, apart from the operations'
@@ -120,6 +134,14 @@ class SlotRunner {
   /// consumed.
   Outcome recv(void* data, std::size_t count, DType dtype, int source, std::uint32_t tag,
                Deadline until);
+
+  /// What somebody else wrote over what this rank alone may write; none: it stands as it was
+  /// written. Whoever waits for long looks by itself; a rank that leaves has to ask. Then the words
+  /// say again what they said, and are wedged: tell the agent.
+  [[nodiscard]] std::optional<std::string> look_for_damage();
+
+  /// Ends this epoch on this rank: both own words are wedged. Tell the agent.
+  void wedge();
 
   /// Number of the last operation that run() was called for.
   [[nodiscard]] std::uint64_t sequence() const;

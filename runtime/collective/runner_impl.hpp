@@ -20,9 +20,15 @@ class SlotRunner::Impl {
   Outcome settle(Deadline until);
   Outcome commit(std::uint64_t step, Deadline until);
 
+  std::optional<std::string> look_for_damage();
   [[nodiscard]] std::uint64_t sequence() const { return sequence_; }
   [[nodiscard]] const spi::SharedSlots& slots() const { return slots_; }
+  [[nodiscard]] int me() const { return me_; }
   PointToPoint& point_to_point() { return point_to_point_; }
+  Outcome after_message(Outcome outcome) {
+    if (outcome.kind == OutcomeKind::Damaged) restore_words();
+    return outcome;
+  }
 
  private:
   /// Why the execution of the plan stopped.
@@ -81,6 +87,16 @@ class SlotRunner::Impl {
   /// flushed.
   template <class ReadyFn, class StopFn>
   Progress wait_for(int member, Deadline until, ReadyFn&& ready, StopFn&& stop);
+  /// Waits until decided() holds. Interrupted: it never will.
+  template <class DecidedFn>
+  spi::WaitEnd await_decision(Deadline until, DecidedFn&& decided);
+
+  [[nodiscard]] bool epoch_is_over() const {
+    return options_.epoch.is_over != nullptr && options_.epoch.is_over(options_.epoch.context);
+  }
+  [[nodiscard]] std::string find_damage() const;
+  bool notice_damage();
+  void restore_words();
 
   Progress judge_mismatch();
   Progress judge_anomaly(int member, std::uint64_t found, std::uint64_t expected);
@@ -120,6 +136,14 @@ class SlotRunner::Impl {
   std::vector<std::uint64_t>
       last_send_;  ///< per member, turn of its last contribution to earlier operations
   std::vector<const void*> sources_;
+  /// What the own words and lines said when this rank wrote them last.
+  struct Written {
+    std::uint64_t completed = 0;
+    std::uint64_t prepared = 0;
+    std::uint64_t turns[2] = {};
+    std::uint64_t read_up_to = 0;
+  } mine_;
+  std::string damage_;  ///< found while waiting
   Keep keep_ = Keep::Nothing;
   std::vector<std::byte> kept_;
   std::byte* kept_at_ = nullptr;

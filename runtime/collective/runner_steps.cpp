@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/check.hpp"
 #include "collective/kernels.hpp"
@@ -22,10 +23,12 @@ SlotRunner::Impl::Progress SlotRunner::Impl::wait_for(int member, Deadline until
                                                       StopFn&& stop) {
   const bool flushing = current_.flushing;
   if (flushing) until = std::min(until, Clock::now() + kFlushMax);
-  switch (waiter_.wait(member, flushing ? nullptr : &own_word(), until, ready, stop)) {
+  const auto hopeless = [&] { return stop() || (!flushing && notice_damage()); };
+  switch (waiter_.wait(member, flushing ? nullptr : &own_word(), until, ready, hopeless)) {
     case spi::WaitEnd::Ready: return Progress::Finished;
     case spi::WaitEnd::Wedged: return Progress::Wedged;
-    case spi::WaitEnd::Interrupted: return Progress::Mismatched;
+    case spi::WaitEnd::Interrupted:
+      return damage_.empty() ? Progress::Mismatched : damaged(std::exchange(damage_, {}));
     case spi::WaitEnd::Expired: break;
   }
   if (!flushing) return Progress::Expired;
@@ -85,6 +88,7 @@ SlotRunner::Impl::Progress SlotRunner::Impl::perform(const Step& step, Deadline 
       return Progress::Finished;
     case StepKind::CopyOut: copy_out(step); return Progress::Finished;
     case StepKind::SaidRead:
+      mine_.read_up_to = turn;
       slots_.member(me_).read_up_to.store(turn, std::memory_order_seq_cst);
       spi::ring_waiters(slots_, me_);
       return Progress::Finished;
@@ -214,6 +218,7 @@ void SlotRunner::Impl::reduce_step(const Step& step) {
 void SlotRunner::Impl::publish(const Step& step) {
   const std::uint64_t turn = absolute(step.turn);
   spi::Line& line = slots_.line(me_, turn);
+  mine_.turns[turn & 1] = turn;
   line.digest.store(digest_, std::memory_order_relaxed);
   // Sequentially consistent: either I see a sleeper, or it sees the turn before it sleeps.
   line.turn.store(turn, std::memory_order_seq_cst);

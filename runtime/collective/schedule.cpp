@@ -170,6 +170,7 @@ bool Plan::next_of_symmetric(Step& step) {
   phase_ = 5;
   make(step, StepKind::Reduce, chunk_);
   if (scatter) step.slot_offset = static_cast<std::size_t>(shape_.me) * bytes;
+  step.mine_from_input = shape_.own_from_input && !scatter;
   return true;
 }
 

@@ -64,6 +64,7 @@ struct PlanShape {
   int me = 0;
   std::size_t slot_bytes = 0;
   std::optional<Algorithm> forced;  ///< ignored where it cannot carry the operation
+  bool own_from_input = false;  ///< one-shot all_reduce: my contribution is not read from my slot
 };
 
 /// The steps of one rank in one operation, generated one after the other without allocation.

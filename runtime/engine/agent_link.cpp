@@ -44,6 +44,7 @@ Result<std::unique_ptr<AgentLink>> AgentLink::alone() {
   auto view = open_single_view();
   if (!view) return view.error();
   link->newest_ = std::move(*view);
+  link->newest_epoch_ = link->newest_->view.epoch.value();
   link->seated_ = true;
   link->start_engine();
   return link;
@@ -208,6 +209,7 @@ void AgentLink::install(const control::ViewInstalled& message, std::vector<base:
   }
   const std::lock_guard lock(mutex_);
   if (newest_ == nullptr || newest_->view.epoch < (*view)->view.epoch) newest_ = std::move(*view);
+  newest_epoch_ = newest_->view.epoch.value();
   changed_.notify_all();
 }
 

@@ -73,6 +73,10 @@ class AgentLink {
   Status entered(control::Entered message);
   /// This rank wedged its own words of `epoch`: the agent is to end it.
   Status send_end_epoch(Epoch epoch, const std::string& why);
+  /// Whether the agent has installed a later epoch than this one.
+  [[nodiscard]] bool has_newer(Epoch epoch) const {
+    return newest_epoch_.load(std::memory_order_acquire) > epoch.value();
+  }
   /// Tells the agent that this process cannot go on, and why.
   Status fault(const Status& why);
 
@@ -110,6 +114,7 @@ class AgentLink {
   bool seated_ = false;
   std::map<std::string, base::Fd> kept_;
   std::shared_ptr<OpenView> newest_;
+  std::atomic<std::uint64_t> newest_epoch_{0};  ///< of newest_
   /// Answers to attach_group, of groups_epoch_
   std::map<std::string, std::shared_ptr<OpenGroup>> groups_ready_;
   Epoch groups_epoch_;

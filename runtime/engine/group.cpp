@@ -9,6 +9,7 @@
 
 #include "base/check.hpp"
 #include "engine/job.hpp"
+#include "engine/result_check.hpp"
 
 namespace regroup::engine {
 namespace {
@@ -142,22 +143,46 @@ Status GroupImpl::bind(std::shared_ptr<OpenGroup> group, Epoch epoch) {
                                         job_.seat().rank.value(), name_)};
   }
   me_ = static_cast<int>(mine - group->seats.begin());
-  const collective::RunnerOptions options{.cores = job_.cores(),
-                                          .fault = {[](void* context, collective::Instant instant,
-                                                       std::uint64_t number, std::int64_t chunk) {
-                                                      static_cast<GroupImpl*>(context)->on_instant(
-                                                          instant, number, chunk);
-                                                    },
-                                                    this},
-                                          .arrival_ns = &called_ns_,
-                                          .rules = job_.algorithms()};
+  const collective::RunnerOptions options{
+      .cores = job_.cores(),
+      .fault = {[](void* context, collective::Instant instant, std::uint64_t number,
+                   std::int64_t chunk) {
+                  static_cast<GroupImpl*>(context)->on_instant(instant, number, chunk);
+                },
+                this},
+      .epoch = {&GroupImpl::epoch_is_over, &GroupImpl::tell_of_wedge, this},
+      .arrival_ns = &called_ns_,
+      .own_from_input = job_.verifies(),
+      .rules = job_.algorithms()};
   runner_.emplace(group->arena.slots, me_, options);
   group_ = std::move(group);
   epoch_ = epoch;
   return {};
 }
 
-bool GroupImpl::wedged() const { return spi::read(group_->arena.slots.group_word(me_)).wedged; }
+bool GroupImpl::wedged() const {
+  return spi::read(group_->arena.slots.group_word(me_)).wedged || job_.link().has_newer(epoch_);
+}
+
+bool GroupImpl::epoch_is_over(void* group) {
+  const auto& self = *static_cast<const GroupImpl*>(group);
+  return self.job_.link().has_newer(self.epoch_);
+}
+
+void GroupImpl::tell_of_wedge(void* group) {
+  const auto& self = *static_cast<const GroupImpl*>(group);
+  (void)self.end_epoch("its words are wedged and no decision comes");
+}
+
+Status GroupImpl::end_epoch(std::string_view why) const {
+  return job_.link().send_end_epoch(
+      epoch_, fmt::format("rank {}: group \"{}\": {}", job_.seat().rank.value(), name_, why));
+}
+
+void GroupImpl::leave() {
+  if (!runner_) return;
+  if (const auto damage = runner_->look_for_damage()) (void)end_epoch(*damage);
+}
 
 Status GroupImpl::validate_collective(const collective::OpSpec& spec) const {
   const auto bytes = spec.count * size_of(spec.dtype);
@@ -272,6 +297,54 @@ Status GroupImpl::perform_now(const Request& request, bool background) {
 }
 
 Outcome GroupImpl::run(const Request& request, bool background, spi::Deadline until) {
+  return verified(request, [&](const Request& each) { return run_once(each, background, until); });
+}
+
+// Operation and comparison are one: the outcome of the second is that of both, so it is as uniform.
+template <class Once>
+Outcome GroupImpl::verified(const Request& request, Once&& once) {
+  if (!job_.verifies() || !ResultCheck::covers(request)) return once(request);
+  std::optional<InputCopy> input;
+  if (request.options.keep_input && !job_.in_step()) input.emplace(request, size(), me_);
+  const ResultCheck check(request, size(), me_);
+  const auto outcome = once(request);
+  if (!outcome.ok()) {
+    if (input) input->restore();
+    return outcome;
+  }
+  std::vector<std::uint64_t> digests(static_cast<std::size_t>(size()));
+  const std::uint64_t mine = check.digest(epoch_, runner_->sequence());
+  Request comparison;
+  comparison.operation = request.operation;
+  comparison.label = "verify";
+  comparison.options = request.options;
+  comparison.spec = {.kind = OpKind::AllGather,
+                     .dtype = DType::I64,
+                     .count = 1,
+                     .in = &mine,
+                     .out = digests.data()};
+  auto compared = once(comparison);
+  if (compared.ok()) {
+    digests[static_cast<std::size_t>(me_)] = mine;
+    const auto difference = ResultCheck::compare(digests, group_->seats);
+    if (difference.empty()) return outcome;
+    compared = differs(request, difference);
+  }
+  if (input) input->restore();
+  return compared;
+}
+
+Outcome GroupImpl::differs(const Request& request, const std::string& difference) {
+  runner_->wedge();
+  Outcome outcome{
+      OutcomeKind::Damaged, runner_->sequence() - 1,
+      fmt::format("the ranks have different results of {} (found by REGROUP_VERIFY): {}",
+                  metrics::name(request.operation), difference)};
+  (void)end_epoch(outcome.text);
+  return outcome;
+}
+
+Outcome GroupImpl::run_once(const Request& request, bool background, spi::Deadline until) {
   const auto bytes = request.spec.count * size_of(request.spec.dtype);
   operation_name_ =
       request.label != nullptr ? request.label : metrics::name(request.operation).data();
@@ -285,17 +358,20 @@ Outcome GroupImpl::run(const Request& request, bool background, spi::Deadline un
     return {};
   }
   const auto expired = outcome;
-  if (request.kind == Request::Kind::Collective) outcome = settle(request, std::move(outcome));
+  outcome = settle(request, std::move(outcome));
   scope.end(outcome, bytes);
   const bool gave_up = expired.kind == OutcomeKind::Expired || expired.kind == OutcomeKind::Damaged;
   return gave_up && !outcome.ok() ? expired : outcome;
 }
 
 Outcome GroupImpl::settle(const Request& request, Outcome outcome) {
-  if (outcome.kind != OutcomeKind::Expired && outcome.kind != OutcomeKind::Damaged) return outcome;
+  const bool collective = request.kind == Request::Kind::Collective;
+  const bool wedged =
+      outcome.kind == OutcomeKind::Damaged || (outcome.kind == OutcomeKind::Expired && collective);
+  if (!wedged) return outcome;
   const auto why = fmt::format("rank {}: {} of group \"{}\": {}", job_.seat().rank.value(),
                                metrics::name(request.operation), name_, outcome.text);
-  if (auto status = job_.link().send_end_epoch(epoch_, why); !status) return outcome;
+  if (auto status = job_.link().send_end_epoch(epoch_, why); !status || !collective) return outcome;
   // Uniform: what the others finished is finished here too. The agent decides within milliseconds.
   return runner_->settle(Clock::now() + kCauseTimeout);
 }
@@ -317,18 +393,24 @@ Status GroupImpl::to_status(const Request& request, const Outcome& outcome) {
                           .count(),
                       outcome.text),
           where};
-    case OutcomeKind::Damaged:
-      return {Code::Revoked,
-              fmt::format("the shared memory of group \"{}\" is damaged: {}", name_, outcome.text),
-              where};
+    case OutcomeKind::Damaged: {
+      Status status(
+          Code::Revoked,
+          fmt::format("the shared memory of group \"{}\" is damaged: {}", name_, outcome.text),
+          where);
+      job_.note_damage(status);
+      return status;
+    }
   }
   REGROUP_UNREACHABLE("outcome");
 }
 
 Status GroupImpl::perform_inside(const Request& request) {
-  operation_name_ =
-      request.label != nullptr ? request.label : metrics::name(request.operation).data();
-  return to_status(request, execute(request, request.spec, spi::kNoDeadline));
+  return to_status(request, verified(request, [&](const Request& each) {
+                     operation_name_ =
+                         each.label != nullptr ? each.label : metrics::name(each.operation).data();
+                     return settle(each, execute(each, each.spec, spi::kNoDeadline));
+                   }));
 }
 
 Outcome GroupImpl::execute(const Request& request, const collective::OpSpec& spec,
@@ -344,11 +426,22 @@ Outcome GroupImpl::execute(const Request& request, const collective::OpSpec& spe
 }
 
 Status GroupImpl::commit(std::uint64_t step) {
+  if (pending_.load(std::memory_order_acquire) == 0) return commit_now(step, false);
+  WorkImpl work;
+  async_->submit([&] { work.finish(commit_now(step, true)); });
+  return work.wait();
+}
+
+Status GroupImpl::commit_now(std::uint64_t step, bool background) {
   operation_name_ = "commit";
   Request request;
   request.operation = metrics::Operation::Commit;
-  Scope scope(*this, request, 0, true);
-  const auto outcome = runner_->commit(step, spi::kNoDeadline);
+  Scope scope(*this, request, 0, !background);
+  auto outcome = runner_->commit(step, spi::kNoDeadline);
+  if (outcome.kind == OutcomeKind::Damaged && end_epoch(outcome.text)) {
+    auto settled = runner_->commit(step, Clock::now() + kCauseTimeout);
+    if (settled.kind != OutcomeKind::Expired) outcome = std::move(settled);
+  }
   scope.end(outcome, 0);
   return to_status(request, outcome);
 }

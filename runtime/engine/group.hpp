@@ -76,13 +76,17 @@ class GroupImpl {
   [[nodiscard]] const std::string& name() const { return name_; }
   [[nodiscard]] const std::vector<Rank>& present_seats() const { return group_->seats; }
   [[nodiscard]] Epoch epoch() const { return epoch_; }
+  /// Its epoch is over.
   [[nodiscard]] bool wedged() const;
+  /// This rank leaves the job: what others wait for must say what this rank did.
+  void leave();
 
   /// Runs the operation on this thread, or behind the asynchronous ones that are pending. Blocks.
   Status perform(const Request& request);
   /// Runs it on the group's own thread, behind those started before.
   std::shared_ptr<WorkImpl> start(const Request& request);
-  /// The step word of the world: Ok once `step` is committed, RankLost when it is not. Blocks.
+  /// The step word of the world: Ok once `step` is committed, RankLost when it is not. Behind the
+  /// asynchronous operations that are pending. Blocks.
   Status commit(std::uint64_t step);
   Result<std::shared_ptr<GroupImpl>> split(int color, int key, std::string_view name);
   /// For the entry into an epoch: runs without prologue, validation or ledger.
@@ -100,9 +104,17 @@ class GroupImpl {
   collective::Outcome run_and_confirm(const Request& request, const PrologueCall& call,
                                       bool background, spi::Deadline until);
   collective::Outcome run(const Request& request, bool background, spi::Deadline until);
+  collective::Outcome run_once(const Request& request, bool background, spi::Deadline until);
+  template <class Once>
+  collective::Outcome verified(const Request& request, Once&& once);
+  collective::Outcome differs(const Request& request, const std::string& difference);
   collective::Outcome execute(const Request& request, const collective::OpSpec& spec,
                               spi::Deadline until);
   collective::Outcome settle(const Request& request, collective::Outcome outcome);
+  Status commit_now(std::uint64_t step, bool background);
+  Status end_epoch(std::string_view why) const;
+  static bool epoch_is_over(void* group);
+  static void tell_of_wedge(void* group);
   Status to_status(const Request& request, const collective::Outcome& outcome);
   [[nodiscard]] PrologueCall call_of(const Request& request) const;
   [[nodiscard]] std::span<std::byte> result_of(const Request& request) const;

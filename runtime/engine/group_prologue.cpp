@@ -1,50 +1,14 @@
 // Operations before the first step: recorded for newcomers, and made again by the runtime itself
 // when a rank is lost meanwhile.
-#include <algorithm>
-#include <cstring>
-#include <functional>
-
-#include "collective/schedule.hpp"
 #include "engine/group.hpp"
 #include "engine/job.hpp"
+#include "engine/result_check.hpp"
 
 namespace regroup::engine {
 namespace {
 
 using collective::Outcome;
 using collective::OutcomeKind;
-
-/// The input of an operation whose output covers part of it: a call that has its result, but turns
-/// out not to count, is made again from here.
-class InputCopy {
- public:
-  InputCopy(const Request& request, int members, int me) {
-    const auto& spec = request.spec;
-    if (request.kind != Request::Kind::Collective || spec.in == nullptr || spec.out == nullptr)
-      return;
-    const auto extent = collective::extent_of({.kind = spec.kind,
-                                               .dtype = spec.dtype,
-                                               .op = spec.op,
-                                               .root = spec.root,
-                                               .count = spec.count},
-                                              members, me);
-    if (extent.in_bytes == 0 || extent.out_bytes == 0) return;
-    const auto* const in = static_cast<const std::byte*>(spec.in);
-    auto* const out = static_cast<std::byte*>(spec.out);
-    const std::less<const std::byte*> below;
-    if (!below(in, out + extent.out_bytes) || !below(out, in + extent.in_bytes)) return;
-    // An output that covers an input lies in the same object, which may be written.
-    at_ = out + (in - out);
-    bytes_.assign(in, in + extent.in_bytes);
-  }
-  void restore() const {
-    if (!bytes_.empty()) std::memcpy(at_, bytes_.data(), bytes_.size());
-  }
-
- private:
-  std::byte* at_ = nullptr;
-  std::vector<std::byte> bytes_;
-};
 
 }  // namespace
 

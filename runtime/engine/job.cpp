@@ -8,6 +8,7 @@
 
 #include "engine/group.hpp"
 #include "engine/live_links.hpp"
+#include "engine/result_check.hpp"
 
 namespace regroup::engine {
 namespace {
@@ -17,6 +18,7 @@ using metrics::Category;
 constexpr const char* kMirror = "mirror";
 constexpr const char* kPrologue = "prologue";
 constexpr std::chrono::seconds kCauseTimeout{1};
+constexpr int kDamagedAttemptsMax = 3;
 
 int usable_cores() {
   cpu_set_t set;
@@ -63,6 +65,7 @@ Status JobImpl::start(TimePoint until) {
   }
   holds_state_ = !seat().replacement;
   if (StateCheck::wanted()) state_check_.emplace();
+  verifies_ = ResultCheck::wanted();
   const bool refills = seat().on_loss == OnLoss::Replay || seat().on_loss == OnLoss::Replace;
   meets_ = refills && seat().ranks > 1;
   if (auto status = prologue_.inherit(link_->take_kept(kPrologue)); !status) return status;
@@ -86,6 +89,7 @@ JobImpl::~JobImpl() {
   closed_.store(true);
   for (auto& [name, group] : groups_) group->close();
   for (auto& [name, group] : groups_) group->finish_async();
+  for (auto& [name, group] : groups_) group->leave();
 }
 
 Status JobImpl::usable() const {
@@ -225,6 +229,7 @@ Status JobImpl::prepare_first_entry() {
 
 Status JobImpl::enter() {
   if (auto status = usable(); !status) return status;
+  if (auto status = too_often_damaged(); !status) return give_up(std::move(status));
   if (auto status = prepare_first_entry(); !status) return status;
   while (must_enter()) {
     auto status = world_->wedged() ? await_next_view(spi::kNoDeadline) : enter_bound();
@@ -239,6 +244,10 @@ Status JobImpl::enter() {
 
 Status JobImpl::await_next_view(TimePoint until) {
   book(Category::Reform);
+  // Whoever wrote over a word may have wedged it: then the agent knows of nothing. If it does know,
+  // it drops this.
+  if (!link_->has_newer(epoch()))
+    (void)link_->send_end_epoch(epoch(), "this rank found the words of its epoch wedged");
   auto view = link_->await_view(epoch(), until);
   if (!view) return view.error();
   book(Category::Connect);
@@ -403,6 +412,20 @@ void JobImpl::note_failure(const Status& status) {
   if (step_failure_) step_failure_ = status;
 }
 
+void JobImpl::note_damage(const Status& status) {
+  const std::lock_guard lock(failure_mutex_);
+  ++damaged_attempts_;
+  last_damage_ = status;
+}
+
+Status JobImpl::too_often_damaged() {
+  const std::lock_guard lock(failure_mutex_);
+  if (damaged_attempts_ < kDamagedAttemptsMax) return {};
+  return {Code::FailedPrecondition,
+          fmt::format("{} attempts in a row were damaged, the last one so: {}", damaged_attempts_,
+                      last_damage_.text())};
+}
+
 Status JobImpl::give_up(Status status) {
   note_failure(status);
   // Without this the others would wait for a rank that has given up.
@@ -426,6 +449,10 @@ Status JobImpl::commit(std::uint64_t step) {
   in_step_ = false;
   if (!status) return status;
   applied_ = step;
+  {
+    const std::lock_guard lock(failure_mutex_);
+    damaged_attempts_ = 0;
+  }
   const std::lock_guard lock(ledger_mutex_);
   ledger_->end_replay(now_ns());
   return {};

@@ -68,6 +68,8 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   [[nodiscard]] Status left_open() const;
   /// An operation failed for another reason than a loss: trying again would fail alike.
   void note_failure(const Status& status);
+  /// Shared memory was found damaged. The step is tried again in fresh memory, but not for ever.
+  void note_damage(const Status& status);
   /// Ok when `step` is committed. Blocks.
   Status commit(std::uint64_t step);
   [[nodiscard]] std::uint64_t applied() const { return applied_; }
@@ -104,6 +106,8 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   }
   [[nodiscard]] bool has_faults() const { return !faults_.empty(); }
   [[nodiscard]] int cores() const { return cores_; }
+  /// REGROUP_VERIFY: results are compared between the ranks.
+  [[nodiscard]] bool verifies() const { return verifies_; }
   /// REGROUP_ALGO.
   [[nodiscard]] const collective::AlgorithmRules& algorithms() const { return algorithms_; }
   /// Guards ledger and clock, which operations on several threads share.
@@ -125,6 +129,7 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   class HealRecord;
   Status exchange_and_heal(control::Entered& report);
   Status prepare_first_entry();
+  Status too_often_damaged();
   Status inherit_mirror(std::uint64_t step);
   /// Says why this rank cannot go on, and passes it on.
   Status give_up(Status status);
@@ -137,6 +142,7 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   std::mutex faults_mutex_;
   FaultScript faults_;
   collective::AlgorithmRules algorithms_;
+  bool verifies_ = false;
 
   std::mutex ledger_mutex_;
   metrics::FastClock clock_;
@@ -162,6 +168,8 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   mutable std::mutex failure_mutex_;
   Status step_failure_;  ///< first failure in this step that is no loss
   int attempt_ = 0;
+  int damaged_attempts_ = 0;  ///< since the last commit; under failure_mutex_
+  Status last_damage_;
   std::vector<std::byte> saved_volatile_;
 
   std::optional<KeptMemory> mirror_memory_;

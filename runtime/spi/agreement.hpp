@@ -76,6 +76,17 @@ inline WordState wedge(Word& word) {
   return unpack(word.fetch_or(kWedgedBit, std::memory_order_seq_cst));
 }
 
+/// Owner only, of a word that somebody else wrote: it says `number` again, and is wedged. A decided
+/// word keeps its verdict. Then the owner tells its agent at once.
+inline void restore(Word& word, std::uint64_t number) {
+  std::uint64_t seen = word.load(std::memory_order_relaxed);
+  while ((seen & kDecidedBit) == 0 || (seen & kWedgedBit) == 0) {
+    if (word.compare_exchange_weak(seen, kWedgedBit | number, std::memory_order_seq_cst,
+                                   std::memory_order_relaxed))
+      return;
+  }
+}
+
 /// Agent only, on a wedged word of a survivor: stores the verdict (the cut, or the committed step).
 /// A word that was already decided keeps its verdict: what a survivor was told holds.
 inline void decide(Word& word, std::uint64_t number) {

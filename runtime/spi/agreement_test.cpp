@@ -23,6 +23,22 @@ TEST(Agreement, NothingIsAnsweredBeforeTheDecision) {
   EXPECT_EQ(verdict(word, 6), false);
 }
 
+TEST(Agreement, ARestoredWordSaysWhatItsOwnerSaysAndCompletesNothingMore) {
+  for (const std::uint64_t scribbled :
+       {std::uint64_t{0}, std::uint64_t{1} << 40, kDecidedBit | 9}) {
+    Word word{scribbled};
+    restore(word, 4);
+    EXPECT_EQ(read(word).number, 4U);
+    EXPECT_FALSE(read(word).decided);
+    EXPECT_FALSE(try_advance(word, 5));
+  }
+  Word decided{0};
+  wedge(decided);
+  decide(decided, 3);
+  restore(decided, 4);
+  EXPECT_EQ(verdict(decided, 4), false) << "a verdict stays";
+}
+
 TEST(Agreement, AVerdictOnceToldHolds) {
   Word word{0};
   wedge(word);

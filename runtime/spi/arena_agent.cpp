@@ -1,5 +1,7 @@
 #include "spi/arena_agent.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "spi/waiting.hpp"
@@ -27,6 +29,28 @@ ArenaReport read_report(const SharedSlots& arena, std::span<const int> step_memb
   }
   report.prepared = prepared.value_or(report.told_step.value_or(0));
   return report;
+}
+
+// Members prepare in step: nobody begins the next one before all have prepared the last.
+std::optional<std::string> implausible(const SharedSlots& arena, std::uint64_t first_step) {
+  std::optional<std::uint64_t> lowest;
+  for (int rank = 0; rank < arena.members(); ++rank) {
+    const WordState step = read(arena.step_word(rank));
+    if (step.decided || read(arena.group_word(rank)).decided)
+      return fmt::format("a word of rank {} is decided, and nothing has been decided", rank);
+    if (step.number < first_step) {
+      return fmt::format("rank {} has prepared step {}, and the epoch began after step {}", rank,
+                         step.number, first_step);
+    }
+    lowest = std::min(lowest.value_or(step.number), step.number);
+  }
+  for (int rank = 0; rank < arena.members(); ++rank) {
+    const std::uint64_t number = read(arena.step_word(rank)).number;
+    if (number <= *lowest + 1) continue;
+    return fmt::format("rank {} has prepared step {}, and another one only step {}", rank, number,
+                       *lowest);
+  }
+  return std::nullopt;
 }
 
 void decide_all(const SharedSlots& arena, std::span<const int> survivors, std::uint64_t cut,

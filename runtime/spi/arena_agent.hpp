@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 
 #include "spi/shared_slots.hpp"
 
@@ -23,6 +24,12 @@ struct ArenaReport {
 /// the world's arena for the step part, and ignore it of any other.
 [[nodiscard]] ArenaReport read_report(const SharedSlots& arena,
                                       std::span<const int> step_members = {});
+
+/// After wedge_all, before the first decide_all of the epoch: why these words cannot be what
+/// members wrote; none: they can. `first_step`: what the step words began with. Pass the world's
+/// arena for the step part, as above.
+[[nodiscard]] std::optional<std::string> implausible(const SharedSlots& arena,
+                                                     std::uint64_t first_step);
 
 /// Stores the verdict into both words of each survivor. A word that is decided already keeps its
 /// verdict.

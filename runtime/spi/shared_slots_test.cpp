@@ -100,6 +100,28 @@ TEST(ArenaAgent, ReportsTheHighestCompletedAndTheLowestPrepared) {
   EXPECT_FALSE(verdict(slots.group_word(2), 1)) << "a lost member is told nothing";
 }
 
+TEST(ArenaAgent, SaysWhichWordsNobodyCanHaveWritten) {
+  const Pages pages(arena_bytes(3));
+  const SharedSlots slots = format_arena(pages.base(), pages.bytes(), Epoch(3), 0, 3).value();
+  const auto prepared = [&](std::uint64_t a, std::uint64_t b, std::uint64_t c) {
+    slots.step_word(0) = a;
+    slots.step_word(1) = b;
+    slots.step_word(2) = c;
+    wedge_all(slots);
+    return implausible(slots, 4).value_or("");
+  };
+  EXPECT_EQ(prepared(4, 4, 4), "");
+  EXPECT_EQ(prepared(9, 8, 9), "");
+  EXPECT_EQ(prepared(9, 7, 8), "rank 0 has prepared step 9, and another one only step 7");
+  EXPECT_EQ(prepared(4, std::uint64_t{1} << 61, 4),
+            "rank 1 has prepared step 2305843009213693952, and another one only step 4");
+  EXPECT_EQ(prepared(5, 5, 3), "rank 2 has prepared step 3, and the epoch began after step 4");
+  EXPECT_EQ(prepared(5, kDecidedBit | 5, 5),
+            "a word of rank 1 is decided, and nothing has been decided");
+  slots.group_word(2) = kDecidedBit;
+  EXPECT_EQ(prepared(5, 5, 5), "a word of rank 2 is decided, and nothing has been decided");
+}
+
 TEST(Ledger, AnEntryThatWasOverwrittenIsGone) {
   const Pages pages(arena_bytes(2));
   const SharedSlots slots = format_arena(pages.base(), pages.bytes(), Epoch(3), 0, 2).value();

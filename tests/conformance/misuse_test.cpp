@@ -155,6 +155,86 @@ TEST_P(Misuse, AScribblerNeitherCrashesNorHangsAnybody) {
   }
 }
 
+/// A rank that waits in an operation for one that never comes, after `scribble` wrote over what it
+/// had written: how the wait ends, and what its words say then.
+struct Scribbled {
+  Outcome outcome;
+  spi::WordState group;
+  spi::WordState step;
+};
+Scribbled wait_after(const Transport& transport,
+                     const std::function<void(const spi::SharedSlots&)>& scribble) {
+  const auto world = transport.make(2, {});
+  SlotRunner waiting(world->slots(0), 0, {});
+  SlotRunner other(world->slots(1), 1, {});
+  Call mine({.kind = OpKind::AllReduce, .count = 3});
+  Call theirs({.kind = OpKind::AllReduce, .count = 3});
+  on_all_ranks(2, [&](int rank) {
+    EXPECT_TRUE(
+        (rank == 0 ? waiting : other).run((rank == 0 ? mine : theirs).spec, kNoDeadline).ok());
+    EXPECT_TRUE((rank == 0 ? waiting : other).commit(1, kNoDeadline).ok());
+  });
+  scribble(world->slots(1));
+  Outcome outcome = waiting.run(mine.spec, kNoDeadline);
+  return {std::move(outcome), spi::read(world->slots(0).group_word(0)),
+          spi::read(world->slots(0).step_word(0))};
+}
+
+// Without this the others would wait for ever for what the rank has said once.
+TEST_P(Misuse, ARankThatWaitsNoticesThatItsOwnWordsWereWrittenOver) {
+  const Watchdog watchdog;
+  const std::pair<const char*, std::function<void(const spi::SharedSlots&)>> scribbles[] = {
+      {"the step word", [](const auto& slots) { slots.step_word(0) = 0; }},
+      {"the group word", [](const auto& slots) { slots.group_word(0) = 77; }},
+      {"a word of this rank is decided",
+       [](const auto& slots) { slots.group_word(0) = spi::kDecidedBit; }},
+      {"a published turn", [](const auto& slots) { slots.line(0, 1).turn = 0; }},
+      {"the turn read last", [](const auto& slots) { slots.member(0).read_up_to = 5; }},
+      {"a position in the rings", [](const auto& slots) { slots.ring(0, 1).written = 64; }},
+  };
+  for (const auto& [what, scribble] : scribbles) {
+    const Scribbled end = wait_after(GetParam(), scribble);
+    EXPECT_EQ(end.outcome.kind, OutcomeKind::Damaged) << what;
+    EXPECT_NE(end.outcome.text.find(what), std::string::npos) << end.outcome.text;
+    EXPECT_TRUE(end.group.wedged && end.step.wedged) << what;
+    EXPECT_EQ(end.group.number, 1U) << "the cut is made of the truth; " << what;
+    EXPECT_EQ(end.step.number, 1U) << what;
+  }
+}
+
+TEST_P(Misuse, ACommitNoticesThatItsWordWasWrittenOver) {
+  const Watchdog watchdog;
+  const auto world = GetParam().make(2, {});
+  SlotRunner runner(world->slots(0), 0, {});
+  std::thread scribbler([&] {
+    while (spi::read(world->slots(1).step_word(0)).number != 1) std::this_thread::yield();
+    world->slots(1).step_word(0) = 0;
+  });
+  const Outcome outcome = runner.commit(1, kNoDeadline);
+  scribbler.join();
+  EXPECT_EQ(outcome.kind, OutcomeKind::Damaged) << outcome.text;
+  EXPECT_EQ(spi::read(world->slots(0).step_word(0)).number, 1U);
+  EXPECT_TRUE(spi::read(world->slots(0).step_word(0)).wedged);
+}
+
+// The agent stored the decision, somebody wrote over it, and everybody else is in the next epoch.
+TEST_P(Misuse, ADecisionThatWasWrittenOverIsNotAwaitedForEver) {
+  const Watchdog watchdog;
+  const auto world = GetParam().make(2, {});
+  std::atomic<int> told{0};
+  RunnerOptions options;
+  options.epoch = {.is_over = [](void* n) { return static_cast<std::atomic<int>*>(n)->load() > 0; },
+                   .undecided = [](void* n) { ++*static_cast<std::atomic<int>*>(n); },
+                   .context = &told};
+  SlotRunner runner(world->slots(0), 0, options);
+  Call call({.kind = OpKind::AllReduce, .count = 3});
+  spi::wedge(world->slots(0).group_word(0));
+  EXPECT_EQ(runner.run(call.spec, kNoDeadline).kind, OutcomeKind::Damaged);
+  EXPECT_EQ(told, 1) << "the agent may not know that the word is wedged";
+  spi::wedge(world->slots(0).step_word(0));
+  EXPECT_EQ(runner.commit(1, kNoDeadline).kind, OutcomeKind::Damaged);
+}
+
 TEST_P(Misuse, ATurnThatNobodyPublishedIsNamed) {
   const Watchdog watchdog;
   const auto world = GetParam().make(2, {});

@@ -80,11 +80,15 @@ TEST_P(Values, AllKindsTypesAndOperations) {
 TEST_P(Values, LargeAndForcedAlgorithmsGiveTheSameBits) {
   const Watchdog watchdog;
   constexpr int kMembers = 3;
-  for (const auto forced : {std::optional<Algorithm>(), std::optional(Algorithm::OneShot),
-                            std::optional(Algorithm::TwoShot)}) {
+  const RunnerOptions ways[] = {{},
+                                {.own_from_input = true},
+                                {.algorithm = Algorithm::OneShot},
+                                {.algorithm = Algorithm::TwoShot}};
+  for (RunnerOptions options : ways) {
+    options.cores = cores();
     const auto world = GetParam().make(kMembers, {});
     on_all_ranks(kMembers, [&](int rank) {
-      SlotRunner runner(world->slots(rank), rank, {.cores = cores(), .algorithm = forced});
+      SlotRunner runner(world->slots(rank), rank, options);
       for (const std::size_t count :
            {std::size_t{1}, std::size_t{12}, std::size_t{65537}, std::size_t{700001}}) {
         const Case c{
@@ -93,6 +97,41 @@ TEST_P(Values, LargeAndForcedAlgorithmsGiveTheSameBits) {
         run_case(runner, c, rank, true);
       }
     });
+  }
+}
+
+// Then damage to it makes its owner's result differ from everybody else's.
+TEST_P(Values, WhatARankGaveDoesNotComeBackToItThroughSharedMemory) {
+  const Watchdog watchdog;
+  for (const std::size_t count : {std::size_t{1}, std::size_t{100'000}}) {
+    const auto world = GetParam().make(2, {});
+    std::vector<float> results(2);
+    on_all_ranks(2, [&](int rank) {
+      const spi::SharedSlots& slots = world->slots(rank);
+      RunnerOptions options{.cores = cores(), .own_from_input = true};
+      // Rank 0's contribution is spoiled before anybody reads it.
+      std::pair<const spi::SharedSlots*, int> who{&slots, rank};
+      options.fault = {.call =
+                           [](void* context, collective::Instant instant, std::uint64_t turn,
+                              std::int64_t chunk) {
+                             const auto& [at, me] = *static_cast<decltype(who)*>(context);
+                             if (instant != collective::Instant::AfterCopyIn || me != 0) return;
+                             if (chunk != 0) return;
+                             const float spoiled = 77;
+                             std::memcpy(at->slot(0, turn), &spoiled, sizeof spoiled);
+                           },
+                       .context = &who};
+      SlotRunner runner(slots, rank, options);
+      std::vector<float> data(count, 1.0F);
+      const OpSpec spec{.kind = OpKind::AllReduce,
+                        .dtype = DType::F32,
+                        .count = count,
+                        .in = data.data(),
+                        .out = data.data()};
+      EXPECT_TRUE(runner.run(spec, kNoDeadline).ok());
+      results[static_cast<std::size_t>(rank)] = data.front();
+    });
+    EXPECT_EQ(results, (std::vector<float>{2, 78})) << count;
   }
 }
 
