@@ -195,10 +195,14 @@ void HostAgent::order(const InstallView& message) {
   if (ending_) return;
   const Epoch epoch = message.view.epoch;
 #ifndef REGROUP_MUTANT_STALE_EPOCH_ACCEPTED
-  if (epoch < installed_.epoch || epoch <= barrier_) return;
-#else
-  if (epoch <= barrier_) return;
+  if (epoch < installed_.epoch) return;
 #endif
+  if (epoch <= barrier_) {
+    // It ended here before it was made, in a round of a coordinator that is no more: this one has
+    // to begin another.
+    if (epoch == barrier_) send(Wedged{Round{}, {.epoch = epoch}});
+    return;
+  }
   if (epoch == installed_.epoch) {
     for (const Member& member : message.lost) {
       const auto it = processes_.find(member.incarnation);
