@@ -11,6 +11,7 @@
 
 #include "collective/algorithm_rules.hpp"
 #include "perf/kills.hpp"
+#include "perf/measure.hpp"
 #include "perf/options.hpp"
 #include "perf/rivals.hpp"
 #include "perf/sweep.hpp"
@@ -60,6 +61,7 @@ int main_of(const std::vector<std::string>& arguments) {
     return 1;
   }
   if (!options.serve_dir.empty()) {
+    if (options.bind) bind_to_core(job->rank(), job->size());
     const auto status = serve(job->world(), options.serve_dir, job->rank() == 0);
     if (!status) fmt::print(stderr, "regroup-perf: {}\n", status.to_string());
     return status ? 0 : 1;

@@ -1,5 +1,6 @@
 #include "perf/measure.hpp"
 
+#include <sched.h>
 #include <sys/resource.h>
 
 #include <chrono>
@@ -23,6 +24,20 @@ double us_between(TimePoint begin, TimePoint end) {
 }
 
 }  // namespace
+
+void bind_to_core(int rank, int ranks) {
+  cpu_set_t allowed;
+  if (::sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < ranks) return;
+  int before = 0;
+  for (std::size_t cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &allowed) || before++ != rank) continue;
+    cpu_set_t mine;
+    CPU_ZERO(&mine);
+    CPU_SET(cpu, &mine);
+    (void)::sched_setaffinity(0, sizeof mine, &mine);
+    return;
+  }
+}
 
 Bench::Bench(ProcessGroup group, const Workload& workload)
     : group_(std::move(group)), workload_(workload), buffers_(workload, group_.rank()) {

@@ -29,6 +29,10 @@ struct BlockPlan {
   std::uint64_t checks = 0;
 };
 
+/// Binds the calling thread to a core of its own where `ranks` find one each among those that it
+/// may use; else does nothing.
+void bind_to_core(int rank, int ranks);
+
 /// One workload on one group. Every rank makes it and calls run() with the same plan.
 /// Thread safety: none. Errors: those of the collective.
 class Bench {

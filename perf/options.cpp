@@ -167,6 +167,9 @@ void declare_measuring(CLI::App& app, Words& words, Options& options) {
       ->check(CLI::IsMember({"streaming", "isolated"}));
   app.add_option("--inplace", words.places, "both, in or out (both)")
       ->check(CLI::IsMember({"both", "in", "out"}));
+  app.add_flag("!--no-bind", options.bind,
+               "leave the ranks where the system puts them (default: each is bound to a core of "
+               "its own where there are enough, as Open MPI does with two ranks)");
   app.add_option("--algo", options.algorithm,
                  "inline, oneshot, twoshot, or rules in the form of REGROUP_ALGO");
   app.add_option("--json", options.json_file, "write machine, settings and results there");

@@ -41,6 +41,7 @@ struct Options {
   Places places = Places::Both;
   std::uint64_t checks = 1;
   bool check_all = false;
+  bool bind = true;       ///< bind_to_core() where there is a core for each rank
   std::string algorithm;  ///< REGROUP_ALGO's form, or one algorithm's name; empty: the choice
   std::string json_file;
   std::vector<std::string> compare;

@@ -160,6 +160,7 @@ Result<bool> Sweep::gather_contestants() {
   std::array<char, 256> directory{};
   if (auto status = share_directory(directory); !status) return status;
   if (!prints_) {
+    if (options_.bind) bind_to_core(world_.rank(), world_.size());
     if (auto status = serve(world_, directory.data(), false); !status) return status;
     return false;
   }
@@ -178,6 +179,8 @@ Status Sweep::run() {
   auto leads = gather_contestants();
   if (!leads) return leads.error();
   if (!*leads) return {};
+  // Not earlier: rivals inherit what is allowed here.
+  if (options_.bind) bind_to_core(world_.rank(), world_.size());
   if (prints_) {
     fmt::print("{}", table_head(options_, world_.size()));
     for (const auto& [name, version] : rival_versions_.items()) {

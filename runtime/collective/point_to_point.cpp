@@ -77,8 +77,7 @@ void PointToPoint::read_bytes(int source, std::byte* out, std::size_t bytes) {
   if (first != 0) std::memcpy(out, ring + begin, first);
   if (bytes != first) std::memcpy(out + first, ring, bytes - first);
   position += bytes;
-  slots_.ring(source, me_).read.store(position, std::memory_order_seq_cst);
-  spi::ring_waiters(slots_, me_);
+  waiter_.publish(slots_.ring(source, me_).read, position);
 }
 
 void PointToPoint::write_bytes(int destination, const std::byte* data, std::size_t bytes) {
@@ -89,8 +88,7 @@ void PointToPoint::write_bytes(int destination, const std::byte* data, std::size
   std::memcpy(ring + begin, data, first);
   if (bytes != first) std::memcpy(ring, data + first, bytes - first);
   position += bytes;
-  slots_.ring(me_, destination).written.store(position, std::memory_order_seq_cst);
-  spi::ring_waiters(slots_, me_);
+  waiter_.publish(slots_.ring(me_, destination).written, position);
 }
 
 // ---- messages

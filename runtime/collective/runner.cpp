@@ -7,6 +7,8 @@
 #include <functional>
 #include <utility>
 
+#include "base/check.hpp"
+#include "collective/kernels.hpp"
 #include "collective/runner_impl.hpp"
 
 namespace regroup::collective {
@@ -45,6 +47,12 @@ OpDescriptor describe_call(const OpSpec& spec) {
       break;
   }
   return d;
+}
+
+/// Whether run_small() does it: the whole operation in one line of each member, awaited from all.
+bool is_small(const OpDescriptor& d) {
+  return d.kind == OpKind::Barrier ||
+         (d.kind == OpKind::AllReduce && d.count * size_of(d.dtype) <= spi::kInlineBytes);
 }
 
 }  // namespace
@@ -96,7 +104,69 @@ SlotRunner::Impl::Impl(spi::SharedSlots slots, int me, const RunnerOptions& opti
 Outcome SlotRunner::Impl::run(const OpSpec& spec, Deadline until) {
   begin(spec);
   hook(Instant::Enter);
-  return drive(until);
+  if (slots_.header().poisoned_by.load(std::memory_order_acquire) != 0) [[unlikely]] {
+    return stop(Progress::Mismatched, until);
+  }
+  if (spi::kFaultTolerance && spi::read(own_word()).wedged) [[unlikely]] {
+    if (current_.small) follow(StepKind::Reclaim);
+    return decide(until);
+  }
+  return current_.small ? run_small(until) : drive(until);
+}
+
+// What fits into the line that everybody polls anyway: latency is all that counts there. The steps
+// are those of the operation's plan, without making them.
+Outcome SlotRunner::Impl::run_small(Deadline until) {
+  const std::uint64_t turn = current_.first_turn;
+  const std::size_t bytes = current_.descriptor.count * size_of(current_.descriptor.dtype);
+  const auto interrupted = [&](StepKind at, Progress why) {
+    follow(at);
+    return stop(why, until);
+  };
+  if (const auto progress = reclaim(turn, until); progress != Progress::Finished) [[unlikely]] {
+    return interrupted(StepKind::Reclaim, progress);
+  }
+  if (bytes != 0) {
+    hook(Instant::BeforeCopyIn, 0);
+    std::memcpy(slots_.line(me_, turn).payload, current_.spec.in, bytes);
+    hook(Instant::AfterCopyIn, 0);
+  }
+  publish(turn);
+  hook(Instant::AfterPublish, 0);
+  if (const auto progress = await_all(turn, true, until); progress != Progress::Finished)
+      [[unlikely]] {
+    return interrupted(StepKind::AwaitAll, progress);
+  }
+  hook(Instant::AfterAwait, 0);
+  if (bytes != 0 && current_.mismatch.empty()) {
+    for (int member = 0; member < members_; ++member) {
+      sources_[static_cast<std::size_t>(member)] = slots_.line(member, turn).payload;
+    }
+    current_.output_touched = true;
+    reduce(current_.spec.dtype, current_.spec.op, current_.spec.out, sources_.data(), members_,
+           current_.spec.count, members_);
+    hook(Instant::AfterReduce, 0);
+  }
+  return complete(until);
+}
+
+void SlotRunner::Impl::make_plan() {
+  current_.plan = Plan(current_.descriptor, {.members = members_,
+                                             .me = me_,
+                                             .slot_bytes = slots_.slot_bytes(),
+                                             .forced = forced_algorithm(current_.descriptor),
+                                             .own_from_input = options_.own_from_input});
+}
+
+// Goes over from run_small() to the plan: its next step is the one of kind `reached`, or none.
+void SlotRunner::Impl::follow(std::optional<StepKind> reached) {
+  current_.small = false;
+  make_plan();
+  REGROUP_ASSERT(current_.plan.inline_payload() && current_.plan.turns() == 1);
+  current_.pending = false;
+  while (!current_.pending && current_.plan.next(current_.step)) {
+    current_.pending = current_.step.kind == reached;
+  }
 }
 
 std::optional<Algorithm> SlotRunner::Impl::forced_algorithm(const OpDescriptor& d) const {
@@ -111,13 +181,11 @@ void SlotRunner::Impl::begin(const OpSpec& spec) {
   const OpDescriptor descriptor = describe_call(spec);
   current_.spec = spec;
   current_.descriptor = descriptor;
-  current_.plan = Plan(descriptor, {.members = members_,
-                                    .me = me_,
-                                    .slot_bytes = slots_.slot_bytes(),
-                                    .forced = forced_algorithm(descriptor),
-                                    .own_from_input = options_.own_from_input});
+  const bool chosen = options_.own_from_input || options_.algorithm || !options_.rules.empty();
+  current_.small = is_small(descriptor) && !chosen;
+  if (!current_.small) make_plan();
   current_.first_turn = next_turn_;
-  next_turn_ += current_.plan.turns();
+  next_turn_ += current_.small ? 1 : current_.plan.turns();
   current_.pending = current_.flushing = current_.output_touched = false;
   current_.unsettled = current_.differs = false;
   if (!current_.mismatch.empty()) current_.mismatch.clear();
@@ -165,7 +233,8 @@ void SlotRunner::Impl::keep_input() {
   if (own_place) return;  // it is overwritten by itself
   kept_at_ = static_cast<std::byte*>(spec.out) + (begin - out);
   kept_bytes_ = end - begin;
-  if (d.kind == OpKind::AllReduce && in == out && current_.plan.chunks() == 1) {
+  const bool in_one_chunk = current_.small || current_.plan.chunks() == 1;
+  if (d.kind == OpKind::AllReduce && in == out && in_one_chunk) {
     keep_ = Keep::InSlot;  // what I publish is the whole input
     return;
   }
@@ -188,11 +257,6 @@ Outcome SlotRunner::Impl::answer(OutcomeKind kind, std::string text) const {
 }
 
 Outcome SlotRunner::Impl::drive(Deadline until) {
-  if (slots_.header().poisoned_by.load(std::memory_order_acquire) != 0) [[unlikely]] {
-    return stop(Progress::Mismatched, until);
-  }
-  if (spi::kFaultTolerance && spi::read(own_word()).wedged) [[unlikely]]
-    return decide(until);
   const Progress progress = execute(until);
   if (progress != Progress::Finished) [[unlikely]]
     return stop(progress, until);
@@ -210,8 +274,10 @@ Outcome SlotRunner::Impl::complete(Deadline until) {
     if (progress != Progress::Finished) [[unlikely]]
       return stop(progress, until);
   }
-  if (!spi::try_advance(own_word(), sequence_)) [[unlikely]]
+  if (!spi::try_advance(own_word(), sequence_)) [[unlikely]] {
+    if (current_.small) follow(std::nullopt);
     return decide(until);
+  }
   mine_.completed = sequence_;
   spi::ring_waiters(slots_, me_);
   hook(Instant::AfterComplete);
@@ -220,8 +286,10 @@ Outcome SlotRunner::Impl::complete(Deadline until) {
 
 Outcome SlotRunner::Impl::finish() {
   const OpDescriptor& d = current_.descriptor;
-  if (!current_.mismatch.empty()) return answer(OutcomeKind::Mismatch, current_.mismatch);
-  return answer(spi::receives(d.kind, d.root, me_) ? OutcomeKind::Done : OutcomeKind::HandedOver);
+  if (!current_.mismatch.empty()) [[unlikely]]
+    return answer(OutcomeKind::Mismatch, current_.mismatch);
+  const bool receives = spi::receives(d.kind, d.root, me_);
+  return {receives ? OutcomeKind::Done : OutcomeKind::HandedOver, sequence_, {}};
 }
 
 Outcome SlotRunner::Impl::stop(Progress why, Deadline until) {
@@ -300,16 +368,12 @@ Outcome SlotRunner::Impl::settle(Deadline until) {
 }
 
 Outcome SlotRunner::Impl::commit(std::uint64_t step, Deadline until) {
-  if (options_.fault.call != nullptr) {
-    options_.fault.call(options_.fault.context, Instant::BeforePrepare, step, -1);
-  }
+  hook(Instant::BeforePrepare, step, -1);
   spi::Word& own = slots_.step_word(me_);
   if (!spi::try_advance(own, step)) return step_verdict(step, until);
   mine_.prepared = step;
   spi::ring_waiters(slots_, me_);
-  if (options_.fault.call != nullptr) {
-    options_.fault.call(options_.fault.context, Instant::AfterPrepare, step, -1);
-  }
+  hook(Instant::AfterPrepare, step, -1);
   for (int member = 0; member < members_; ++member) {
     const spi::Word& word = slots_.step_word(member);
     // A wedged word still says what its member prepared.

@@ -2,6 +2,8 @@
 /// shared slots.
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -36,8 +38,8 @@ inline constexpr std::size_t kInstants = 10;
 /// "after_copy_in", as REGROUP_FAULTS has it. The text lives for ever.
 [[nodiscard]] const char* name(Instant instant);
 
-/// For the activity in the beacon page, and for faults planted by tests and rehearsals. It is
-/// called several times in each operation. `chunk` is -1 outside chunks.
+/// For faults planted by tests and rehearsals. It is called several times in each operation.
+/// `chunk` is -1 outside chunks.
 struct FaultHook {
   void (*call)(void* context, Instant instant, std::uint64_t number, std::int64_t chunk) = nullptr;
   void* context = nullptr;
@@ -53,11 +55,19 @@ struct EpochHook {
   void* context = nullptr;
 };
 
+/// Where to leave what this rank is doing, for whoever examines it: at each instant `of` its number
+/// is stored.
+struct PhaseMark {
+  std::atomic<std::uint8_t>* phase = nullptr;
+  std::array<std::uint8_t, kInstants> of{};
+};
+
 struct RunnerOptions {
   int cores = 1;       ///< of this host, for all its ranks
   spi::PumpHook pump;  ///< called while waiting
-  FaultHook fault;     ///< called at each phase
+  FaultHook fault;     ///< called at each instant
   EpochHook epoch;     ///< may be empty
+  PhaseMark mark;      ///< stored to at each instant; the memory outlives the runner
   /// When the operation was called, set by the caller before run(): nanoseconds, one clock for all
   /// ranks of the host. Null: 0 is stored.
   const std::uint64_t* arrival_ns = nullptr;

@@ -45,6 +45,7 @@ class SlotRunner::Impl {
   struct Current {
     OpSpec spec;
     OpDescriptor descriptor;
+    bool small = false;  ///< run_small() does it; `plan` is of an earlier operation until follow()
     Plan plan;
     std::uint64_t first_turn = 0;
     Step step;  ///< performed next when `pending`
@@ -66,6 +67,9 @@ class SlotRunner::Impl {
   void record_sends();
 
   Outcome drive(Deadline until);
+  Outcome run_small(Deadline until);
+  void make_plan();
+  void follow(std::optional<StepKind> reached);
   Outcome complete(Deadline until);
   Outcome decide(Deadline until);
   Outcome finish();
@@ -76,13 +80,13 @@ class SlotRunner::Impl {
   Progress execute(Deadline until);
   Progress perform(const Step& step, Deadline until);
   Progress reclaim(std::uint64_t turn, Deadline until);
-  Progress await_all(const Step& step, Deadline until);
+  Progress await_all(std::uint64_t turn, bool check, Deadline until);
   Progress await(int member, std::uint64_t turn, Deadline until);
   Progress await_handed_over(Deadline until);
   void copy_in(const Step& step);
   void copy_out(const Step& step);
   void reduce_step(const Step& step);
-  void publish(const Step& step);
+  void publish(std::uint64_t turn);
   /// Waits for ready(); a wedge of the own word ends the wait unless the operation is being
   /// flushed.
   template <class ReadyFn, class StopFn>
@@ -106,16 +110,22 @@ class SlotRunner::Impl {
   Progress damaged(std::string text);
 
   [[nodiscard]] std::byte* buffer(int member, std::uint64_t turn) const {
-    return current_.plan.inline_payload() ? slots_.line(member, turn).payload
-                                          : slots_.slot(member, turn);
+    const bool in_line = current_.small || current_.plan.inline_payload();
+    return in_line ? slots_.line(member, turn).payload : slots_.slot(member, turn);
   }
   [[nodiscard]] std::uint64_t absolute(std::uint64_t turn) const {
     return current_.first_turn + turn;
   }
   [[nodiscard]] bool has_published(int member, std::uint64_t turn) const;
-  void hook(Instant instant, std::int64_t chunk = -1) const {
-    if (spi::kFaultTolerance && options_.fault.call != nullptr) [[unlikely]] {
-      options_.fault.call(options_.fault.context, instant, sequence_, chunk);
+  void hook(Instant instant, std::int64_t chunk = -1) const { hook(instant, sequence_, chunk); }
+  void hook(Instant instant, std::uint64_t number, std::int64_t chunk) const {
+    if constexpr (!spi::kFaultTolerance) return;
+    if (options_.mark.phase != nullptr) {
+      options_.mark.phase->store(options_.mark.of[static_cast<std::size_t>(instant)],
+                                 std::memory_order_relaxed);
+    }
+    if (options_.fault.call != nullptr) [[unlikely]] {
+      options_.fault.call(options_.fault.context, instant, number, chunk);
     }
   }
   [[nodiscard]] spi::Word& own_word() const { return slots_.group_word(me_); }

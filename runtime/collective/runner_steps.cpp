@@ -66,11 +66,11 @@ SlotRunner::Impl::Progress SlotRunner::Impl::perform(const Step& step, Deadline 
       hook(Instant::AfterCopyIn, chunk);
       return Progress::Finished;
     case StepKind::Publish:
-      publish(step);
+      publish(turn);
       hook(Instant::AfterPublish, chunk);
       return Progress::Finished;
     case StepKind::AwaitAll: {
-      const Progress progress = await_all(step, until);
+      const Progress progress = await_all(turn, step.check, until);
       if (progress == Progress::Finished) hook(Instant::AfterAwait, chunk);
       return progress;
     }
@@ -89,8 +89,7 @@ SlotRunner::Impl::Progress SlotRunner::Impl::perform(const Step& step, Deadline 
     case StepKind::CopyOut: copy_out(step); return Progress::Finished;
     case StepKind::SaidRead:
       mine_.read_up_to = turn;
-      slots_.member(me_).read_up_to.store(turn, std::memory_order_seq_cst);
-      spi::ring_waiters(slots_, me_);
+      waiter_.publish(slots_.member(me_).read_up_to, turn);
       return Progress::Finished;
   }
   REGROUP_UNREACHABLE("kind of step");
@@ -150,8 +149,8 @@ SlotRunner::Impl::Progress SlotRunner::Impl::await(int member, std::uint64_t tur
   return Progress::Finished;
 }
 
-SlotRunner::Impl::Progress SlotRunner::Impl::await_all(const Step& step, Deadline until) {
-  const std::uint64_t turn = absolute(step.turn);
+SlotRunner::Impl::Progress SlotRunner::Impl::await_all(std::uint64_t turn, bool check,
+                                                       Deadline until) {
   current_.differs = false;
   for (int member = 0; member < members_; ++member) {
     if (member == me_) continue;
@@ -160,7 +159,7 @@ SlotRunner::Impl::Progress SlotRunner::Impl::await_all(const Step& step, Deadlin
       return progress;
   }
   everyone_at_ = turn;
-  if (step.check && current_.differs) [[unlikely]]
+  if (check && current_.differs) [[unlikely]]
     return judge_mismatch();
   return Progress::Finished;
 }
@@ -215,14 +214,11 @@ void SlotRunner::Impl::reduce_step(const Step& step) {
          step.bytes / size_of(current_.spec.dtype), members_);
 }
 
-void SlotRunner::Impl::publish(const Step& step) {
-  const std::uint64_t turn = absolute(step.turn);
+void SlotRunner::Impl::publish(std::uint64_t turn) {
   spi::Line& line = slots_.line(me_, turn);
   mine_.turns[turn & 1] = turn;
   line.digest.store(digest_, std::memory_order_relaxed);
-  // Sequentially consistent: either I see a sleeper, or it sees the turn before it sleeps.
-  line.turn.store(turn, std::memory_order_seq_cst);
-  spi::ring_waiters(slots_, me_);
+  waiter_.publish(line.turn, turn);
 }
 
 }  // namespace regroup::collective

@@ -23,19 +23,30 @@ using spi::OpKind;
 /// decides.
 constexpr std::chrono::seconds kCauseTimeout{2};
 
+/// Who was late is asked only after operations that took longer: below it the question (one line of
+/// each other member's memory) would cost more than the wait it explains.
+constexpr std::uint64_t kStragglerFloorNs = 10'000;
+
 /// What begins at each instant.
-constexpr std::array<metrics::Phase, collective::kInstants> kPhaseFrom = {
-    metrics::Phase::Idle,         // Enter
-    metrics::Phase::CopyIn,       // BeforeCopyIn
-    metrics::Phase::Publish,      // AfterCopyIn
-    metrics::Phase::AwaitOthers,  // AfterPublish
-    metrics::Phase::Reduce,       // AfterAwait
-    metrics::Phase::CopyOut,      // AfterReduce
-    metrics::Phase::AwaitExit,    // BeforeComplete
-    metrics::Phase::Idle,         // AfterComplete
-    metrics::Phase::Publish,      // BeforePrepare
-    metrics::Phase::AwaitOthers,  // AfterPrepare
-};
+constexpr std::array<std::uint8_t, collective::kInstants> kPhaseFrom = [] {
+  using enum metrics::Phase;
+  constexpr std::array phases = {
+      Idle,         // Enter
+      CopyIn,       // BeforeCopyIn
+      Publish,      // AfterCopyIn
+      AwaitOthers,  // AfterPublish
+      Reduce,       // AfterAwait
+      CopyOut,      // AfterReduce
+      AwaitExit,    // BeforeComplete
+      Idle,         // AfterComplete
+      Publish,      // BeforePrepare
+      AwaitOthers,  // AfterPrepare
+  };
+  std::array<std::uint8_t, phases.size()> numbers{};
+  std::ranges::transform(phases, numbers.begin(),
+                         [](metrics::Phase phase) { return static_cast<std::uint8_t>(phase); });
+  return numbers;
+}();
 
 bool overlaps(const void* a, std::size_t a_bytes, const void* b, std::size_t b_bytes) {
   const std::less<const std::byte*> below;
@@ -69,7 +80,7 @@ class GroupImpl::Scope {
   Scope(GroupImpl& group, const Request& request, std::size_t bytes, bool timed)
       : group_(group), timed_(timed) {
     auto& job = group.job_;
-    const std::lock_guard lock(job.ledger_mutex());
+    const std::lock_guard lock(job.ledger_lock());
     const auto now = job.now_ns();
     const bool collective = request.kind == Request::Kind::Collective;
     group.called_ns_ = now;
@@ -90,14 +101,15 @@ class GroupImpl::Scope {
   }
   void end(const Outcome& outcome, std::size_t bytes) {
     auto& job = group_.job_;
-    const std::lock_guard lock(job.ledger_mutex());
+    const std::lock_guard lock(job.ledger_lock());
     const auto now = job.now_ns();
     std::uint64_t straggler_ns = 0;
     if (timed_) {
       if (outcome.kind == OutcomeKind::Lost) {
         job.ledger().enter(Category::Compute, now);
       } else {
-        straggler_ns = job.ledger().end_blocked(slowest_arrival(outcome), now);
+        const bool asked = now - group_.called_ns_ >= kStragglerFloorNs;
+        straggler_ns = job.ledger().end_blocked(asked ? slowest_arrival(outcome) : 0, now);
         job.ledger().count_operation(bytes);
       }
     }
@@ -127,8 +139,6 @@ GroupImpl::GroupImpl(JobImpl& job, std::string name) : job_(job), name_(std::mov
 GroupImpl::~GroupImpl() = default;
 
 void GroupImpl::on_instant(collective::Instant instant, std::uint64_t number, std::int64_t chunk) {
-  metrics::set_phase(job_.link().page(), kPhaseFrom[static_cast<std::size_t>(instant)]);
-  if (!job_.has_faults()) return;
   job_.hit_fault({.op = operation_name_,
                   .phase = collective::name(instant),
                   .sequence = number,
@@ -143,17 +153,20 @@ Status GroupImpl::bind(std::shared_ptr<OpenGroup> group, Epoch epoch) {
                                         job_.seat().rank.value(), name_)};
   }
   me_ = static_cast<int>(mine - group->seats.begin());
-  const collective::RunnerOptions options{
+  collective::RunnerOptions options{
       .cores = job_.cores(),
-      .fault = {[](void* context, collective::Instant instant, std::uint64_t number,
-                   std::int64_t chunk) {
-                  static_cast<GroupImpl*>(context)->on_instant(instant, number, chunk);
-                },
-                this},
       .epoch = {&GroupImpl::epoch_is_over, &GroupImpl::tell_of_wedge, this},
+      .mark = {&job_.link().page().activity.phase, kPhaseFrom},
       .arrival_ns = &called_ns_,
       .own_from_input = job_.verifies(),
       .rules = job_.algorithms()};
+  if (job_.has_faults()) {
+    options.fault = {
+        [](void* context, collective::Instant instant, std::uint64_t number, std::int64_t chunk) {
+          static_cast<GroupImpl*>(context)->on_instant(instant, number, chunk);
+        },
+        this};
+  }
   runner_.emplace(group->arena.slots, me_, options);
   group_ = std::move(group);
   epoch_ = epoch;

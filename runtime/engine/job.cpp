@@ -171,7 +171,7 @@ Status JobImpl::lost(Epoch epoch, const std::string& group, std::uint64_t sequen
 void JobImpl::book(Category category) {
   // Asynchronous operations run beside the program, whose time this is.
   if (AsyncQueue::is_this_thread()) return;
-  const std::lock_guard lock(ledger_mutex_);
+  const std::lock_guard lock(ledger_lock_);
   ledger_->enter(category, now_ns());
 }
 
@@ -374,7 +374,7 @@ Status JobImpl::begin_step(std::uint64_t step, bool retry) {
   }
   if (retry) {
     state_.restore_volatile(saved_volatile_.data());
-    const std::lock_guard lock(ledger_mutex_);
+    const std::lock_guard lock(ledger_lock_);
     ledger_->begin_replay(now_ns());
   } else {
     state_.save_volatile(saved_volatile_.data());
@@ -453,7 +453,7 @@ Status JobImpl::commit(std::uint64_t step) {
     const std::lock_guard lock(failure_mutex_);
     damaged_attempts_ = 0;
   }
-  const std::lock_guard lock(ledger_mutex_);
+  const std::lock_guard lock(ledger_lock_);
   ledger_->end_replay(now_ns());
   return {};
 }

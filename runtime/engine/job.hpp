@@ -13,6 +13,7 @@
 
 #include <regroup/regroup.hpp>
 
+#include "base/spin_lock.hpp"
 #include "collective/algorithm_rules.hpp"
 #include "engine/agent_link.hpp"
 #include "engine/faults.hpp"
@@ -111,7 +112,7 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   /// REGROUP_ALGO.
   [[nodiscard]] const collective::AlgorithmRules& algorithms() const { return algorithms_; }
   /// Guards ledger and clock, which operations on several threads share.
-  [[nodiscard]] std::mutex& ledger_mutex() { return ledger_mutex_; }
+  [[nodiscard]] base::SpinLock& ledger_lock() { return ledger_lock_; }
   [[nodiscard]] metrics::Ledger& ledger() { return *ledger_; }
   [[nodiscard]] std::uint64_t now_ns() { return clock_.now_ns(); }
 
@@ -144,7 +145,7 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   collective::AlgorithmRules algorithms_;
   bool verifies_ = false;
 
-  std::mutex ledger_mutex_;
+  base::SpinLock ledger_lock_;
   metrics::FastClock clock_;
   std::optional<metrics::Ledger> ledger_;
 

@@ -1,6 +1,7 @@
 #include "spi/waiting.hpp"
 
 #include <linux/futex.h>
+#include <linux/membarrier.h>
 #include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -46,6 +47,16 @@ void ring_waiters_slow(const SharedSlots& slots, int me) {
 }
 
 void yield_cpu() { (void)::sched_yield(); }
+
+bool barriers_reach_here() {
+  static const bool registered =
+      ::syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0;
+  return registered;
+}
+
+void barrier_everywhere() {
+  (void)::syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0);
+}
 
 std::chrono::nanoseconds Waiter::sleep_time(Deadline until) const {
   const std::chrono::nanoseconds limit = pump_.call != nullptr

@@ -1,8 +1,10 @@
 /// How a rank waits for other members: pauses, then yields, then sleeps on its own doorbell.
 ///
 /// No wake-up is lost for longer than kSleepMax: the sleeper announces itself, then looks again,
-/// then sleeps; a publisher stores, then looks for sleepers. Both sides are sequentially
-/// consistent, so one of them sees the other.
+/// then sleeps; a publisher stores, then looks for sleepers. Between the two of each side lies a
+/// full barrier, so one of them sees the other. Where every member has a core, publishing is
+/// frequent and sleeping rare: there the sleeper executes the publishers' barriers too
+/// (membarrier(2), MEMBARRIER_CMD_GLOBAL_EXPEDITED), and a publisher's is free.
 #pragma once
 
 #include <algorithm>
@@ -48,6 +50,11 @@ inline void cpu_pause() {
 }
 void yield_cpu();
 
+/// Whether barrier_everywhere() reaches this process. Asked once, by the first caller.
+[[nodiscard]] bool barriers_reach_here();
+/// A full barrier on all threads of all processes that barriers_reach_here() said true to.
+void barrier_everywhere();
+
 /// One member's way of waiting. Thread safety: one thread at a time.
 class Waiter {
  public:
@@ -55,8 +62,21 @@ class Waiter {
       : slots_(slots),
         me_(me),
         spins_(slots.members() <= cores),
+        barrier_at_sleepers_(spins_ && barriers_reach_here()),
         pauses_(spins_ ? kPausesMax : 0),
         pump_(pump) {}
+
+  /// Stores `value`, and wakes who sleeps until then. All that this member wrote before is visible
+  /// to whoever reads it.
+  void publish(std::atomic<std::uint64_t>& word, std::uint64_t value) const {
+    if (barrier_at_sleepers_) {
+      word.store(value, std::memory_order_release);
+      std::atomic_signal_fence(std::memory_order_seq_cst);
+    } else {
+      word.store(value, std::memory_order_seq_cst);
+    }
+    ring_waiters(slots_, me_);
+  }
 
   /// Returns when ready() holds (Ready), `guard` is wedged (Wedged; null: never), `until` has
   /// passed (Expired), or stop() holds (Interrupted; asked only once the wait has become long).
@@ -122,7 +142,12 @@ class Waiter {
     const std::uint32_t seen = bell.rung.load(std::memory_order_acquire);
     bell.waiting_for.store(member, std::memory_order_relaxed);
     slots_.header().sleepers.fetch_add(1, std::memory_order_seq_cst);
-    std::atomic_thread_fence(std::memory_order_seq_cst);  // announced before the last look
+    // Announced before the last look.
+    if (barrier_at_sleepers_) {
+      barrier_everywhere();
+    } else {
+      std::atomic_thread_fence(std::memory_order_seq_cst);
+    }
     const bool over = ready() || is_wedged(guard);
     if (!over) sleep_on(bell.rung, seen, sleep_time(until));
     slots_.header().sleepers.fetch_sub(1, std::memory_order_relaxed);
@@ -138,7 +163,8 @@ class Waiter {
 
   SharedSlots slots_;
   int me_;
-  bool spins_;  ///< enough cores for all members
+  bool spins_;                ///< enough cores for all members: equal on all of them
+  bool barrier_at_sleepers_;  ///< else each publisher has its own
   int pauses_;
   PumpHook pump_;
   TimePoint pumped_at_{};
