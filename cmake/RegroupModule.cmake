@@ -26,6 +26,10 @@ target_compile_options(regroup_warnings INTERFACE
 target_compile_options(regroup_warnings INTERFACE -Wno-null-dereference -Wno-restrict)
 # Members left out of a designated initialiser take their defaults: options structs are for that.
 target_compile_options(regroup_warnings INTERFACE -Wno-missing-field-initializers)
+# Only the compiler that the other presets use decides what is an error.
+if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+  target_compile_options(regroup_warnings INTERFACE -Wno-error -Wno-unknown-warning-option)
+endif()
 
 add_library(regroup_options INTERFACE)
 target_compile_features(regroup_options INTERFACE cxx_std_20)
@@ -43,6 +47,14 @@ if(REGROUP_SANITIZE)
     # GCC cannot instrument stand-alone fences; the places that use one say what orders them.
     target_compile_options(regroup_options INTERFACE -Wno-tsan)
   endif()
+endif()
+# libFuzzer sees only what is instrumented: every library.
+if(REGROUP_FUZZ)
+  if(NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+    message(FATAL_ERROR "REGROUP_FUZZ needs clang: cmake --preset fuzz")
+  endif()
+  target_compile_options(regroup_options INTERFACE -fsanitize=fuzzer-no-link)
+  target_link_options(regroup_options INTERFACE -fsanitize=fuzzer-no-link)
 endif()
 
 if(REGROUP_BUILD_TESTS)
