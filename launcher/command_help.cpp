@@ -188,15 +188,16 @@ struct Topic {
   std::string_view about;
 };
 constexpr std::array kTopics = {Topic{"environment", "the variables that a user may set"},
-                                Topic{"exit-codes", "what regroup run ends with"}};
+                                Topic{"exit-codes", "what regroup run and mpirun end with"}};
 
 constexpr std::string_view kExitCodesText =
     "0        all seats ended with 0\n"
     "N        the first cause was a program that exited with N\n"
     "128+S    the first cause was a program that died by signal S\n"
     "64       wrong command line\n"
-    "66       the program was not found or cannot be executed\n"
-    "69       this machine lacks something (regroup doctor), or the coordinator will not run\n"
+    "66       the program, or mpirun, was not found or cannot be executed\n"
+    "69       this machine lacks something (regroup doctor), the coordinator will not run, or\n"
+    "         mpirun ended before its places\n"
     "70       a defect of Regroup\n"
     "75       too few ranks left to go on, or the allowance of replacements is used up\n"
     "77       the log directory cannot be made or written\n"

@@ -11,6 +11,8 @@ using Arguments = std::vector<std::string>;
 
 /// `regroup run -n N ... -- program`: launcher, agent and supervisor of one job on this host.
 int run_command(const Arguments& arguments);
+/// `regroup mpirun -n N ... -- program`: the same, with ranks that an mpirun starts.
+int mpirun_command(const Arguments& arguments);
 /// `regroup exec ... -- program`: the supervisor of one place under mpirun, srun or torchrun.
 int exec_command(const Arguments& arguments);
 /// `regroup agent --fd N --launcher PID -- WORDS`: agent and coordinator of a job of `regroup exec`

@@ -9,6 +9,7 @@
 
 #include "launcher/command_line.hpp"
 #include "launcher/commands.hpp"
+#include "launcher/descendants.hpp"
 #include "launcher/exec_options.hpp"
 #include "launcher/exit_codes.hpp"
 #include "launcher/job_host.hpp"
@@ -64,17 +65,26 @@ Refusal read_place(const std::vector<std::string>& environment, LaunchEnvironmen
 
 struct Meeting {
   std::string place;
-  pid_t launcher = 0;
-  bool given = false;  ///< by REGROUP_RDZV: the agent is there already
+  pid_t launcher = 0;                    ///< of this place
+  std::optional<std::uint64_t> started;  ///< when the launcher did
+  bool together = true;                  ///< it is the launcher of all places
+  bool there = false;                    ///< the agent is, already
 };
 
-Refusal find_meeting(const LaunchEnvironment& environment, Meeting& meeting) {
+Refusal find_meeting(const LaunchEnvironment& environment, const ExecOptions& options,
+                     Meeting& meeting) {
   meeting.launcher = launcher_of(environment.source);
+  meeting.started = start_time_of(meeting.launcher);
+  if (!options.agent.empty()) {
+    meeting.place = options.agent;
+    meeting.there = true;
+    return {kExitDone, "", ""};
+  }
   if (const char* given = std::getenv("REGROUP_RDZV"); given != nullptr && *given != '\0') {
     const Result<std::string> place = place_of(given);
     if (!place) return unusable("E-RDZV-4", std::string(place.error().text()));
     meeting.place = *place;
-    meeting.given = true;
+    meeting.together = false;
     return {kExitDone, "", ""};
   }
   const Result<std::string> place = meeting_place(meeting.launcher);
@@ -86,12 +96,12 @@ Refusal find_meeting(const LaunchEnvironment& environment, Meeting& meeting) {
 /// Connects to the agent; starts it if this is the first shim to come.
 Result<base::Fd> meet(const Meeting& meeting, const std::vector<std::string>& words) {
   Result<base::Fd> connected = connect_to(meeting.place);
-  if (!connected || *connected || meeting.given) return connected;
+  if (!connected || *connected || meeting.there) return connected;
   const Result<base::Fd> listener = listen_at(meeting.place);
   if (!listener) return listener.error();
   if (!*listener) return base::Fd();  // another shim was faster: it is starting the agent
-  if (Status started = start_agent(listener->get(), meeting.launcher, words); !started)
-    return started;
+  const pid_t launcher = meeting.together ? meeting.launcher : 0;
+  if (Status started = start_agent(listener->get(), launcher, words); !started) return started;
   return connect_to(meeting.place);
 }
 
@@ -126,6 +136,8 @@ int join(const Meeting& meeting, const ShimSetup& setup, const ExecOptions& opti
       if (!busy) return code;
       waits_for = "the end of an earlier job of the same launcher";
     }
+    if (!runs(meeting.launcher) || start_time_of(meeting.launcher) != meeting.started)
+      return refuse(unusable("E-RDZV-3", "the launcher ended before the job began"));
     const TimePoint now = Clock::now();
     const auto waited = std::chrono::duration_cast<std::chrono::seconds>(now - began).count();
     if (now - began >= options.start_timeout)
@@ -142,15 +154,14 @@ int join(const Meeting& meeting, const ShimSetup& setup, const ExecOptions& opti
 
 Refusal parse_exec(const std::vector<std::string>& words, ExecOptions& options) {
   Typed typed;
-  std::string start_timeout = "120s";
   CLI::App app(
       "regroup exec [options] -- program arguments...\n"
       "In front of a program under mpirun, srun or torchrun, all on one host: the ranks that\n"
       "the launcher starts become a job, and the ranks that are lost are replaced.",
       "regroup exec");
   describe_job_options(app, options.run, typed);
-  app.add_option("--start-timeout", start_timeout,
-                 "how long all ranks may take to get here (default 120s)");
+  describe_start_timeout(app, typed);
+  app.add_option("--agent", options.agent, "meet the agent that listens there; start none");
   if (only_described(app)) {
     options.help = true;
     return {kExitDone, "", ""};
@@ -170,10 +181,8 @@ Refusal parse_exec(const std::vector<std::string>& words, ExecOptions& options) 
             fmt::format("{}; regroup exec --help lists the options", error.what())};
   }
   options.run.program = std::move(split.program);
-  const Result<std::chrono::milliseconds> limit = parse_duration(start_timeout);
-  if (!limit)
-    return {kExitBadUsage, "E-USE-8", fmt::format("--start-timeout {}", limit.error().text())};
-  options.start_timeout = *limit;
+  if (Refusal refusal = read_start_timeout(typed, options.start_timeout); !refusal.code.empty())
+    return refusal;
   // How many ranks there are is known once the launcher's variables are read.
   const int min = std::exchange(options.run.ranks_min, 0);
   Refusal refusal = read_typed(typed, options.run);
@@ -197,7 +206,7 @@ int exec_command(const Arguments& arguments) {
   if (const Refusal refusal = check_program_and_kernel(one, checked); !refusal.code.empty())
     return refuse(refusal);
   Meeting meeting;
-  if (const Refusal refusal = find_meeting(place, meeting); !refusal.code.empty())
+  if (const Refusal refusal = find_meeting(place, options, meeting); !refusal.code.empty())
     return refuse(refusal);
   std::error_code error;
   ShimSetup setup;

@@ -12,6 +12,7 @@ namespace regroup::launcher {
 struct ExecOptions {
   RunOptions run;  ///< ranks 0: the launcher says how many
   std::chrono::milliseconds start_timeout{120'000};
+  std::string agent;  ///< where the job's agent listens, if it is there already
   bool help = false;  ///< it was asked for and printed
 };
 

@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <poll.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -11,8 +13,10 @@
 #include <cerrno>
 #include <charconv>
 #include <csignal>
+#include <cstring>
 
 #include "launcher/commands.hpp"
+#include "launcher/descendants.hpp"
 #include "launcher/exec_options.hpp"
 #include "launcher/exit_codes.hpp"
 #include "launcher/preflight.hpp"
@@ -77,6 +81,12 @@ Refusal gather(HostedJob& job, Shims& shims) {
               fmt::format("place {} ended before the others had come", *lost)};
     }
     if (is_over(job.launcher)) return launcher_gone(job);
+    signalfd_siginfo info{};
+    if (::read(job.signals.get(), &info, sizeof info) == static_cast<ssize_t>(sizeof info)) {
+      const int signal = static_cast<int>(info.ssi_signo);
+      return {128 + signal, "E-RDZV-3",
+              fmt::format("{} ended the job before it began", signal_name(signal))};
+    }
     if (signalled > 0)
       return {128 + signalled, "E-RDZV-3", "the launcher ended the job before it began"};
     if (now >= until) {
@@ -92,8 +102,9 @@ Refusal gather(HostedJob& job, Shims& shims) {
                        std::chrono::duration_cast<std::chrono::seconds>(now - began).count(),
                        who_is_missing(shims)));
     }
-    pollfd entries[] = {{shims.fd(), POLLIN, 0}, {job.launcher.get(), POLLIN, 0}};
-    ::poll(entries, 2, 1000);
+    pollfd entries[] = {
+        {shims.fd(), POLLIN, 0}, {job.launcher.get(), POLLIN, 0}, {job.signals.get(), POLLIN, 0}};
+    ::poll(entries, 3, 1000);
     shims.turn(Clock::now());
   }
   return {kExitDone, "", ""};
@@ -111,6 +122,29 @@ Refusal prepare(HostedJob& job, Shims& shims, JobSetup& setup) {
   setup.job = job.job;
   setup.program_path = program.path;
   return prepare_log_dir(job.options, job.job);
+}
+
+/// A launcher that had to be killed leaves its own helpers to this process.
+void kill_descendants(TimePoint until) {
+  while (Clock::now() < until) {
+    const std::vector<pid_t> left = descendants_of(::getpid());
+    if (left.empty()) return;
+    for (const pid_t pid : left) ::kill(pid, SIGKILL);
+    while (::waitpid(-1, nullptr, WNOHANG) > 0) {
+    }
+    ::poll(nullptr, 0, 1);
+  }
+}
+
+int end_without_a_job(HostedJob& job, Shims& shims, const Refusal& refusal) {
+  tell(job, shims, fmt::format("regroup: {} {}", refusal.code, refusal.text));
+  // A launcher whose places are told to end should notice; one that has none has nothing to wait
+  // for.
+  const bool notices = shims.alive() > 0;
+  shims.finish(job.child ? kExitDone : refusal.exit_code, refusal.text, Clock::now() + kEndMax);
+  OuterLauncher::end(job.child, notices);
+  kill_descendants(Clock::now() + kEndMax);
+  return refusal.exit_code;
 }
 
 /// Nothing of the launcher's is held: it waits for the end of the pipes that it gave to a shim.
@@ -137,21 +171,34 @@ std::optional<int> number(const std::string& text) {
 
 }  // namespace
 
+Result<base::Fd> open_end_signals() {
+  sigset_t set;
+  ::sigemptyset(&set);
+  for (const int signal : {SIGINT, SIGTERM}) ::sigaddset(&set, signal);
+  ::sigprocmask(SIG_BLOCK, &set, nullptr);
+  base::Fd fd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+  if (!fd)
+    return Status(Code::ResourceExhausted, fmt::format("signalfd: {}", std::strerror(errno)));
+  return fd;
+}
+
 int host_job(HostedJob job) {
+  ::prctl(PR_SET_CHILD_SUBREAPER, 1);
+  if (!job.signals) {
+    Result<base::Fd> signals = open_end_signals();
+    if (!signals) return refuse({kExitUnavailable, "E-SYS-2", std::string(signals.error().text())});
+    job.signals = std::move(*signals);
+  }
   Result<std::unique_ptr<Shims>> shims = Shims::create(std::move(job.listener), job.places);
   if (!shims) return refuse({kExitUnavailable, "E-SYS-2", std::string(shims.error().text())});
   JobSetup setup;
   const Refusal refusal = prepare(job, **shims, setup);
-  if (!refusal.code.empty()) {
-    tell(job, **shims, fmt::format("regroup: {} {}", refusal.code, refusal.text));
-    (*shims)->finish(refusal.exit_code, refusal.text, Clock::now() + kEndMax);
-    OuterLauncher::end(job.child);
-    return refusal.exit_code;
-  }
+  if (!refusal.code.empty()) return end_without_a_job(job, **shims, refusal);
   OuterLauncher outer;
   outer.shims = std::move(*shims);
   outer.pidfd = std::move(job.launcher);
   outer.child = std::move(job.child);
+  outer.terminal = std::move(job.terminal);
   return run_job(std::move(job.options), std::move(setup), std::move(outer));
 }
 

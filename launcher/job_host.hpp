@@ -11,8 +11,13 @@
 #include "base/fd.hpp"
 #include "launcher/options.hpp"
 #include "launcher/process.hpp"
+#include "launcher/terminal_input.hpp"
 
 namespace regroup::launcher {
+
+/// Blocks the signals that end a job, and returns where they arrive: the shell, once there is one,
+/// takes them over with none lost in between. Errors: ResourceExhausted.
+Result<base::Fd> open_end_signals();
 
 /// A job under another launcher.
 struct HostedJob {
@@ -25,6 +30,8 @@ struct HostedJob {
   /// The launcher, where this process started it: it is ended and reaped, too, and lines for people
   /// go to this process's own standard error.
   std::optional<Spawned> child;
+  base::Fd signals;  ///< of open_end_signals(), if that was called before `child` was started
+  std::optional<TerminalInput> terminal;  ///< standard input of `child`
 };
 
 /// Runs it to its end and returns the exit code. Threads: the main thread, once a process.

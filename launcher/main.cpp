@@ -21,6 +21,7 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"run", "run a program as the ranks of a job on this host", regroup::launcher::run_command},
+    {"mpirun", "the same, its ranks started by an mpirun", regroup::launcher::mpirun_command},
     {"exec", "the same under mpirun, srun or torchrun", regroup::launcher::exec_command},
     {"status", "show the running jobs, rank by rank", regroup::launcher::status_command},
     {"events", "print what happened in a job; -f follows", regroup::launcher::events_command},

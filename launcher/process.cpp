@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <poll.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -85,6 +86,16 @@ Status system_error(Code code, std::string_view what) {
 
 }  // namespace
 
+void open_standard_descriptors() {
+  while (true) {
+    const int fd = ::open("/dev/null", O_RDWR);
+    if (fd < 0 || fd > 2) {
+      if (fd > 2) ::close(fd);
+      return;
+    }
+  }
+}
+
 Result<Spawned> spawn(const SpawnRequest& request) {
   int pipe_fds[2];
   if (::pipe2(pipe_fds, O_CLOEXEC) != 0) return system_error(Code::ResourceExhausted, "pipe");
@@ -130,6 +141,38 @@ void signal_process(const Spawned& process, int signal) {
 
 void signal_group(const Spawned& process, int signal) {
   if (process.pid > 1) ::kill(-process.pid, signal);
+}
+
+Result<std::string> output_of(SpawnRequest request, TimePoint until) {
+  constexpr std::size_t kBytesMax = 64 * 1024;
+  int fds[2];
+  if (::pipe2(fds, O_CLOEXEC) != 0) return system_error(Code::ResourceExhausted, "pipe");
+  const base::Fd read_end(fds[0]);
+  base::Fd write_end(fds[1]);
+  const base::Fd null_fd(::open("/dev/null", O_WRONLY | O_CLOEXEC));
+  request.out = write_end.get();
+  request.err = null_fd.get();
+  const Result<Spawned> spawned = spawn(request);
+  write_end.reset();
+  if (!spawned) return spawned.error();
+  std::string out;
+  bool ended = false;
+  while (!ended && out.size() < kBytesMax) {
+    const auto left =
+        std::chrono::duration_cast<std::chrono::milliseconds>(until - Clock::now()).count();
+    pollfd entry{read_end.get(), POLLIN, 0};
+    if (left <= 0 || ::poll(&entry, 1, static_cast<int>(left)) == 0) break;
+    char buffer[4096];
+    const ssize_t got = ::read(read_end.get(), buffer, sizeof buffer);
+    if (got > 0) out.append(buffer, static_cast<std::size_t>(got));
+    ended = got == 0 || (got < 0 && errno != EINTR);
+  }
+  signal_group(*spawned, SIGKILL);
+  while (::waitpid(spawned->pid, nullptr, 0) < 0 && errno == EINTR) {
+  }
+  if (!ended && out.size() < kBytesMax)
+    return Status(Code::DeadlineExceeded, fmt::format("{} does not end", request.path));
+  return out;
 }
 
 bool is_stopped(const Spawned& process) {

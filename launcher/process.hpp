@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <regroup/status.hpp>
+#include <regroup/types.hpp>
 
 #include "base/fd.hpp"
 
@@ -28,6 +29,10 @@ struct SpawnRequest {
   std::optional<unsigned long> descriptors_soft;  ///< its limit of open descriptors, else inherited
 };
 
+/// Opens those of descriptors 0, 1 and 2 that are closed, so that none of ours is ever taken for a
+/// console.
+void open_standard_descriptors();
+
 struct Spawned {
   pid_t pid = -1;
   base::Fd pidfd;
@@ -45,6 +50,11 @@ void signal_process(const Spawned& process, int signal);
 /// To its process group, if it leads one that still has members. Call before the process is reaped:
 /// then the number cannot mean somebody else.
 void signal_group(const Spawned& process, int signal);
+
+/// What `request` prints on its standard output, the first 64 KiB; its standard error is dropped.
+/// One that has not ended until then is killed. Blocks. Threads and errors: those of spawn(),
+/// and DeadlineExceeded.
+Result<std::string> output_of(SpawnRequest request, TimePoint until);
 
 /// Whether it is stopped (SIGSTOP, SIGTSTP) now. For a child that is not reaped yet.
 [[nodiscard]] bool is_stopped(const Spawned& process);

@@ -36,6 +36,19 @@ void describe_job_options(CLI::App& app, RunOptions& options, Typed& typed) {
   app.add_flag("-v,--verbose", typed.verbose, "decisions and their reasons too");
 }
 
+void describe_start_timeout(CLI::App& app, Typed& typed) {
+  app.add_option("--start-timeout", typed.start_timeout,
+                 "how long all ranks may take to get here (default 120s)");
+}
+
+Refusal read_start_timeout(const Typed& typed, std::chrono::milliseconds& value) {
+  const Result<std::chrono::milliseconds> read = parse_duration(typed.start_timeout);
+  if (!read)
+    return {kExitBadUsage, "E-USE-8", fmt::format("--start-timeout {}", read.error().text())};
+  value = *read;
+  return {kExitDone, "", ""};
+}
+
 Refusal read_typed(const Typed& typed, RunOptions& options) {
   struct Duration {
     const char* flag;

@@ -1,6 +1,7 @@
 /// The command line that `regroup run`, `regroup exec` and `regroup mpirun` share.
 #pragma once
 
+#include <chrono>
 #include <string>
 
 #include "launcher/options.hpp"
@@ -19,6 +20,7 @@ struct Typed {
   std::string timeout = "0";
   std::string detect_budget = "1500ms";
   std::string control = "pair";
+  std::string start_timeout = "120s";
   bool quiet = false;
   bool verbose = false;
 };
@@ -26,6 +28,9 @@ struct Typed {
 /// The options of a job, but for the number of ranks and --json. Memory: `options` and `typed`
 /// outlive `app`.
 void describe_job_options(CLI::App& app, RunOptions& options, Typed& typed);
+/// The option of the commands whose places another launcher starts.
+void describe_start_timeout(CLI::App& app, Typed& typed);
+[[nodiscard]] Refusal read_start_timeout(const Typed& typed, std::chrono::milliseconds& value);
 /// Turns what was typed into values. The refusal of the first that cannot be read.
 [[nodiscard]] Refusal read_typed(const Typed& typed, RunOptions& options);
 /// Prints the refusal; returns its exit code.

@@ -57,17 +57,6 @@ base::Fd hold_port(int& port) {
   return fd;
 }
 
-/// Descriptors 0, 1 and 2 are open from here on, so that none of ours is ever taken for a console.
-void open_standard_descriptors() {
-  while (true) {
-    const int fd = ::open("/dev/null", O_RDWR);
-    if (fd < 0 || fd > 2) {
-      if (fd > 2) ::close(fd);
-      return;
-    }
-  }
-}
-
 int refuse(int exit_code, std::string_view code, std::string_view text) {
   fmt::print(stderr, "regroup: {} {}\n", code, text);
   return exit_code;
@@ -132,12 +121,13 @@ Status RunShell::begin() {
   Result<Guardian> guardian = Guardian::start(setup_.job);
   if (!guardian) return guardian.error();
   guardian_.emplace(std::move(*guardian));
+  terminal_ = std::move(outer_.terminal);
   if (!outer_.shims) {
-    Result<std::optional<TerminalInput>> terminal = TerminalInput::open(loop_);
+    Result<std::optional<TerminalInput>> terminal = TerminalInput::open();
     if (!terminal) return terminal.error();
     terminal_ = std::move(*terminal);
   }
-  if (terminal_) terminal_->start();
+  if (terminal_) terminal_->start(loop_);
   begin_outer();
   narrator_.job_started(options_, setup_);
   loop_.watch(beacons_->fd(), [this](std::uint32_t) { on_beacons(); });

@@ -41,8 +41,11 @@ struct OuterLauncher {
   base::Fd pidfd;                ///< its end ends the job
   std::optional<Spawned> child;  ///< it is a child of this process
 
-  /// Waits for its end a little, then asks, then kills; reaps it. Blocks.
-  static void end(std::optional<Spawned>& child);
+  std::optional<TerminalInput> terminal;  ///< standard input of `child`
+
+  /// Waits for its end if it `notices` that its places are gone, then asks, then kills; reaps it.
+  /// Blocks.
+  static void end(std::optional<Spawned>& child, bool notices);
 };
 
 /// A new job's id: random, unique enough to find its processes by it.
@@ -160,6 +163,7 @@ class RunShell final : public JobControl {
   void on_shim_exited(Incarnation incarnation, const ExitStatus& status);
   void on_shim_lost(std::uint32_t place, const std::vector<Incarnation>& hosted);
   void on_outer_signal(int signal, bool again);
+  void on_launcher_end();
   void finish_outer(int exit_code, const std::string& reason);
 
   // run_shell_watch.cpp: never silent while blocked.

@@ -14,15 +14,20 @@ namespace regroup::launcher {
 
 namespace sv = supervisor;
 
-void OuterLauncher::end(std::optional<Spawned>& child) {
+void OuterLauncher::end(std::optional<Spawned>& child, bool notices) {
   if (!child) return;
-  constexpr std::chrono::seconds kAlone{5};  // its shims are gone: it should notice
+  constexpr std::chrono::seconds kAlone{5};
   constexpr std::chrono::seconds kAsked{2};
   const auto gone = [&](std::chrono::milliseconds wait) {
     pollfd entry{child->pidfd.get(), POLLIN, 0};
     return ::poll(&entry, 1, static_cast<int>(wait.count())) > 0;
   };
-  if (!gone(kAlone)) {
+  if (!gone(notices ? kAlone : kAlone * 0)) {
+    if (notices) {
+      fmt::print(stderr,
+                 "regroup: E-MPI-3 mpirun (pid {}) has not ended {} s after its places: {}\n",
+                 child->pid, kAlone.count(), "ending it");
+    }
     signal_group(*child, SIGTERM);
     if (!gone(kAsked)) signal_group(*child, SIGKILL);
   }
@@ -57,7 +62,7 @@ void RunShell::begin_outer() {
   if (!outer_.pidfd) return;
   loop_.watch(outer_.pidfd.get(), [this](std::uint32_t) {
     loop_.forget(outer_.pidfd.get());
-    on_outer_signal(0, false);
+    on_launcher_end();
     drain();
   });
 }
@@ -138,12 +143,18 @@ void RunShell::on_outer_signal(int signal, bool again) {
   on_signal(signal);
 }
 
+void RunShell::on_launcher_end() {
+  // It may have ended because its places did: then that is the cause.
+  outer_.shims->turn(Clock::now());
+  on_outer_signal(0, false);
+}
+
 void RunShell::finish_outer(int exit_code, const std::string& reason) {
-  constexpr std::chrono::seconds kEndMax{10};
+  constexpr std::chrono::seconds kEndMax{5};
   if (!outer_.shims) return;
-  outer_.shims->finish(exit_code, reason, Clock::now() + kEndMax);
-  if (!outer_.child) return;
-  OuterLauncher::end(outer_.child);
+  // A launcher that is our child need not say anything about a code that this process ends with.
+  outer_.shims->finish(outer_.child ? kExitDone : exit_code, reason, Clock::now() + kEndMax);
+  OuterLauncher::end(outer_.child, true);
   sweep_all();
 }
 

@@ -81,7 +81,7 @@ void RunShell::on_signal(int signal) {
     case SIGTSTP: return begin_stop();
     case SIGCONT:
       stop_due_.reset();
-      if (terminal_) terminal_->start();
+      if (terminal_) terminal_->start(loop_);
       return forward(signal);
     case SIGHUP:
     case SIGQUIT:
@@ -182,7 +182,7 @@ void RunShell::reaped(pid_t pid, const ExitStatus& status) {
   }
   if (outer_.child && outer_.child->pid == pid) {
     outer_.child.reset();
-    return on_outer_signal(0, false);
+    return on_launcher_end();
   }
   for (auto& [incarnation, process] : processes_) {
     if (process->spawned.pid != pid || process->gone) continue;

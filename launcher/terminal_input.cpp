@@ -10,7 +10,7 @@
 
 namespace regroup::launcher {
 
-Result<std::optional<TerminalInput>> TerminalInput::open(EventLoop& loop) {
+Result<std::optional<TerminalInput>> TerminalInput::open() {
   if (::isatty(STDIN_FILENO) == 0) return std::optional<TerminalInput>();
   int fds[2];
   if (::pipe2(fds, O_CLOEXEC) != 0)
@@ -19,11 +19,11 @@ Result<std::optional<TerminalInput>> TerminalInput::open(EventLoop& loop) {
   base::Fd write_end(fds[1]);
   // This end only: the program's is its own business.
   ::fcntl(write_end.get(), F_SETFL, O_NONBLOCK);
-  return std::optional<TerminalInput>(
-      TerminalInput(loop, std::move(read_end), std::move(write_end)));
+  return std::optional<TerminalInput>(TerminalInput(std::move(read_end), std::move(write_end)));
 }
 
-void TerminalInput::start() {
+void TerminalInput::start(EventLoop& loop) {
+  loop_ = &loop;
   if (write_end_ && waiting_.empty()) loop_->watch(STDIN_FILENO, [this](std::uint32_t) { read(); });
 }
 
@@ -55,7 +55,7 @@ void TerminalInput::write() {
     waiting_.erase(0, static_cast<std::size_t>(put));
   }
   loop_->forget(write_end_.get());
-  start();
+  start(*loop_);
 }
 
 }  // namespace regroup::launcher

@@ -16,22 +16,22 @@ namespace regroup::launcher {
 /// Thread safety: the main thread. Never blocks: without room in the pipe nothing more is read.
 class TerminalInput {
  public:
-  /// None when standard input is no terminal: rank 0 then inherits it. Memory: `loop` outlives
-  /// this object. Errors: ResourceExhausted.
-  static Result<std::optional<TerminalInput>> open(EventLoop& loop);
+  /// None when standard input is no terminal: rank 0 then inherits it. Errors: ResourceExhausted.
+  static Result<std::optional<TerminalInput>> open();
 
   /// Standard input of rank 0, whichever life.
   [[nodiscard]] int fd() const { return read_end_.get(); }
   /// Begins to read, or begins again: after SIGCONT this process may be in the foreground.
-  void start();
+  /// Memory: `loop` outlives this object, which must not move from here on.
+  void start(EventLoop& loop);
 
  private:
-  TerminalInput(EventLoop& loop, base::Fd read_end, base::Fd write_end)
-      : loop_(&loop), read_end_(std::move(read_end)), write_end_(std::move(write_end)) {}
+  TerminalInput(base::Fd read_end, base::Fd write_end)
+      : read_end_(std::move(read_end)), write_end_(std::move(write_end)) {}
   void read();
   void write();
 
-  EventLoop* loop_;
+  EventLoop* loop_ = nullptr;
   base::Fd read_end_;
   base::Fd write_end_;  ///< closed at the end of input
   std::string waiting_;

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""regroup exec under real launchers: one cell is one launcher and one thing that
-happens to it.
+"""regroup exec and regroup mpirun with real launchers: one cell is one launcher and one thing
+that happens to it.
 
     cells.py --bin-dir build/release/bin [--wheels build/mpi] LAUNCHER CELL   one cell: 0, 1, 77
     cells.py --bin-dir build/release/bin [--wheels build/mpi] --table         all, as a table
@@ -177,6 +177,11 @@ def describe(pid):
         return str(pid)
 
 
+def children_of(pid):
+    return [int(word) for task in Path(f"/proc/{pid}/task").iterdir()
+            for word in (task / "children").read_text().split()]
+
+
 def digest_of(output):
     found = re.search(r"digest=([0-9a-f]{64})", output)
     return found.group(1) if found else None
@@ -201,6 +206,15 @@ class Cells:
         self.runs.append(Run(command, directory))
         return self.runs[-1]
 
+    def start_mpirun(self, program, *, options=(), mpirun=None):
+        """The same by regroup mpirun, which is the agent, too."""
+        return self.start_command([
+            self.regroup, "mpirun", "--mpirun", str(mpirun or self.launcher.program), "-n",
+            str(RANKS), *options, *self.launcher.flags, "--", *program])
+
+    def shim_of(self, run, rank):
+        return parent_of(run.pid_of(rank))
+
     def expected(self):
         run = self.start_command([self.regroup, "run", "-n", str(RANKS), "--", *self.digits])
         check(run.wait() == 0, "an undisturbed regroup run failed")
@@ -219,9 +233,16 @@ class Cells:
         self.check_whole(self.start(self.digits))
         return "0, same digest"
 
-    def rank_killed(self):
-        run = self.start(self.digits)
+    def rank_killed_tcp(self):
+        return self.rank_killed(["--control=tcp"])
+
+    def rank_killed(self, options=()):
+        run = self.start(self.digits, options=options)
         run.wait_for(MIDDLE)
+        coordinators = [text for text in map(describe, children_of(run.job()["pid"]))
+                        if " coordinator " in text]
+        check(len(coordinators) == 1, f"not one coordinator: {coordinators}")
+        check((" --listen " in coordinators[0]) == bool(options), "not the way they were to speak")
         before = {rank: run.pid_of(rank) for rank in range(RANKS)}
         shim = parent_of(before[1])
         os.kill(before[1], signal.SIGKILL)
@@ -293,14 +314,120 @@ class Cells:
         return "nothing left"
 
 
-CELLS = ["undisturbed", "rank_killed", "never_attaches", "shim_killed", "shim_killed_recovery",
-         "agent_killed", "mpirun_killed", "terminated"]
+    # ---- regroup mpirun
+
+    def wrapped_undisturbed(self):
+        run = self.start_mpirun(self.digits, options=["-v"])
+        self.check_whole(run)
+        check(f" {self.launcher.version()} (" in run.output, "it did not say which mpirun it is")
+        check(f"exec --agent regroup-mpirun/{os.getuid()}/" in run.output, "-v shows no command")
+        check(run.events("job_started")[0]["ranks"] == RANKS, "not the ranks that were asked for")
+        code = self.start_mpirun(["sh", "-c", "exit $((RANK * 3))"], options=["-q"]).wait()
+        check(code == 3, f"exit code {code} instead of 3")
+        said = self.runs[-1].output
+        check("mpirun" not in said.lower() and "starts" not in said, "-q, but something was said")
+        return "0, same digest"
+
+    def wrapped_rank_killed(self):
+        """A spare, which is one more place of mpirun's, takes the seat."""
+        run = self.start_mpirun(self.digits, options=["--spares", "1"])
+        run.wait_for(MIDDLE)
+        before = {rank: run.pid_of(rank) for rank in range(RANKS)}
+        shims = {parent_of(pid) for pid in before.values()}
+        spares = [e["pid"] for e in run.events("process_started") if "rank" not in e]
+        check(len(spares) == 1, f"{len(spares)} spares instead of 1")
+        check(parent_of(spares[0]) not in shims, "the spare has no place of its own")
+        os.kill(before[1], signal.SIGKILL)
+        self.check_whole(run)
+        check(run.pid_of(0) == before[0], "the survivor was started anew")
+        taken = [(e["rank"], e["how"]) for e in run.events("replaced")]
+        check(taken == [(1, "spare")], f"the spare did not take the seat: {taken}")
+        return "0, same digest, spare took the seat"
+
+    def wrapped_shim_killed(self):
+        """Where mpirun can be told to go on, regroup mpirun tells it so."""
+        run = self.start_mpirun(self.digits, options=["--spares", "1"])
+        run.wait_for(MIDDLE)
+        os.kill(self.shim_of(run, 0), signal.SIGKILL)
+        if self.launcher.recovery is None:
+            code = run.wait()
+            check(code == 137, f"exit code {code} instead of 137")
+            run.await_nothing_left()
+            return "137, ended by the launcher"
+        self.check_whole(run)
+        check([e["rank"] for e in run.events("lost")] == [0], "somebody else was lost, too")
+        check("E-SHIM-1" in run.output, "nobody said that the shim is gone")
+        return "0, same digest, spare took the seat"
+
+    def wrapped_coordinator_killed(self):
+        run = self.start_mpirun(self.digits)
+        run.wait_for(MIDDLE)
+        subprocess.run([self.regroup, "inject", "coordinator-kill", "--job", run.job()["job"]],
+                       check=True, capture_output=True, timeout=PATIENCE_S)
+        run.wait_for("starting it again")
+        os.kill(run.pid_of(1), signal.SIGKILL)
+        self.check_whole(run)
+        return "0, same digest, 1 replaced"
+
+    def wrapped_agent_killed(self):
+        """The agent is regroup mpirun itself: its death ends the job (ADR 0019)."""
+        run = self.start_mpirun(self.digits)
+        run.wait_for(MIDDLE)
+        check(run.job()["pid"] == run.process.pid, "the agent is another process")
+        run.process.kill()
+        run.await_nothing_left()
+        return "nothing left"
+
+    def wrapped_mpirun_killed(self):
+        run = self.start_mpirun(self.digits)
+        run.wait_for(MIDDLE)
+        mpiruns = [pid for pid in children_of(run.process.pid) if "exec" in describe(pid)]
+        check(len(mpiruns) == 1, f"not one mpirun: {mpiruns}")
+        os.kill(mpiruns[0], signal.SIGKILL)
+        code = run.wait()
+        check(code in (69, 137), f"exit code {code}")
+        run.await_nothing_left()
+        return "69 or 137, nothing left"
+
+    def wrapped_terminated(self):
+        run = self.start_mpirun(["bash", "-c", "trap 'echo bye; exit 0' TERM; "
+                                 "tail -f /dev/null & echo up; wait"])
+        while run.output.count("up\n") < RANKS:
+            check(run.pump(), "it ended too early")
+        run.process.terminate()
+        code = run.wait()
+        check(code == 143, f"exit code {code} instead of 143")
+        check(run.output.count("bye") == RANKS, "the programs were not asked to end")
+        run.await_nothing_left()
+        return "143, nothing left"
+
+    def wrapped_mpirun_hangs(self):
+        """An mpirun that does not end after its places did, and does not end when asked."""
+        fake = Path(self.directory) / "mpirun"
+        fake.write_text(f"""#!/bin/bash
+[[ "$1" == --version ]] && exec {self.launcher.program} --version
+{self.launcher.program} "$@"
+trap '' TERM
+exec tail -f /dev/null
+""")
+        fake.chmod(0o755)
+        run = self.start_mpirun(self.digits, mpirun=fake)
+        self.check_whole(run)
+        check("E-MPI-3" in run.output, "nobody said that mpirun hangs")
+        return "0, same digest, mpirun ended by force"
 
 
-def run_cell(launcher, cell, bin_dir):
+CELLS = ["undisturbed", "rank_killed", "rank_killed_tcp", "never_attaches", "shim_killed",
+         "shim_killed_recovery", "agent_killed", "mpirun_killed", "terminated",
+         "wrapped_undisturbed", "wrapped_rank_killed", "wrapped_shim_killed",
+         "wrapped_coordinator_killed", "wrapped_agent_killed", "wrapped_mpirun_killed",
+         "wrapped_terminated", "wrapped_mpirun_hangs"]
+
+
+def run_cell(launcher, cell, bin_dir, kind=Cells):
     """0 or 1, and what happened."""
     with tempfile.TemporaryDirectory(prefix="regroup-cell.") as directory:
-        cells = Cells(launcher, bin_dir, directory)
+        cells = kind(launcher, bin_dir, directory)
         try:
             return 0, getattr(cells, cell)()
         except (Failed, subprocess.TimeoutExpired, OSError, IndexError) as error:
@@ -340,7 +467,7 @@ def main():
         return print_table(known, bin_dir)
     launcher = known[arguments.launcher]
     if not launcher.installed():
-        print(f"skipped: {launcher.program} is not installed; ./dev setup --all installs it")
+        print(f"skipped: {launcher.program} is not installed; ./dev test installs it")
         return SKIPPED
     code, text = run_cell(launcher, arguments.cell, bin_dir)
     print(text)

@@ -127,6 +127,46 @@ class ExecTest(unittest.TestCase):
         self.assertEqual([code for code, _, _ in ends], [0, 0, 0], ends)
         self.assertEqual([out for _, out, _ in ends[:2]], ["2\n", "2\n"])
 
+    def start_below_a_shell(self, variables, *words):
+        """With a shell, which does not have the variables, as the place's own launcher."""
+        settings = [f"{key}={value}" for key, value in variables.items()]
+        return self.start({}, ["sh", "-c", '"$@"; exit $?', "sh", "env", *settings, REGROUP, "exec",
+                               *words])
+
+    def test_the_place_to_meet_is_named_by_hand(self):
+        """Places that have no launcher in common; the first to come starts the agent."""
+        meet = {"REGROUP_RDZV": f"unix:regroup-test/{os.getpid()}"}
+        program = ["--", "sh", "-c", "echo $RANK of $WORLD_SIZE ${REGROUP_RDZV-gone}"]
+        for more in ([], ["--control=tcp"]):
+            for variables in (lambda r: {"REGROUP_RANK": r, "REGROUP_WORLD_SIZE": 2},
+                              lambda r: ompi(r, 2)):
+                with self.subTest((more, variables(0))):
+                    places = [self.start_below_a_shell({**variables(r), **meet}, *more, *program)
+                              for r in range(2)]
+                    for rank, place in enumerate(places):
+                        code, out, err = place.end()
+                        self.assertEqual((code, out), (0, f"{rank} of 2 gone\n"), err)
+
+    def test_a_place_to_meet_that_is_none_is_refused(self):
+        code, _, err = self.start_exec({**ompi(0, 1), "REGROUP_RDZV": "10.0.0.1:99"}, "true").end()
+        self.assertEqual(code, 69)
+        self.assertIn("E-RDZV-4 REGROUP_RDZV=10.0.0.1:99 cannot be used", err)
+
+    def test_an_agent_that_is_not_there_is_not_started(self):
+        options = ["--agent", f"regroup-test/{os.getpid()}", "--start-timeout", "1s"]
+        code, _, err = self.start_exec(ompi(0, 1), "true", options=options).end()
+        self.assertEqual(code, 69)
+        self.assertIn("E-RDZV-3 waited 1 s for the job's agent", err)
+
+    def test_a_launcher_that_ends_before_the_agent_is_there(self):
+        """The place ends with its launcher, and does not wait for --start-timeout."""
+        place = self.start_below_a_shell(ompi(0, 1), "--agent", f"regroup-test/{os.getpid()}",
+                                         "--start-timeout", "300s", "--", "true")
+        self.assertIn("E-WAIT-1 waiting 10 s", place.process.stderr.readline())
+        place.process.kill()
+        _, _, err = place.end()  # the place holds the pipes until it ends
+        self.assertIn("E-RDZV-3 the launcher ended before the job began", err)
+
     def meeting_place(self):
         start = Path("/proc/self/stat").read_text().rpartition(") ")[2].split()[19]
         return f"\0regroup-exec/{os.getuid()}/{os.getpid()}-{start}"
