@@ -144,10 +144,13 @@ void Membership::mark_joined(Incarnation incarnation) {
 
 void Membership::mark_healed(Incarnation incarnation) {
   Process* process = find(incarnation);
-  if (process == nullptr || !is_alive(*process)) return;
-  process->state = ProcessState::Healed;
-  process->joined = true;
-  process->holds_state = true;
+  if (process == nullptr) return;
+  if (is_alive(*process)) {
+    process->state = ProcessState::Healed;
+    process->joined = true;
+    process->holds_state = true;
+  }
+  // Said by one that was evicted meanwhile, too: there was a state.
   if (durable_.state_exists) return;
   durable_.state_exists = true;
   persist();
