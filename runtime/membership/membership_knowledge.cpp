@@ -152,8 +152,10 @@ void Membership::mark_healed(Incarnation incarnation) {
   }
   // Said by one that was evicted meanwhile, too: there was a state.
   if (durable_.state_exists) return;
+#ifndef REGROUP_MUTANT_STATE_FORGOTTEN
   durable_.state_exists = true;
   persist();
+#endif
 }
 
 /// `confirmed`: its own agent says so.

@@ -320,7 +320,9 @@ std::int32_t Membership::final_code(std::string& reason) const {
 void Membership::end_job(std::int32_t exit_code, std::string reason) {
   if (durable_.ended) return;
   durable_.ended = EndJob{exit_code, reason};
+#ifndef REGROUP_MUTANT_END_NOT_DURABLE
   persist();
+#endif
   enter(exit_code == 0 ? State::Ended : State::Failed, reason);
   for (const auto& [id, agent] : agents_) send(id, *durable_.ended);
 }

@@ -19,7 +19,7 @@ Agents::Agents(Core& core, Ranks& ranks, FaultCount& faults)
       faults_(faults),
       timeouts_(membership::timeouts_for(membership::kDetectBudget)) {
   for (std::uint32_t i = 0; i < core.swarm.hosts; ++i) {
-    hosts_.emplace_back(membership::AgentId{i});
+    hosts_.emplace_back(membership::AgentId{i}, core.swarm);
   }
 }
 
@@ -259,6 +259,8 @@ void Agents::stop(std::uint32_t host) {
   // One host is its launcher's own: a signal ends its processes at once. Of several hosts the
   // coordinator is asked.
   if (hosts_.size() == 1) return end_job(host, "asked to stop", 0);
+  if (!is_running(host)) return;
+  core_.record({.what = What::StopAsked, .host = host + 1});
   take(host, host::Stop{"asked to stop", 0});
 }
 

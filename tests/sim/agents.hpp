@@ -57,6 +57,9 @@ class Agents final : public RankNews {
   /// is spent.
   bool kill_by_fault(Process& process);
 
+  /// A moment later a process dies, probably of this host.
+  void crash_near(std::uint32_t host);
+
   void entered(Process& process) override;
   void leaves(Process& process) override;
   void exits(Process& process) override;
@@ -72,7 +75,7 @@ class Agents final : public RankNews {
   };
   using Pending = std::variant<supervisor::Event, membership::host::Event>;
   struct Host {
-    explicit Host(membership::AgentId id);
+    Host(membership::AgentId id, const Swarm& swarm);
     std::unique_ptr<membership::HostAgent> machine;
     supervisor::SupervisorMachine supervisor;
     std::deque<Pending> pending;

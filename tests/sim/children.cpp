@@ -17,14 +17,16 @@ namespace sv = supervisor;
 using membership::EvidenceKind;
 
 namespace {
-constexpr sv::SupervisorConfig kSupervisor{.grace = std::chrono::seconds(2),
-                                           .backoff_first = std::chrono::milliseconds(5),
-                                           .backoff_max = std::chrono::milliseconds(40),
-                                           .start_attempts_max = 3};
+sv::SupervisorConfig supervisor_of(const Swarm& swarm) {
+  return {.grace = std::chrono::seconds(2),
+          .backoff_first = nanoseconds(swarm.backoff_first),
+          .backoff_max = nanoseconds(8 * swarm.backoff_first),
+          .start_attempts_max = swarm.start_attempts_max};
+}
 }  // namespace
 
-Agents::Host::Host(membership::AgentId id)
-    : machine(std::make_unique<membership::HostAgent>(id)), supervisor(kSupervisor) {}
+Agents::Host::Host(membership::AgentId id, const Swarm& swarm)
+    : machine(std::make_unique<membership::HostAgent>(id)), supervisor(supervisor_of(swarm)) {}
 
 // ---- what the supervisor decided ----------------------------------------------------------------
 
@@ -42,7 +44,7 @@ void Agents::forked(std::uint32_t host, const sv::Fork& fork) {
   if (!is_running(host)) return;
   if (core_.fault(core_.swarm.start_fails)) {
     ++faults_.start_failures;
-    const bool again = core_.random.chance(0.5);
+    const bool again = core_.random.chance(core_.swarm.start_again);
     return take(host,
                 sv::StartRefused{fork.incarnation, again ? "no memory" : "no such program", again});
   }
@@ -275,7 +277,10 @@ void Agents::kill(Process& process) {
 }
 
 void Agents::maybe_crash_near(std::uint32_t host) {
-  if (!core_.fault(core_.swarm.crash_on_event)) return;
+  if (core_.fault(core_.swarm.crash_on_event)) crash_near(host);
+}
+
+void Agents::crash_near(std::uint32_t host) {
   auto& all = ranks_.all();
   if (all.empty()) return;
   for (std::size_t tries = 0; tries < 4; ++tries) {

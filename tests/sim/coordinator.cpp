@@ -14,6 +14,18 @@ using membership::CoordinatorMessage;
 namespace {
 constexpr std::uint64_t kInFlightMax = 512;
 
+std::uint64_t digest_of(const membership::EndJob& end) {
+  std::uint64_t digest = static_cast<std::uint64_t>(end.exit_code);
+  for (const char c : end.reason) digest = combine(digest, static_cast<unsigned char>(c));
+  return digest;
+}
+
+/// Somebody acts on a decision of which nothing is durable yet.
+bool tells_of_decision(const membership::Event& event) {
+  const auto* from = std::get_if<membership::FromAgent>(&event);
+  return from != nullptr && std::holds_alternative<membership::DecisionStored>(from->message);
+}
+
 bool is_note(const CoordinatorMessage& message) {
   return std::holds_alternative<membership::Note>(message);
 }
@@ -45,9 +57,14 @@ void Coordinator::start() {
   for (std::uint32_t i = 0; i < core_.swarm.hosts; ++i) reconnect_at_start(i);
 }
 
-/// Some hosts come late, though before they count as lost: what the others say meanwhile must not
-/// get lost.
+/// Some hosts come late, most of them before they count as lost: what the others say meanwhile must
+/// not get lost. Some come after that: what took the coordinator down took their way to it, too.
 void Coordinator::reconnect_at_start(std::uint32_t host) {
+  if (core_.fault(core_.swarm.host_very_late)) {
+    ++faults_.partitions;
+    core_.record({.what = What::ChannelDown, .host = host + 1, .other = 1});
+    return reconnect(host, core_.random.between(kSecond, 3 * kSecond));
+  }
   const bool is_late = core_.fault(0.15);
   reconnect(host, is_late ? core_.random.between(0, 500 * kMillisecond)
                           : core_.random.delay(core_.swarm.wire));
@@ -55,6 +72,7 @@ void Coordinator::reconnect_at_start(std::uint32_t host) {
 
 void Coordinator::step(const membership::Event& event) {
   if (!machine_) return;
+  if (tells_of_decision(event) && core_.fault(core_.swarm.crash_when_decided)) return crash();
   const membership::State before = machine_->state();
   const membership::Effects effects = machine_->step(event, core_.time());
   if (core_.trace.keeps_text() && before != machine_->state()) {
@@ -70,7 +88,20 @@ void Coordinator::step(const membership::Event& event) {
   for (const membership::Effect& effect : effects) {
     if (core_.fault(core_.swarm.coordinator_crash)) return crash();
     if (!perform(effect) || life != life_) return;
+    // What is durable is not told yet.
+    const bool is_persist = std::holds_alternative<membership::Persist>(effect);
+    if (is_persist && core_.fault(core_.swarm.crash_when_durable)) return crash();
   }
+  note_holder(event);
+}
+
+/// From here on the coordinator knows, durably, that there is a state to lose.
+void Coordinator::note_holder(const membership::Event& event) {
+  const auto* from = std::get_if<membership::FromAgent>(&event);
+  const auto* healed =
+      from == nullptr ? nullptr : std::get_if<membership::ProcessHealed>(&from->message);
+  if (healed == nullptr) return;
+  core_.record({.what = What::HealedHeard, .incarnation = healed->incarnation});
 }
 
 bool Coordinator::perform(const membership::Effect& effect) {
@@ -82,7 +113,9 @@ bool Coordinator::perform(const membership::Effect& effect) {
     store_ = persist->state;
     core_.record({.what = What::Persist,
                   .epoch = store_->view.epoch,
-                  .number = store_->next_incarnation.value()});
+                  .number = store_->next_incarnation.value(),
+                  .other = store_->ended ? 1U : 0U,
+                  .view = &store_->view});
   } else if (const auto* timer = std::get_if<membership::SetTimer>(&effect)) {
     const std::uint64_t generation = ++timer_;
     const Nanos delay = std::chrono::nanoseconds(timer->at - core_.time()).count();
@@ -171,11 +204,12 @@ void Coordinator::record_order(std::uint32_t host, const CoordinatorMessage& mes
     if (chosen_.insert(install->view.epoch).second) ++views_;
     note_removed(install->lost, install->view.epoch);
   } else if (const auto* end = std::get_if<membership::EndJob>(&message)) {
-    if (!end_) {
-      end_ = *end;
-      core_.record({.what = What::EndJob, .number = static_cast<std::uint64_t>(end->exit_code)});
-      if (core_.trace.keeps_text()) core_.trace.note(core_.now(), "end of the job: " + end->reason);
-    }
+    record.what = What::EndJob;
+    record.number = static_cast<std::uint64_t>(end->exit_code);
+    record.digest = digest_of(*end);
+    core_.record(record);
+    if (core_.trace.keeps_text()) core_.trace.note(core_.now(), "end of the job: " + end->reason);
+    if (!end_) end_ = *end;
   } else if (const auto* note = std::get_if<membership::Note>(&message)) {
     if (host == 0) core_.trace.note(core_.now(), note->kind + ": " + note->text);
   }
@@ -295,6 +329,9 @@ void Coordinator::crash() {
     core_.after(core_.random.delay(core_.swarm.local), [this, host, life = channel.life] {
       if (life == channels_[host].life) agent_notices(host);
     });
+  }
+  if (core_.fault(core_.swarm.coordinator_burst)) {
+    agents_.crash_near(static_cast<std::uint32_t>(core_.random.below(core_.swarm.hosts)));
   }
   // Often back at once, so that answers to its earlier life still come in.
   const Nanos away = core_.random.chance(0.5) ? core_.random.delay(2 * core_.swarm.local)

@@ -55,6 +55,7 @@ class Coordinator final : public Uplink {
 
   void step(const membership::Event& event);
   bool perform(const membership::Effect& effect);
+  void note_holder(const membership::Event& event);
   void send_down(std::uint32_t host, const membership::CoordinatorMessage& message);
   void record_order(std::uint32_t host, const membership::CoordinatorMessage& message);
   void note_removed(const std::vector<Member>& lost, Epoch epoch);

@@ -15,7 +15,9 @@ namespace {
 
 using Wrong = std::optional<std::string>;
 
-bool shows_view(const Record& r) { return r.what == What::Choose || r.what == What::MakeView; }
+/// A durable view counts, also when its coordinator died before it told anybody of it.
+bool is_chosen(const Record& r) { return r.what == What::Choose || r.what == What::Persist; }
+bool shows_view(const Record& r) { return is_chosen(r) || r.what == What::MakeView; }
 
 /// S1: no view has an incarnation twice; none that was removed ever comes back; the lives of a seat
 /// grow.
@@ -107,7 +109,7 @@ class NoSplitBrain final : public Checker {
       dead_.insert(
           r.incarnation);  // a kill under way counts: whoever ordered it waits for nothing more
     }
-    if (r.what != What::Choose || r.epoch <= newest_) return std::nullopt;
+    if (!is_chosen(r) || r.epoch <= newest_) return std::nullopt;
     newest_ = r.epoch;
     std::size_t not_dead = 0;
     std::size_t kept = 0;
@@ -159,13 +161,20 @@ class Fencing final : public Checker {
   std::map<Epoch, std::vector<Incarnation>> views_;
 };
 
-/// S13: a newcomer's state is what was committed; it contributes nothing before it holds it.
+/// S13: a newcomer's state is what was committed; it contributes nothing before it holds it. Once
+/// the coordinator has heard of a state, no view leaves out all who hold it: a job never begins
+/// again in silence.
 class StateTransfer final : public Checker {
  public:
   [[nodiscard]] const char* property() const override { return "S13 state transfer"; }
   Wrong on(const Record& r) override {
     if (r.what == What::Committed) committed_.emplace(r.number, r.digest);
     if (r.what == What::Enter && r.other != 0) holders_.insert(r.incarnation);
+    if (r.what == What::HealedHeard) state_exists_ = true;
+    if (is_chosen(r) && r.epoch > newest_) {
+      newest_ = r.epoch;
+      if (auto wrong = chosen(r)) return wrong;
+    }
     if (r.what == What::HealBegin && r.other == 0 && r.number != 1) {
       return fmt::format("step {} begins in epoch {} and nobody holds the state", r.number,
                          r.epoch.value());
@@ -187,6 +196,20 @@ class StateTransfer final : public Checker {
   }
 
  private:
+  Wrong chosen(const Record& r) {
+    const auto& seats = r.view->seats;
+    // The first members start from the program's own beginning.
+    if (r.epoch == Epoch{1}) holders_.insert(seats.begin(), seats.end());
+    holders_.erase(Incarnation{});
+    const bool anybody = std::any_of(seats.begin(), seats.end(),
+                                     [this](Incarnation who) { return holders_.count(who) != 0; });
+    if (anybody || !state_exists_) return std::nullopt;
+    return fmt::format("epoch {} begins again: none of its members holds the state",
+                       r.epoch.value());
+  }
+
+  Epoch newest_;
+  bool state_exists_ = false;
   std::map<std::uint64_t, std::uint64_t> committed_;
   std::set<Incarnation> holders_;
 };
@@ -234,6 +257,56 @@ class AuthorityRestart final : public Checker {
   std::set<Incarnation> spawned_;
   std::map<Incarnation, std::uint64_t> ordered_;
   std::map<Epoch, std::uint64_t> chosen_;
+};
+
+/// S16 too: a job ends once, in one way, whatever happens to the coordinator. What was told of the
+/// end to one host holds on all.
+class OneEnd final : public Checker {
+ public:
+  [[nodiscard]] const char* property() const override { return "S16 authority restart (one end)"; }
+  Wrong on(const Record& r) override {
+    if (r.what == What::Choose && end_ && r.epoch > newest_) {
+      return fmt::format("epoch {} is made after a host was told that the job ends",
+                         r.epoch.value());
+    }
+    if (r.what == What::Choose) newest_ = std::max(newest_, r.epoch);
+    if (r.what != What::EndJob) return std::nullopt;
+    if (!end_) end_ = r.digest;
+    if (*end_ == r.digest) return std::nullopt;
+    return fmt::format("agent {} is told another end of the job than an agent before it",
+                       r.host - 1);
+  }
+
+ private:
+  Epoch newest_;
+  std::optional<std::uint64_t> end_;
+};
+
+/// L9: who asks a job to end is heard as soon as the way from there to the coordinator is open.
+class StopHeard final : public Checker {
+ public:
+  [[nodiscard]] const char* property() const override { return "L9 clean end (stop)"; }
+  Wrong on(const Record& r) override {
+    if (r.what == What::StopAsked) asked_.try_emplace(r.host, r.at);
+    if (r.what == What::ChannelUp) open_.insert_or_assign(r.host, r.at);
+    if (r.what == What::ChannelDown || r.what == What::HostLost) open_.erase(r.host);
+    if (r.what == What::CoordinatorCrash) open_.clear();
+    // Once the end is durable it is told as soon as all hosts are here or given up.
+    if (r.what == What::EndJob || (r.what == What::Persist && r.other != 0)) heard_ = true;
+    if (heard_) return std::nullopt;
+    for (const auto& [host, asked] : asked_) {
+      const auto open = open_.find(host);
+      if (open == open_.end() || r.at - std::max(open->second, asked) < kHeardWithin) continue;
+      return fmt::format("the wish of agent {} that the job ends was not heard", host - 1);
+    }
+    return std::nullopt;
+  }
+
+ private:
+  static constexpr Nanos kHeardWithin = 500 * kMillisecond;  // a message takes 32 ms at most
+  bool heard_ = false;
+  std::map<std::uint32_t, Nanos> asked_;
+  std::map<std::uint32_t, Nanos> open_;
 };
 
 /// S18 and L3: whoever is removed had died, was silent longer than is tolerated, lost its host, or
@@ -336,6 +409,8 @@ std::vector<std::unique_ptr<Checker>> make_safety_checkers(const Swarm& swarm) {
   all.push_back(std::make_unique<StateTransfer>());
   all.push_back(std::make_unique<SameRestart>());
   all.push_back(std::make_unique<AuthorityRestart>());
+  all.push_back(std::make_unique<OneEnd>());
+  all.push_back(std::make_unique<StopHeard>());
   all.push_back(std::make_unique<TruthfulBlame>());
   all.push_back(std::make_unique<Poisoned>(swarm));
   return all;

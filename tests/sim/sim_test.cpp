@@ -158,6 +158,35 @@ TEST_F(CheckersTest, IncarnationIssuedTwice) {
   act(What::Spawn, 4, 0, 0);
   EXPECT_THAT(seen(), HasSubstr("S16 "));
 }
+TEST_F(CheckersTest, BeginsAgainInSilence) {
+  choose();
+  act(What::HealedHeard, 1, 0, 0);
+  act(What::Crash, 1, 0, 0);
+  act(What::Crash, 2, 1, 0);
+  next_view({Incarnation{3}, Incarnation{4}}, 1);
+  choose();
+  EXPECT_THAT(seen(), HasSubstr("S13 "));
+}
+TEST_F(CheckersTest, TwoEnds) {
+  act(What::EndJob, 0, -1, 0, 7);
+  act(What::EndJob, 0, -1, 0, 7);
+  EXPECT_EQ(seen(), "nothing");
+  act(What::EndJob, 0, -1, 1, 8);
+  EXPECT_THAT(seen(), HasSubstr("S16 "));
+}
+TEST_F(CheckersTest, ViewAfterTheEnd) {
+  act(What::EndJob, 0, -1, 0);
+  choose();
+  EXPECT_THAT(seen(), HasSubstr("S16 "));
+}
+TEST_F(CheckersTest, StopIsNotHeard) {
+  checks.on({.at = 0, .what = What::StopAsked, .host = 1});
+  checks.on({.at = kSecond, .what = What::Quiet});
+  EXPECT_EQ(seen(), "nothing");
+  checks.on({.at = kSecond, .what = What::ChannelUp, .host = 1});
+  checks.on({.at = 2 * kSecond, .what = What::Quiet});
+  EXPECT_THAT(seen(), HasSubstr("L9 "));
+}
 TEST_F(CheckersTest, InnocentIsBlamed) {
   choose();
   act(What::Removed, 2, 1, 0);

@@ -92,6 +92,17 @@ void draw_faults(Random& random, Swarm& swarm) {
   swarm.crashes_max = static_cast<std::uint32_t>(random.between(1, 10));
 }
 
+/// A third of all seeds is hard on restarts, of processes and of the coordinator.
+void draw_restarts(Random& random, Swarm& swarm) {
+  if (!random.chance(0.33)) return;
+  swarm.start_again = 0.75;
+  swarm.backoff_first = draw_mean(random, 5 * kMillisecond, 160 * kMillisecond);
+  swarm.start_attempts_max = 6;
+  swarm.coordinator_burst = swarm.burst;
+  swarm.crash_when_durable = 15 * swarm.coordinator_crash;
+  if (swarm.hosts > 1) swarm.host_very_late = draw_rate(random, 0.05, 0.8);
+}
+
 }  // namespace
 
 Swarm draw_swarm(Random& random) {
@@ -105,7 +116,15 @@ Swarm draw_swarm(Random& random) {
   swarm.local = draw_mean(random, 20 * kMicrosecond, 8 * kMillisecond);
   swarm.start_up = draw_mean(random, kMillisecond, 64 * kMillisecond);
   draw_faults(random, swarm);
+  Random copy = random;  // of the other seeds nothing changes
+  draw_restarts(copy, swarm);
   return swarm;
+}
+
+void add_decided_crashes(Random& random, Swarm& swarm) {
+  if (swarm.hosts == 1) return;
+  swarm.partition = 0.005 + 0.045 * random.unit();
+  swarm.crash_when_decided = 0.2 + 0.8 * random.unit();
 }
 
 }  // namespace regroup::sim

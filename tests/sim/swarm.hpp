@@ -34,11 +34,14 @@ struct Swarm {
   double crash_on_event =
       0;             ///< a process dies right after one of the protocol's events reached its agent
   double pause = 0;  ///< a rank pauses, mostly shortly
-  double long_pause = 0;      ///< ... and this share of pauses is long enough to evict
-  double burst = 0;           ///< a crash takes further processes with it
-  double slow_kill = 0;       ///< a killed process runs on for a while: a zombie
-  double self_wedge = 0;      ///< a rank wedges its own word and says so
-  double start_fails = 0;     ///< a fork is refused
+  double long_pause = 0;     ///< ... and this share of pauses is long enough to evict
+  double burst = 0;          ///< a crash takes further processes with it
+  double slow_kill = 0;      ///< a killed process runs on for a while: a zombie
+  double self_wedge = 0;     ///< a rank wedges its own word and says so
+  double start_fails = 0;    ///< a fork is refused
+  double start_again = 0.5;  ///< of the refused forks: is tried again
+  Nanos backoff_first = 5 * kMillisecond;
+  int start_attempts_max = 3;
   double ignores_term = 0;    ///< a program that only SIGKILL ends
   double channel_closed = 0;  ///< a program closes descriptors that it does not know
   double heal_damage = 0;     ///< a chunk of a heal arrives damaged
@@ -47,7 +50,11 @@ struct Swarm {
   double message_lost = 0;  ///< the channel breaks and is made anew
   double message_twice = 0;
   double partition = 0;
-  double coordinator_crash = 0;  ///< at an effect
+  double coordinator_crash = 0;   ///< at an effect
+  double crash_when_durable = 0;  ///< ... what is durable is not told yet
+  double crash_when_decided = 0;  ///< ... what somebody was told is not durable yet
+  double coordinator_burst = 0;   ///< its death takes a process with it
+  double host_very_late = 0;      ///< after a restart: given up before it is back
   double host_lost = 0;
   double beacon_late = 0;  ///< evidence comes late
   /// A program that dies of the same step again and again; seat -1: none.
@@ -59,5 +66,7 @@ struct Swarm {
 
 /// Draws the swarm of one seed.
 [[nodiscard]] Swarm draw_swarm(Random& random);
+/// Hosts come and go, and coordinators die while somebody acts on a decision that is not durable.
+void add_decided_crashes(Random& random, Swarm& swarm);
 
 }  // namespace regroup::sim

@@ -43,6 +43,7 @@ const char* name(What what) {
     case What::MessageLost: return "message-lost";
     case What::MessageTwice: return "message-twice";
     case What::Message: return "message";
+    case What::HealedHeard: return "healed-heard";
     case What::CoordinatorStart: return "coordinator-start";
     case What::CoordinatorCrash: return "coordinator-crash";
     case What::Persist: return "persist";
@@ -50,6 +51,7 @@ const char* name(What what) {
     case What::Choose: return "choose-view";
     case What::Removed: return "removed";
     case What::EvictAsked: return "evict-asked";
+    case What::StopAsked: return "stop-asked";
     case What::EndJob: return "end-job";
     case What::Liveness: return "LIVENESS-MODE";
     case What::Quiet: return "quiet";
