@@ -343,8 +343,10 @@ void SupervisorMachine::on_kill(Incarnation id, Process& p) {
       if (p.forking) {
         p.doomed = true;
       } else {
+#ifndef REGROUP_MUTANT_HELD_START_SURVIVES_KILL
         p.phase = ProcessPhase::Gone;
         p.due.reset();
+#endif
       }
       return;
     case ProcessPhase::Running:

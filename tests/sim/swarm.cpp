@@ -95,8 +95,9 @@ void draw_faults(Random& random, Swarm& swarm) {
 /// A third of all seeds is hard on restarts, of processes and of the coordinator.
 void draw_restarts(Random& random, Swarm& swarm) {
   if (!random.chance(0.33)) return;
-  swarm.start_again = 0.75;
-  swarm.backoff_first = draw_mean(random, 5 * kMillisecond, 160 * kMillisecond);
+  if (random.chance(0.5)) swarm.start_fails = 0.1 + 0.4 * random.unit();
+  swarm.start_again = 0.9;
+  swarm.backoff_first = draw_mean(random, 20 * kMillisecond, 320 * kMillisecond);
   swarm.start_attempts_max = 6;
   swarm.coordinator_burst = swarm.burst;
   swarm.crash_when_durable = 15 * swarm.coordinator_crash;
