@@ -8,8 +8,9 @@ namespace regroup::collective {
 namespace {
 
 constexpr std::size_t kCacheLine = 64;
-// Above it, all_reduce's second synchronisation costs less than everybody reading everything.
-constexpr std::size_t kOneShotBytesFew = std::size_t{64} << 10;   // up to 3 members
+// Above it, all_reduce's second synchronisation costs less than everybody reading everything. Two
+// members never gain: each reads and writes 5 bytes for one of the input in one shot, 5.5 in two.
+constexpr std::size_t kOneShotBytesFew = std::size_t{64} << 10;   // 3 members
 constexpr std::size_t kOneShotBytesSome = std::size_t{32} << 10;  // up to 8
 constexpr std::size_t kOneShotBytesMany = std::size_t{8} << 10;   // everybody reads p times as much
 
@@ -34,13 +35,14 @@ Algorithm choose(const OpDescriptor& d, const PlanShape& shape, std::size_t byte
   const std::size_t published = pieces ? bytes * static_cast<std::size_t>(shape.members) : bytes;
   const bool fits_line = published <= spi::kInlineBytes;
   const bool may_two_shot = d.kind == OpKind::AllReduce && bytes > 0;
+  const bool gains = may_two_shot && shape.members > 2;
   if (shape.forced == Algorithm::OneShot) return Algorithm::OneShot;
   if (shape.forced == Algorithm::TwoShot && may_two_shot) return Algorithm::TwoShot;
   if (fits_line) return Algorithm::Inline;
   const std::size_t limit = shape.members <= 3   ? kOneShotBytesFew
                             : shape.members <= 8 ? kOneShotBytesSome
                                                  : kOneShotBytesMany;
-  if (may_two_shot && bytes > std::min(limit, shape.slot_bytes)) return Algorithm::TwoShot;
+  if (gains && bytes > std::min(limit, shape.slot_bytes)) return Algorithm::TwoShot;
   return Algorithm::OneShot;
 }
 
