@@ -35,6 +35,10 @@ int trace_command(const Arguments& arguments);
 int doctor_command(const Arguments& arguments);
 /// `regroup env [--all] [--json]`: which launcher started this process, and why that one.
 int env_command(const Arguments& arguments);
+/// `regroup drain RANK... [--now] [--wait] [--job JOB]`
+int drain_command(const Arguments& arguments);
+/// `regroup scale N [--now] [--wait] [--job JOB]`
+int scale_command(const Arguments& arguments);
 /// `regroup inject kill|stop|cont|evict|coordinator-kill [--rank R] [--at WHEN] [--job JOB]`,
 /// WHEN = step=K, seq=K or phase=P
 int inject_command(const Arguments& arguments);

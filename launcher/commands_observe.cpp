@@ -292,20 +292,14 @@ int inject_command(const Arguments& arguments) {
     fmt::print(stderr, "regroup: {}\n", trigger.error().text());
     return kExitBadUsage;
   }
-  std::vector<RunningJob> jobs = running_jobs();
-  std::erase_if(jobs, [&](const RunningJob& job) { return !job.job.starts_with(wanted); });
-  if (jobs.size() != 1) {
-    std::vector<std::string> names;
-    for (const RunningJob& job : jobs) names.push_back(job.job);
-    fmt::print(stderr, "regroup: {}\n",
-               jobs.empty()
-                   ? std::string("E-CTL-2 no such job of yours runs on this machine")
-                   : fmt::format("E-CTL-6 name one with --job: {}", fmt::join(names, ", ")));
-    return jobs.empty() ? kExitUnavailable : kExitBadUsage;
+  const Result<RunningJob> job = only_job(wanted);
+  if (!job) {
+    fmt::print(stderr, "regroup: {}\n", job.error().text());
+    return job.error().code() == Code::InvalidArgument ? kExitBadUsage : kExitUnavailable;
   }
   json request = {{"v", kStatusSchema}, {"do", "inject"}, {"action", action}, {"at", at}};
   if (rank >= 0) request["rank"] = rank;
-  const Result<json> answer = ask(jobs[0], request, Clock::now() + kAnswerTime);
+  const Result<json> answer = ask(*job, request, Clock::now() + kAnswerTime);
   if (!answer) return fail(answer.error());
   const bool done = answer->contains("done") && (*answer)["done"] == true;
   fmt::print("{}\n", done ? "done" : fmt::format("armed: {} when {}", action, at));

@@ -172,6 +172,18 @@ std::vector<RunningJob> running_jobs() {
   return out;
 }
 
+Result<RunningJob> only_job(const std::string& wanted) {
+  std::vector<RunningJob> jobs = running_jobs();
+  std::erase_if(jobs, [&](const RunningJob& job) { return !job.job.starts_with(wanted); });
+  if (jobs.size() == 1) return jobs[0];
+  if (jobs.empty()) {
+    return Status(Code::FailedPrecondition, "E-CTL-2 no such job of yours runs on this machine");
+  }
+  std::string names;
+  for (const RunningJob& job : jobs) names += (names.empty() ? "" : ", ") + job.job;
+  return Status(Code::InvalidArgument, "E-CTL-6 name one with --job: " + names);
+}
+
 Result<nlohmann::json> ask(const RunningJob& job, const nlohmann::json& request, TimePoint until) {
   Result<ControlAddress> address = control_address(job);
   if (!address) return address.error();

@@ -79,6 +79,14 @@ struct Connection {
 
 }  // namespace
 
+nlohmann::json to_json(const Wish& wish) {
+  return {{"answered", wish.answered},
+          {"accepted", wish.accepted},
+          {"done", wish.done},
+          {"dropped", wish.dropped},
+          {"text", wish.text}};
+}
+
 nlohmann::json to_json(const JobStatus& status) {
   json processes = json::array();
   for (const ProcessStatus& process : status.processes) {
@@ -183,6 +191,8 @@ struct ControlSocket::Impl {
   void answer(Connection& connection);
   json reply(const std::string& request);
   json inject(const json& request);
+  json change(const json& request);
+  json wish(const json& request);
   Status act(const Armed& what);
   void look();
   void drop_closed();
@@ -286,10 +296,13 @@ json ControlSocket::Impl::reply(const std::string& text) {
   if (!request.is_object()) return refusal("InvalidArgument", "the request is not a JSON object");
   const std::string what = text_field(request, "do");
   if (what == "inject") return inject(request);
+  if (what == "drain" || what == "scale") return change(request);
+  if (what == "wish") return wish(request);
   if (what != "status") {
-    return refusal(
-        "Unsupported",
-        fmt::format("this launcher knows the requests status and inject, not \"{}\"", what));
+    return refusal("Unsupported",
+                   fmt::format("this launcher knows the requests status, inject, drain, scale and "
+                               "wish, not \"{}\"",
+                               what));
   }
   json status = to_json(control->status());
   status["ok"] = true;
@@ -301,6 +314,50 @@ json ControlSocket::Impl::reply(const std::string& text) {
   }
   status["armed"] = std::move(waiting);
   return status;
+}
+
+json ControlSocket::Impl::change(const json& request) {
+  const bool now = request.contains("now") && request["now"] == true;
+  Result<std::uint64_t> id = std::uint64_t{0};
+  if (request["do"] == "scale") {
+    const std::optional<std::uint64_t> seats = unsigned_field(request, "seats");
+    if (!seats || *seats > control->status().ranks) {
+      return refusal("InvalidArgument",
+                     fmt::format("E-PLAN-2 scale needs a number of ranks, at most {} (-n): seats "
+                                 "are never added",
+                                 control->status().ranks));
+    }
+    id = control->scale(static_cast<std::uint32_t>(*seats), now);
+  } else {
+    const std::uint32_t seats = control->status().ranks;
+    std::vector<Rank> ranks;
+    const auto named = request.find("ranks");
+    for (const json& one : named != request.end() && named->is_array() ? *named : json::array()) {
+      const bool known = one.is_number_unsigned() && one.get<std::uint64_t>() < seats;
+      const Rank rank(known ? one.get<std::int32_t>() : -1);
+      if (!known || std::find(ranks.begin(), ranks.end(), rank) != ranks.end()) {
+        return refusal("InvalidArgument",
+                       fmt::format("E-PLAN-2 there is no rank {} to drain: name distinct ranks of "
+                                   "0..{}",
+                                   one.dump(), seats - 1));
+      }
+      ranks.push_back(rank);
+    }
+    if (ranks.empty()) return refusal("InvalidArgument", "E-PLAN-2 drain needs a rank");
+    id = control->drain(ranks, now);
+  }
+  if (!id) return refusal(id.error());
+  return {{"v", kStatusSchema}, {"ok", true}, {"wish", *id}};
+}
+
+json ControlSocket::Impl::wish(const json& request) {
+  const std::optional<std::uint64_t> id = unsigned_field(request, "wish");
+  const std::optional<Wish> known = id ? control->wish(*id) : std::nullopt;
+  if (!known) return refusal("FailedPrecondition", "E-PLAN-3 nobody knows of this wish any more");
+  json answer = to_json(*known);
+  answer["v"] = kStatusSchema;
+  answer["ok"] = true;
+  return answer;
 }
 
 json ControlSocket::Impl::inject(const json& request) {

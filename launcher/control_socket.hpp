@@ -55,6 +55,16 @@ struct JobStatus {
 };
 [[nodiscard]] nlohmann::json to_json(const JobStatus& status);
 
+/// What became of a planned change that a person asked for.
+struct Wish {
+  bool answered = false;
+  bool accepted = false;  ///< by the coordinator; its answer is durable
+  bool done = false;      ///< a view without those who were to leave, with those who were to come
+  bool dropped = false;   ///< accepted, and given up later
+  std::string text;       ///< the coordinator's words
+};
+[[nodiscard]] nlohmann::json to_json(const Wish& wish);
+
 /// What the launcher lets a person do to its job. The launcher implements it.
 /// Thread safety: called on the thread that calls ControlSocket::turn(). Never blocks.
 class JobControl {
@@ -67,6 +77,13 @@ class JobControl {
   /// Takes the process out of the job as if it had been lost. Errors: FailedPrecondition (seat
   /// vacant).
   virtual Status evict(Rank rank, const std::string& why) = 0;
+  /// Asks the coordinator that the processes in these seats leave them. Returns the wish's number.
+  /// Errors: FailedPrecondition (a seat is vacant).
+  virtual Result<std::uint64_t> drain(const std::vector<Rank>& ranks, bool now) = 0;
+  /// Asks the coordinator that so many seats be occupied. Returns the wish's number.
+  virtual std::uint64_t scale(std::uint32_t seats, bool now) = 0;
+  /// None: there is no wish of this number (any more).
+  [[nodiscard]] virtual std::optional<Wish> wish(std::uint64_t id) = 0;
   /// SIGKILLs the coordinator. Errors: FailedPrecondition (there is none at the moment).
   virtual Status kill_coordinator() = 0;
   /// What the process in this seat is doing now, from its beacon page; empty when the seat is
@@ -133,6 +150,10 @@ struct RunningJob {
 [[nodiscard]] std::vector<RunningJob> parse_running_jobs(std::string_view proc_net_unix);
 /// Those of this user; of everybody for root.
 [[nodiscard]] std::vector<RunningJob> running_jobs();
+
+/// The one running job of this user whose name begins so.
+/// Errors: FailedPrecondition (none), InvalidArgument (several; the text names them).
+[[nodiscard]] Result<RunningJob> only_job(const std::string& wanted);
 
 /// Asks one job and waits for the answer.
 /// Errors: FailedPrecondition (no such job), Unauthenticated (the socket is not the job owner's),

@@ -42,6 +42,20 @@ class FakeJob : public JobControl {
     done.push_back(fmt::format("evict {}", rank.value()));
     return {};
   }
+  Result<std::uint64_t> drain(const std::vector<Rank>& ranks, bool now) override {
+    if (vacant_ == ranks.front()) return Status(Code::FailedPrecondition, "seat 3 is vacant");
+    for (const Rank rank : ranks)
+      done.push_back(fmt::format("drain {}{}", rank.value(), now ? " now" : ""));
+    return std::uint64_t{5};
+  }
+  std::uint64_t scale(std::uint32_t seats, bool now) override {
+    done.push_back(fmt::format("scale {}{}", seats, now ? " now" : ""));
+    return 6;
+  }
+  std::optional<Wish> wish(std::uint64_t id) override {
+    if (id != 5) return std::nullopt;
+    return Wish{.answered = true, .accepted = true, .text = "rank 2 leaves"};
+  }
   Status kill_coordinator() override {
     done.emplace_back("coordinator");
     return {};
@@ -132,6 +146,39 @@ TEST_F(ControlSocketTest, InjectsAtOnce) {
       fmt::format("signal {} to 2", SIGKILL), fmt::format("signal {} to 1", SIGSTOP),
       fmt::format("signal {} to 1", SIGCONT), "evict 0", "coordinator"};
   EXPECT_EQ(control_.done, expected);
+}
+
+TEST_F(ControlSocketTest, PlannedChangesArePassedOnAndAskedFor) {
+  const auto drain = request({{"do", "drain"}, {"ranks", {2, 0}}, {"now", true}});
+  ASSERT_TRUE(drain) << drain.error().to_string();
+  EXPECT_EQ((*drain)["wish"], 5);
+  const auto scale = request({{"do", "scale"}, {"seats", 3}});
+  ASSERT_TRUE(scale) << scale.error().to_string();
+  EXPECT_EQ((*scale)["wish"], 6);
+  const std::vector<std::string> expected = {"drain 2 now", "drain 0 now", "scale 3"};
+  EXPECT_EQ(control_.done, expected);
+  const auto wish = request({{"do", "wish"}, {"wish", 5}});
+  ASSERT_TRUE(wish) << wish.error().to_string();
+  EXPECT_EQ((*wish)["accepted"], true);
+  EXPECT_EQ((*wish)["done"], false);
+  EXPECT_EQ((*wish)["text"], "rank 2 leaves");
+}
+
+TEST_F(ControlSocketTest, PlannedChangesOfSeatsThatAreNotThereAreRefused) {
+  const std::vector<json> wrong = {{{"do", "drain"}},
+                                   {{"do", "drain"}, {"ranks", {4}}},
+                                   {{"do", "drain"}, {"ranks", {1, 1}}},
+                                   {{"do", "drain"}, {"ranks", {-1}}},
+                                   {{"do", "drain"}, {"ranks", "1"}},
+                                   {{"do", "scale"}},
+                                   {{"do", "scale"}, {"seats", 5}}};
+  for (const json& what : wrong) {
+    const auto answer = request(what);
+    ASSERT_FALSE(answer) << what.dump();
+    EXPECT_NE(answer.error().text().find("E-PLAN-2"), std::string::npos) << answer.error().text();
+  }
+  EXPECT_FALSE(request({{"do", "wish"}, {"wish", 9}}));
+  EXPECT_TRUE(control_.done.empty());
 }
 
 TEST_F(ControlSocketTest, WaitsForTheInstantThatWasNamed) {

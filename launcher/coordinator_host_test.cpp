@@ -137,6 +137,9 @@ class PretendedJob {
   void perform(const host::TellRanks&) {}
   void perform(const host::Log&) {}
   void perform(const host::SetTimer&) {}
+  void perform(const host::AskPark&) {}
+  void perform(const host::Release&) {}
+  void perform(const host::Answered&) {}
 
   std::filesystem::path state_;
   CoordinatorHost::Probe first_probe_;

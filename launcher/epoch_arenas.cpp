@@ -6,6 +6,7 @@
 
 #include "base/check.hpp"
 #include "spi/arena_agent.hpp"
+#include "spi/planned_end.hpp"
 
 namespace regroup::launcher {
 
@@ -115,6 +116,12 @@ Result<std::size_t> EpochArenas::attach(const std::string& name, const std::vect
   if (!made) return made.error();
   current_.push_back(std::move(*made));
   return current_.size() - 1;
+}
+
+void EpochArenas::want_end() {
+  for (const Current& group : current_) {
+    if (group.id == 0) spi::want_end(group.arena.slots);
+  }
 }
 
 Result<WedgeReport> EpochArenas::wedge() {

@@ -41,6 +41,8 @@ class EpochArenas {
   /// an earlier request of this name), ResourceExhausted.
   Result<std::size_t> attach(const std::string& name, const std::vector<Rank>& seats);
 
+  /// Tells the members that the epoch is to end after a step.
+  void want_end();
   /// Wedges every word of every arena, wakes all waiters, and says what the words said. Once an
   /// epoch. Errors: FailedPrecondition when a word says what no member can have written.
   Result<membership::WedgeReport> wedge();

@@ -49,6 +49,7 @@ constexpr std::array<std::string_view, kEventKindCount> kNames = {"job_started",
                                                                   "refused",
                                                                   "warning",
                                                                   "note",
+                                                                  "drained",
                                                                   "job_ended"};
 
 std::int64_t read_clock(clockid_t id) {
@@ -178,6 +179,11 @@ json fields(const events::Injected& e) {
 json fields(const events::Refused& e) { return {{"causes", e.causes}, {"total", e.total}}; }
 json fields(const events::Warning& e) { return {{"code", e.code}, {"text", bounded(e.text)}}; }
 json fields(const events::Note& e) { return {{"about", e.about}, {"text", bounded(e.text)}}; }
+json fields(const events::Drained& e) {
+  return {{"rank", e.rank.value()},
+          {"incarnation", e.incarnation.value()},
+          {"resume_step", e.resume_step}};
+}
 json fields(const events::JobEnded& e) {
   return {{"exit_code", e.exit_code},
           {"origin", e.origin},

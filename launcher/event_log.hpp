@@ -49,9 +49,10 @@ enum class EventKind : std::uint8_t {
   Refused,
   Warning,
   Note,
+  Drained,
   JobEnded,
 };
-inline constexpr int kEventKindCount = 21;
+inline constexpr int kEventKindCount = 22;
 
 /// As it stands in the lines: "job_started", ...
 [[nodiscard]] std::string_view name(EventKind kind);
@@ -188,6 +189,12 @@ struct Note {
   std::string about;
   std::string text;
 };
+/// The process left its seat as planned; it ends by itself.
+struct Drained {
+  Rank rank;
+  Incarnation incarnation;
+  std::uint64_t resume_step = 1;  ///< of the view without it
+};
 struct JobEnded {
   std::int32_t exit_code = 0;
   std::string origin;  ///< app, launcher or signal
@@ -204,7 +211,7 @@ using Event =
                  events::Flushed, events::Replaced, events::Entered, events::FirstOperation,
                  events::CoordinatorLost, events::CoordinatorRestarted, events::Finished,
                  events::Ledger, events::Flight, events::Injected, events::Refused, events::Warning,
-                 events::Note, events::JobEnded>;
+                 events::Note, events::Drained, events::JobEnded>;
 
 [[nodiscard]] EventKind kind_of(const Event& event);
 /// The line's fields, without version, time and kind.

@@ -93,6 +93,7 @@ TEST_F(EventLogTest, EveryKindHasANameOfItsOwnAndComesBack) {
   log.write(events::Refused{{{"wrong_key", 2}}, 5});
   log.write(events::Warning{"E-WAIT-1", "waiting"});
   log.write(events::Note{"policy", "why"});
+  log.write(events::Drained{Rank(1), Incarnation(4), 7});
   log.write(events::JobEnded{0, "app", "done", 4, 1});
   const auto written = lines();
   ASSERT_EQ(written.size(), static_cast<std::size_t>(kEventKindCount));

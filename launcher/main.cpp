@@ -27,6 +27,8 @@ constexpr Command kCommands[] = {
     {"events", "print what happened in a job; -f follows", regroup::launcher::events_command},
     {"report", "losses and causes, recovery by phase, time", regroup::launcher::report_command},
     {"trace", "a job as a Chrome trace, rank by rank", regroup::launcher::trace_command},
+    {"drain", "take healthy ranks out of their seats", regroup::launcher::drain_command},
+    {"scale", "give a running job fewer or more ranks", regroup::launcher::scale_command},
     {"inject", "rehearse a fault in a running job", regroup::launcher::inject_command},
     {"doctor", "what this machine offers, and what it means", regroup::launcher::doctor_command},
     {"env", "which launcher started this process, and why", regroup::launcher::env_command},

@@ -178,6 +178,18 @@ void Narrator::entered(const events::Entered& entered, bool all_entered, TimePoi
   recovering_ = false;
 }
 
+void Narrator::drained(const RankProcess& process, std::uint64_t resume_step, TimePoint now) {
+  log_.write(events::Drained{*process.seat, process.incarnation, resume_step});
+  tell(fmt::format("{} {} (pid {}) drained: it has left its seat, step {} is next", stamp(now),
+                   process.name(), process.spawned.pid, resume_step - 1));
+}
+
+void Narrator::ended_after_drain(const RankProcess& process, const std::string& how) {
+  note({"drained", fmt::format("{} (incarnation {}), which was drained, {}", process.name(),
+                               process.incarnation.value(), how)},
+       false);
+}
+
 void Narrator::finished(const RankProcess& process) {
   log_.write(events::Finished{process.seat, process.incarnation, 0});
 }

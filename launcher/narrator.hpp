@@ -43,6 +43,10 @@ class Narrator {
                       std::size_t survivors, TimePoint now);
   /// `all_entered`: every member has entered this epoch now.
   void entered(const events::Entered& entered, bool all_entered, TimePoint now);
+  /// It left its seat as planned: the others go on from `resume_step`.
+  void drained(const RankProcess& process, std::uint64_t resume_step, TimePoint now);
+  /// A process that was drained has ended.
+  void ended_after_drain(const RankProcess& process, const std::string& how);
   void finished(const RankProcess& process);
   /// Where the process's time went, up to its end; once for each process.
   void ledger(const RankProcess& process, std::uint64_t end_ns);

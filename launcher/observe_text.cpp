@@ -87,6 +87,9 @@ std::string sentence(EventKind kind, const json& fields) {
     case EventKind::Finished:
       return fmt::format("{}, code {}", who(fields), integer(fields, "exit_code"));
     case EventKind::Ledger: return fmt::format("{}:{}", who(fields), shares(fields));
+    case EventKind::Drained:
+      return fmt::format("{} left its seat as planned; the others go on from step {}", who(fields),
+                         integer(fields, "resume_step") - 1);
     case EventKind::Flight:
     case EventKind::JobStarted:
     case EventKind::ProcessStarted:

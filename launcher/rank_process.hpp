@@ -46,6 +46,7 @@ struct RankProcess {
   bool detached = false;
   bool gone = false;  ///< reaped
   bool reported_lost = false;
+  bool released = false;     ///< left its seat as planned
   bool flight_kept = false;  ///< its flight record is in the log directory
   std::optional<ExitStatus> exit;
   std::string fault;  ///< what it said itself before it ended

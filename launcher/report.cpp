@@ -113,6 +113,7 @@ void Report::observe(const Stamp& stamp, EventKind kind, const nlohmann::json& f
     case EventKind::Entered: return on_entered(stamp, fields);
     case EventKind::CoordinatorLost: ++coordinator_losses_; return;
     case EventKind::Injected: ++injected_; return;
+    case EventKind::Drained: return on_drained(stamp, fields);
     case EventKind::Warning: ++warnings_[word(fields, "code")]; return;
     case EventKind::Refused: refused_ = integer(fields, "total"); return;
     case EventKind::CoordinatorRestarted:
@@ -188,6 +189,13 @@ void Report::on_recovery_step(const Stamp& stamp, EventKind kind, const json& fi
   } else {
     recovery.flushed_ns = stamp.offset_ns;
   }
+}
+
+void Report::on_drained(const Stamp& stamp, const json& fields) {
+  life(fields).drained_ns = stamp.offset_ns;
+  json entry = without_line_fields(fields);
+  entry["offset_ns"] = stamp.offset_ns;
+  drained_.push_back(std::move(entry));
 }
 
 void Report::on_replaced(const Stamp& stamp, const json& fields) {
@@ -369,6 +377,7 @@ json Report::to_json() const {
   out["recoveries"] = recoveries_json();
   out["recovery_percentiles"] = percentiles_json();
   out["replacements"] = replacements_;
+  out["drained"] = drained_;
   out["views"] = views_;
   out["ledger"] = ledger_json();
   out["coordinator_losses"] = coordinator_losses_;

@@ -59,7 +59,7 @@ class Report {
  private:
   struct Life {
     Incarnation incarnation;
-    std::optional<std::int64_t> started_ns, attached_ns, lost_ns, finished_ns;
+    std::optional<std::int64_t> started_ns, attached_ns, lost_ns, finished_ns, drained_ns;
     std::int64_t detect_ns = 0;
     std::optional<metrics::Snapshot> time;
     std::size_t recovery = 0;  ///< 1 + index of the one that followed its loss
@@ -84,6 +84,7 @@ class Report {
   void on_lost(const Stamp& stamp, const nlohmann::json& fields);
   void on_installed(const Stamp& stamp, const nlohmann::json& fields);
   void on_entered(const Stamp& stamp, const nlohmann::json& fields);
+  void on_drained(const Stamp& stamp, const nlohmann::json& fields);
   void on_replaced(const Stamp& stamp, const nlohmann::json& fields);
   void on_recovery_step(const Stamp& stamp, EventKind kind, const nlohmann::json& fields);
   void on_process(const Stamp& stamp, EventKind kind, const nlohmann::json& fields);
@@ -104,6 +105,7 @@ class Report {
   nlohmann::json losses_ = nlohmann::json::array();
   nlohmann::json views_ = nlohmann::json::array();
   nlohmann::json replacements_ = nlohmann::json::array();
+  nlohmann::json drained_ = nlohmann::json::array();
   std::map<std::string, std::uint64_t> warnings_;
   std::vector<Recovery> recoveries_;
   std::map<Incarnation, Life> lives_;

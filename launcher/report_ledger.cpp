@@ -28,6 +28,13 @@ std::int64_t asked_ranks(const json& job) {
   return at != job.end() && at->is_number_integer() ? at->get<std::int64_t>() : 0;
 }
 
+/// Without what a process did after it had left its seat.
+Snapshot seated(Snapshot time) {
+  time.wall_ns -= std::min(time.wall_ns, time[Category::Drain]);
+  time[Category::Drain] = 0;
+  return time;
+}
+
 json category_json(const Snapshot& time) {
   json out = json::object();
   for (std::size_t i = 0; i < metrics::kCategories; ++i) {
@@ -41,6 +48,7 @@ json category_json(const Snapshot& time) {
 
 /// What lies between the end of a seat's last life and the end of the job.
 void Report::add_end(metrics::SeatLedger& seat, const Life& last, std::int64_t cursor) const {
+  if (last.drained_ns) return seat.add_vacant(positive(wall_ns_ - cursor));
   if (!last.lost_ns) {
     seat.add_life(span(Category::Unknown, wall_ns_ - cursor));
     return;
@@ -68,15 +76,19 @@ Snapshot Report::seat_time(const std::vector<Incarnation>& holders, std::uint64_
     const Life& one = found->second;
     std::int64_t ended = one.finished_ns.value_or(wall_ns_);
     if (one.lost_ns) ended = *one.lost_ns - one.detect_ns;
+    if (one.drained_ns) ended = *one.drained_ns;
+    std::optional<Snapshot> time = one.time;
+    if (time && one.drained_ns) time = seated(*time);
     std::int64_t began = one.started_ns.value_or(cursor);
-    if (one.time) {
-      began = ended -
-              static_cast<std::int64_t>(one.time->wall_ns -
-                                        std::min(one.time->wall_ns, (*one.time)[Category::Spare]));
+    if (time) {
+      began = ended - static_cast<std::int64_t>(time->wall_ns -
+                                                std::min(time->wall_ns, (*time)[Category::Spare]));
     }
     began = std::max(began, cursor);
     if (before == nullptr) {
       seat.add_life(span(Category::Launch, began - cursor));
+    } else if (before->drained_ns) {
+      seat.add_vacant(positive(began - cursor));
     } else {
       metrics::Gap gap{.died_ns = positive(cursor), .attached_ns = positive(began)};
       gap.detected_ns = positive(before->lost_ns.value_or(0));
@@ -86,7 +98,7 @@ Snapshot Report::seat_time(const std::vector<Incarnation>& holders, std::uint64_
       seat.add_gap(gap);
     }
     // A process that never attached kept no ledger: what it did is not known.
-    seat.add_life(one.time ? *one.time : span(Category::Unknown, ended - began));
+    seat.add_life(time ? *time : span(Category::Unknown, ended - began));
     cursor = std::max(ended, began);
     before = &one;
   }

@@ -72,6 +72,9 @@ class RunShell final : public JobControl {
   [[nodiscard]] JobStatus status() override;
   Status signal(Rank rank, int signal) override;
   Status evict(Rank rank, const std::string& why) override;
+  Result<std::uint64_t> drain(const std::vector<Rank>& ranks, bool now) override;
+  std::uint64_t scale(std::uint32_t seats, bool now) override;
+  [[nodiscard]] std::optional<Wish> wish(std::uint64_t id) override;
   Status kill_coordinator() override;
   [[nodiscard]] std::optional<metrics::Doing> doing(Rank rank) override;
   void refused_other_user() override;
@@ -127,8 +130,10 @@ class RunShell final : public JobControl {
   void on(RankProcess& process, const control::Detach& message);
   void on(RankProcess& process, const control::Fault& message);
   void on(RankProcess& process, const control::EndEpoch& message);
+  void on(RankProcess& process, const control::RankParked& message);
   void keep(RankProcess& process, const control::KeepMemory& message, std::vector<base::Fd> fds);
-  void assign(RankProcess& process);
+  /// `was_vacant`: nobody had the seat in the epoch before.
+  void assign(RankProcess& process, bool was_vacant = false);
 
   // run_shell_effects.cpp: what the machines decided.
   void perform(const supervisor::Fork& effect);
@@ -149,7 +154,10 @@ class RunShell final : public JobControl {
   void perform(const membership::host::EndAll& effect);
   void perform(const membership::host::Log& effect);
   void perform(const membership::host::SetTimer& effect);
-  void seat_newcomers(const membership::host::MakeView& effect,
+  void perform(const membership::host::AskPark& effect);
+  void perform(const membership::host::Release& effect);
+  void perform(const membership::host::Answered& effect);
+  void seat_newcomers(const membership::host::MakeView& effect, const membership::View& before,
                       std::vector<Narrator::Newcomer>& newcomers);
   void tell_view(RankProcess& process, const std::string& cause);
   void read_beats();
@@ -217,6 +225,17 @@ class RunShell final : public JobControl {
   std::uint64_t detached_beats_ = 0;
   std::string cause_;  ///< the first loss that mattered
   membership::Round round_;
+
+  /// A planned change that a person asked for.
+  struct Asked {
+    std::vector<Incarnation> leaving;
+    std::optional<std::uint32_t> seats;
+    Wish wish;
+  };
+  std::uint64_t keep_wish(Asked asked);
+  void look_at_wishes();
+  std::map<std::uint64_t, Asked> wishes_;  ///< the newest ones
+  std::uint64_t wishes_asked_ = 0;
 
   struct Ending {
     int exit_code = 0;

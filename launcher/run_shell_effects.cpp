@@ -89,6 +89,11 @@ void RunShell::perform(const sv::Lost& effect) {
   RankProcess* process = find(effect.incarnation);
   if (process == nullptr) return;
   const TimePoint now = Clock::now();
+  if (process->released) {
+    if (effect.kind == EvidenceKind::Reaped && process->exit)
+      narrator_.ended_after_drain(*process, process->exit->text());
+    return post(host::Lost{effect.incarnation, evidence_of(*process, effect)});
+  }
   const Evidence evidence = evidence_of(*process, effect);
   // First the machine, whose words must be wedged at once; what people read can wait.
   post(host::Lost{effect.incarnation, evidence});
@@ -104,7 +109,11 @@ void RunShell::perform(const sv::Lost& effect) {
 void RunShell::perform(const sv::Finished& effect) {
   RankProcess* process = find(effect.incarnation);
   if (process == nullptr) return;
-  if (process->seat) finished_ += 1;
+  if (process->released) {
+    narrator_.ended_after_drain(*process, "ended with code 0");
+  } else if (process->seat) {
+    finished_ += 1;
+  }
   narrator_.finished(*process);
   post(host::Finished{effect.incarnation, process->detached || !process->attached});
 }
@@ -149,7 +158,7 @@ void RunShell::perform(const host::WriteDecision& effect) {
                     Clock::now());
 }
 
-void RunShell::seat_newcomers(const host::MakeView& effect,
+void RunShell::seat_newcomers(const host::MakeView& effect, const membership::View& before,
                               std::vector<Narrator::Newcomer>& newcomers) {
   for (const Member& member : effect.assigned) {
     RankProcess* process = find(member.incarnation);
@@ -158,7 +167,8 @@ void RunShell::seat_newcomers(const host::MakeView& effect,
     if (process->seat != member.rank) {
       process->seat = member.rank;
       process->life = lives_[member.rank]++;
-      assign(*process);
+      const auto seat = static_cast<std::size_t>(member.rank.value());
+      assign(*process, seat < before.seats.size() && before.seats[seat] == Incarnation{});
       // Its lines so far stand in the spare's folder; the seat's folder points there.
       if (!outer_.shims) (void)adopt_logs(options_.log_dir, member.rank, member.incarnation).ok();
     }
@@ -179,6 +189,7 @@ void RunShell::tell_view(RankProcess& process, const std::string& cause) {
 }
 
 void RunShell::perform(const host::MakeView& effect) {
+  const membership::View before = arenas_.view();
   if (const Status made = arenas_.install(effect.view); !made) {
     narrator_.warning("E-MEM-1", fmt::format("no shared memory for epoch {}: {}",
                                              effect.view.epoch.value(), made.text()));
@@ -186,7 +197,7 @@ void RunShell::perform(const host::MakeView& effect) {
     return;
   }
   std::vector<Narrator::Newcomer> newcomers;
-  seat_newcomers(effect, newcomers);
+  seat_newcomers(effect, before, newcomers);
   for (const Member& member : effect.local) {
     if (RankProcess* process = find(member.incarnation)) tell_view(*process, effect.cause);
   }
@@ -194,6 +205,7 @@ void RunShell::perform(const host::MakeView& effect) {
   arenas_.prepare_next(options_.on_loss == OnLoss::Shrink);
   narrator_.view_installed(effect.view, newcomers, effect.local.size() - newcomers.size(),
                            Clock::now());
+  look_at_wishes();
   for (std::size_t seat = 0; seat < effect.view.seats.size(); ++seat) {
     if (effect.view.seats[seat] != Incarnation{}) {
       last_in_seat_[Rank{static_cast<std::int32_t>(seat)}] = effect.view.seats[seat];
@@ -230,7 +242,8 @@ void RunShell::perform(const host::Kill& effect) {
 void RunShell::perform(const host::TellRanks& effect) {
   const control::LossNotice notice{effect.epoch, effect.lost, effect.text};
   for (auto& [incarnation, process] : processes_) {
-    if (process->attached && !process->gone && process->seat) send(*process, notice);
+    if (process->attached && !process->gone && !process->released && process->seat)
+      send(*process, notice);
   }
 }
 
@@ -240,7 +253,37 @@ void RunShell::perform(const host::EndAll& effect) {
   end_job(effect.end.exit_code, "app", effect.end.reason, false);
 }
 
+void RunShell::perform(const host::AskPark&) { arenas_.want_end(); }
+
+void RunShell::perform(const host::Release& effect) {
+  RankProcess* process = find(effect.member.incarnation);
+  if (process == nullptr || process->gone) return;
+  process->released = true;
+  narrator_.drained(*process, effect.resume_step, Clock::now());
+  send(*process, control::Released{fmt::format(
+                     "{} (incarnation {}) was drained: it has left its seat, and the job goes on "
+                     "without it from step {}",
+                     process->name(), effect.member.incarnation.value(), effect.resume_step - 1)});
+}
+
+void RunShell::perform(const host::Answered& effect) {
+  const auto found = wishes_.find(effect.answer.id);
+  if (found == wishes_.end()) return;
+  Wish& wish = found->second.wish;
+  wish.answered = true;
+  wish.accepted = effect.answer.accepted;
+  wish.text = effect.answer.text;
+  look_at_wishes();
+}
+
 void RunShell::perform(const host::Log& effect) {
+  if (effect.note.kind == "change_dropped") {
+    for (auto& [id, asked] : wishes_) {
+      if (asked.wish.done || !asked.wish.accepted) continue;
+      asked.wish.dropped = true;
+      asked.wish.text = effect.note.text;
+    }
+  }
   narrator_.note(effect.note, options_.verbosity > 1);
 }
 

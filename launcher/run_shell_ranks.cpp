@@ -123,13 +123,14 @@ void RunShell::on(RankProcess& process, const control::Hello&) {
   if (ending_) send(process, control::Stop{ending_->exit_code, ending_->reason});
 }
 
-void RunShell::assign(RankProcess& process) {
+void RunShell::assign(RankProcess& process, bool was_vacant) {
   control::Assign message;
   message.seat = *process.seat;
   message.life = process.life;
   std::vector<int> fds;
   for (const auto& [what, memory] : kept_[*process.seat]) {
-    message.kept.push_back(what);
+    // While a seat is vacant its own state stands still, and its mirror has an older step.
+    message.kept.push_back(was_vacant && what == "mirror" ? "vacant-mirror" : what);
     fds.push_back(memory.get());
   }
   send(process, message, fds);
@@ -158,7 +159,7 @@ void RunShell::on(RankProcess& process, const control::AttachGroup& message) {
 void RunShell::keep(RankProcess& process, const control::KeepMemory& message,
                     std::vector<base::Fd> fds) {
   constexpr std::size_t kKindsMax = 8;
-  if (!process.seat || fds.size() != 1) return;
+  if (!process.seat || process.released || fds.size() != 1) return;
   auto& kept = kept_[*process.seat];
   if (kept.size() >= kKindsMax && !kept.contains(message.what)) return;
   kept[message.what] = std::move(fds[0]);
@@ -186,11 +187,17 @@ void RunShell::on(RankProcess& process, const control::Entered& message) {
 void RunShell::on(RankProcess& process, const control::Detach&) {
   process.detached = true;
   post(supervisor::DetachSeen{process.incarnation});
+  // Nobody waits for it at the end of a step.
+  post(membership::host::Parked{process.incarnation, arenas_.view().epoch});
 }
 
 void RunShell::on(RankProcess& process, const control::Fault& message) {
   process.fault = message.text;
   narrator_.note({"fault", fmt::format("{}: {}", process.name(), message.text)}, true);
+}
+
+void RunShell::on(RankProcess& process, const control::RankParked& message) {
+  post(membership::host::Parked{process.incarnation, message.epoch});
 }
 
 void RunShell::on(RankProcess& process, const control::EndEpoch& message) {

@@ -210,7 +210,8 @@ JobStatus RunShell::status() {
                    });
   for (const RankProcess* process : processes) {
     ProcessStatus line{process->seat, process->incarnation, process->spawned.pid};
-    line.state = process->detached             ? "finished"
+    line.state = process->released             ? "drained"
+                 : process->detached           ? "finished"
                  : process->entered != Epoch{} ? "healed"
                  : process->attached           ? "joined"
                                                : "starting";
@@ -237,6 +238,57 @@ Status RunShell::evict(Rank rank, const std::string& why) {
   }
   post(membership::host::Evict{process->incarnation, why});
   return {};
+}
+
+std::uint64_t RunShell::keep_wish(Asked asked) {
+  constexpr std::size_t kWishesMax = 64;
+  wishes_.emplace(++wishes_asked_, std::move(asked));
+  if (wishes_.size() > kWishesMax) wishes_.erase(wishes_.begin());
+  return wishes_asked_;
+}
+
+Result<std::uint64_t> RunShell::drain(const std::vector<Rank>& ranks, bool now) {
+  Asked asked;
+  for (const Rank rank : ranks) {
+    const RankProcess* process = holder(rank);
+    if (process == nullptr || process->gone) {
+      return Status(
+          Code::FailedPrecondition,
+          fmt::format("E-PLAN-2 seat {} is vacant: nobody is there to drain", rank.value()));
+    }
+    asked.leaving.push_back(process->incarnation);
+  }
+  const std::vector<Incarnation> leaving = asked.leaving;
+  const std::uint64_t id = keep_wish(std::move(asked));
+  post(membership::host::Drain{id, leaving, now});
+  return id;
+}
+
+std::uint64_t RunShell::scale(std::uint32_t seats, bool now) {
+  const std::uint64_t id = keep_wish({.leaving = {}, .seats = seats, .wish = {}});
+  post(membership::host::Scale{id, seats, now});
+  return id;
+}
+
+std::optional<Wish> RunShell::wish(std::uint64_t id) {
+  const auto found = wishes_.find(id);
+  return found == wishes_.end() ? std::nullopt : std::optional(found->second.wish);
+}
+
+/// After each answer and each view.
+void RunShell::look_at_wishes() {
+  const std::vector<Incarnation>& seats = arenas_.view().seats;
+  const auto occupied =
+      static_cast<std::uint32_t>(seats.size() - static_cast<std::size_t>(std::count(
+                                                    seats.begin(), seats.end(), Incarnation{})));
+  for (auto& [id, asked] : wishes_) {
+    const bool still_there =
+        std::any_of(asked.leaving.begin(), asked.leaving.end(), [&](Incarnation leaving) {
+          return std::find(seats.begin(), seats.end(), leaving) != seats.end();
+        });
+    const bool as_wanted = asked.seats ? *asked.seats == occupied : !still_there;
+    if (asked.wish.accepted && !asked.wish.dropped && as_wanted) asked.wish.done = true;
+  }
 }
 
 Status RunShell::kill_coordinator() {

@@ -10,6 +10,7 @@
 #include "base/check.hpp"
 #include "collective/kernels.hpp"
 #include "collective/runner_impl.hpp"
+#include "spi/planned_end.hpp"
 
 namespace regroup::collective {
 namespace {
@@ -370,6 +371,7 @@ Outcome SlotRunner::Impl::settle(Deadline until) {
 Outcome SlotRunner::Impl::commit(std::uint64_t step, Deadline until) {
   hook(Instant::BeforePrepare, step, -1);
   spi::Word& own = slots_.step_word(me_);
+  spi::announce_last_step(slots_, me_, step);
   if (!spi::try_advance(own, step)) return step_verdict(step, until);
   mine_.prepared = step;
   spi::ring_waiters(slots_, me_);

@@ -127,7 +127,7 @@ membership::ProcessInfo get(Reader& in, const wire::ProcessInfo* from) {
   return {
       .incarnation = Incarnation(from->incarnation()),
       .seat = seat(from->seat()),
-      .state = in.one_of(from->state(), membership::ProcessState::Finished, "state of a process"),
+      .state = in.one_of(from->state(), membership::ProcessState::Released, "state of a process"),
       .evidence = get(in, from->evidence())};
 }
 
@@ -168,6 +168,7 @@ Fault get(Reader& in, const wire::Fault* from) {
 EndEpoch get(Reader& in, const wire::EndEpoch* from) {
   return {.epoch = Epoch(from->epoch()), .why = in.text(from->why())};
 }
+RankParked get(Reader&, const wire::RankParked* from) { return {.epoch = Epoch(from->epoch())}; }
 
 // ---- agent -> rank ----
 
@@ -208,6 +209,7 @@ Refused get(Reader& in, const wire::Refused* from) {
   return {.code = in.one_of(from->code(), Code::Internal, "error code"),
           .text = in.text(from->text())};
 }
+Released get(Reader& in, const wire::Released* from) { return {.text = in.text(from->text())}; }
 
 // ---- shim -> agent ----
 
@@ -298,6 +300,16 @@ membership::EvictRequest get(Reader& in, const wire::EvictRequest* from) {
 membership::StopRequest get(Reader& in, const wire::StopRequest* from) {
   return {in.text(from->why()), from->exit_code()};
 }
+membership::DrainRequest get(Reader& in, const wire::DrainRequest* from) {
+  return {from->id(),
+          in.list<std::uint64_t>(from->incarnations(),
+                                 [](std::uint64_t raw) { return Incarnation(raw); }),
+          from->now()};
+}
+membership::ScaleRequest get(Reader&, const wire::ScaleRequest* from) {
+  return {from->id(), from->seats(), from->now()};
+}
+membership::Parked get(Reader&, const wire::EpochParked* from) { return {Epoch(from->epoch())}; }
 
 // ---- coordinator -> agent ----
 
@@ -315,13 +327,17 @@ membership::StoreDecision get(Reader& in, const wire::StoreDecision* from) {
           .lost = members(in, from->lost())};
 }
 membership::InstallView get(Reader& in, const wire::InstallView* from) {
-  return {get(in, from->view()), members(in, from->lost())};
+  return {get(in, from->view()), members(in, from->lost()), members(in, from->released())};
 }
 membership::EndJob get(Reader& in, const wire::EndJob* from) {
   return {from->exit_code(), in.text(from->reason())};
 }
 membership::Note get(Reader& in, const wire::Note* from) {
   return {in.text(from->kind()), in.text(from->text())};
+}
+membership::ParkEpoch get(Reader&, const wire::ParkEpoch* from) { return {Epoch(from->epoch())}; }
+membership::Answer get(Reader& in, const wire::Answer* from) {
+  return {from->id(), from->accepted(), in.text(from->text())};
 }
 
 membership::DurableState get(Reader& in, const wire::DurableState* from) {
@@ -344,6 +360,11 @@ membership::DurableState get(Reader& in, const wire::DurableState* from) {
   });
   state.progress_seen = Epoch(from->progress_seen());
   state.newcomers_from = Incarnation(from->newcomers_from());
+  state.planned = in.list<wire::PlannedChange>(from->planned(), [](const wire::PlannedChange& raw) {
+    return membership::PlannedChange{Rank(raw.rank()), Incarnation(raw.incarnation()), raw.vacate(),
+                                     raw.now()};
+  });
+  state.released = members(in, from->released());
   return state;
 }
 
@@ -430,7 +451,7 @@ template <>
 Result<RankMessage> decode<RankMessage>(std::span<const std::byte> bytes) {
   static constexpr auto kKnown =
       getters<RankMessage, wire::Hello, wire::BeaconHeld, wire::AttachGroup, wire::KeepMemory,
-              wire::Entered, wire::Detach, wire::Fault, wire::EndEpoch>();
+              wire::Entered, wire::Detach, wire::Fault, wire::EndEpoch, wire::RankParked>();
   return open_envelope<RankMessage, wire::RankEnvelope>(bytes, "RGRA", kKnown);
 }
 
@@ -438,7 +459,7 @@ template <>
 Result<AgentToRank> decode<AgentToRank>(std::span<const std::byte> bytes) {
   static constexpr auto kKnown =
       getters<AgentToRank, wire::Welcome, wire::Assign, wire::ViewInstalled, wire::GroupReady,
-              wire::LossNotice, wire::Stop, wire::Refused>();
+              wire::LossNotice, wire::Stop, wire::Refused, wire::Released>();
   return open_envelope<AgentToRank, wire::AgentToRankEnvelope>(bytes, "RGAR", kKnown);
 }
 
@@ -463,16 +484,17 @@ Result<membership::AgentMessage> decode<membership::AgentMessage>(
   static constexpr auto kKnown =
       getters<membership::AgentMessage, wire::AgentHello, wire::ProcessJoined, wire::ProcessHealed,
               wire::ProcessLost, wire::ProcessFinished, wire::Wedged, wire::DecisionStored,
-              wire::Installed, wire::StartFailed, wire::EvictRequest, wire::StopRequest>();
+              wire::Installed, wire::StartFailed, wire::EvictRequest, wire::StopRequest,
+              wire::DrainRequest, wire::ScaleRequest, wire::EpochParked>();
   return open_envelope<membership::AgentMessage, wire::AgentEnvelope>(bytes, "RGAC", kKnown);
 }
 
 template <>
 Result<membership::CoordinatorMessage> decode<membership::CoordinatorMessage>(
     std::span<const std::byte> bytes) {
-  static constexpr auto kKnown =
-      getters<membership::CoordinatorMessage, wire::StartProcess, wire::WedgeEpoch,
-              wire::StoreDecision, wire::InstallView, wire::EndJob, wire::Note>();
+  static constexpr auto kKnown = getters<membership::CoordinatorMessage, wire::StartProcess,
+                                         wire::WedgeEpoch, wire::StoreDecision, wire::InstallView,
+                                         wire::EndJob, wire::Note, wire::ParkEpoch, wire::Answer>();
   return open_envelope<membership::CoordinatorMessage, wire::CoordinatorEnvelope>(bytes, "RGCA",
                                                                                   kKnown);
 }

@@ -120,6 +120,10 @@ auto put(FlatBufferBuilder& to, const EndEpoch& message) {
   const auto& [epoch, why] = message;
   return wire::CreateEndEpoch(to, epoch.value(), put(to, why));
 }
+auto put(FlatBufferBuilder& to, const RankParked& message) {
+  const auto& [epoch] = message;
+  return wire::CreateRankParked(to, epoch.value());
+}
 
 // ---- agent -> rank ----
 
@@ -155,6 +159,10 @@ auto put(FlatBufferBuilder& to, const Stop& message) {
 auto put(FlatBufferBuilder& to, const Refused& message) {
   const auto& [code, text] = message;
   return wire::CreateRefused(to, number(code), put(to, text));
+}
+auto put(FlatBufferBuilder& to, const Released& message) {
+  const auto& [text] = message;
+  return wire::CreateReleased(to, put(to, text));
 }
 
 // ---- shim -> agent ----
@@ -262,6 +270,21 @@ auto put(FlatBufferBuilder& to, const membership::StopRequest& message) {
   const auto& [why, exit_code] = message;
   return wire::CreateStopRequest(to, put(to, why), exit_code);
 }
+auto put(FlatBufferBuilder& to, const membership::DrainRequest& message) {
+  const auto& [id, incarnations, now] = message;
+  std::vector<std::uint64_t> raw;
+  raw.reserve(incarnations.size());
+  for (const Incarnation incarnation : incarnations) raw.push_back(incarnation.value());
+  return wire::CreateDrainRequest(to, id, to.CreateVector(raw), now);
+}
+auto put(FlatBufferBuilder& to, const membership::ScaleRequest& message) {
+  const auto& [id, seats, now] = message;
+  return wire::CreateScaleRequest(to, id, seats, now);
+}
+auto put(FlatBufferBuilder& to, const membership::Parked& message) {
+  const auto& [epoch] = message;
+  return wire::CreateEpochParked(to, epoch.value());
+}
 
 // ---- coordinator -> agent ----
 
@@ -280,9 +303,10 @@ auto put(FlatBufferBuilder& to, const membership::StoreDecision& message) {
                                    put(to, lost));
 }
 auto put(FlatBufferBuilder& to, const membership::InstallView& message) {
-  const auto& [view, lost] = message;
+  const auto& [view, lost, released] = message;
   const auto view_at = put(to, view);
-  return wire::CreateInstallView(to, view_at, put(to, lost));
+  const auto lost_at = put(to, lost);
+  return wire::CreateInstallView(to, view_at, lost_at, put(to, released));
 }
 auto put(FlatBufferBuilder& to, const membership::EndJob& message) {
   const auto& [exit_code, reason] = message;
@@ -293,10 +317,18 @@ auto put(FlatBufferBuilder& to, const membership::Note& message) {
   const auto kind_at = put(to, kind);
   return wire::CreateNote(to, kind_at, put(to, text));
 }
+auto put(FlatBufferBuilder& to, const membership::ParkEpoch& message) {
+  const auto& [epoch] = message;
+  return wire::CreateParkEpoch(to, epoch.value());
+}
+auto put(FlatBufferBuilder& to, const membership::Answer& message) {
+  const auto& [id, accepted, text] = message;
+  return wire::CreateAnswer(to, id, accepted, put(to, text));
+}
 
 auto put(FlatBufferBuilder& to, const membership::DurableState& state) {
   const auto& [config, view, next_incarnation, term, state_exists, ended, losses, progress_seen,
-               newcomers_from] = state;
+               newcomers_from, planned, released] = state;
   const auto& [ranks, ranks_min, spares, on_loss, replacements_max, restart_unattached] = config;
   const auto config_at = wire::CreateJobConfig(to, ranks, ranks_min, spares, number(on_loss),
                                                replacements_max, restart_unattached);
@@ -307,9 +339,14 @@ auto put(FlatBufferBuilder& to, const membership::DurableState& state) {
     lost.emplace_back(rank.value(), incarnation.value(), step, at_ns);
   }
   const auto losses_at = to.CreateVectorOfStructs(lost);
-  return wire::CreateDurableState(to, kProtocolVersion, config_at, put(to, view),
-                                  next_incarnation.value(), term, state_exists, ended_at, losses_at,
-                                  progress_seen.value(), newcomers_from.value());
+  std::vector<wire::PlannedChange> changes;
+  for (const auto& [rank, incarnation, vacate, now] : planned)
+    changes.emplace_back(rank.value(), vacate, now, incarnation.value());
+  const auto planned_at = to.CreateVectorOfStructs(changes);
+  const auto released_at = put(to, released);
+  return wire::CreateDurableState(
+      to, kProtocolVersion, config_at, put(to, view), next_incarnation.value(), term, state_exists,
+      ended_at, losses_at, progress_seen.value(), newcomers_from.value(), planned_at, released_at);
 }
 
 template <class Root>

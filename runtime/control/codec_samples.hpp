@@ -49,7 +49,8 @@ inline std::vector<RankMessage> rank_messages() {
       Fault{},
       Fault{.code = -1, .text = "no data"},
       EndEpoch{},
-      EndEpoch{.epoch = Epoch(8), .why = "deadline"}};
+      EndEpoch{.epoch = Epoch(8), .why = "deadline"},
+      RankParked{.epoch = Epoch(7)}};
 }
 
 inline std::vector<AgentToRank> agent_to_rank() {
@@ -73,7 +74,9 @@ inline std::vector<AgentToRank> agent_to_rank() {
           Stop{},
           Stop{.exit_code = 137, .reason = "Ctrl-C"},
           Refused{},
-          Refused{.code = Code::ResourceExhausted, .text = "no memory"}};
+          Refused{.code = Code::ResourceExhausted, .text = "no memory"},
+          Released{},
+          Released{.text = "rank 2 was drained"}};
 }
 
 inline Program program() {
@@ -131,7 +134,12 @@ inline std::vector<membership::AgentMessage> agent_messages() {
           EvictRequest{},
           EvictRequest{Incarnation(8), "by hand"},
           StopRequest{},
-          StopRequest{"Ctrl-C", 130}};
+          StopRequest{"Ctrl-C", 130},
+          DrainRequest{},
+          DrainRequest{1ULL << 40, {Incarnation(3), Incarnation(5)}, true},
+          ScaleRequest{},
+          ScaleRequest{7, 3, true},
+          Parked{Epoch(8)}};
 }
 
 inline std::vector<membership::CoordinatorMessage> coordinator_messages() {
@@ -147,29 +155,35 @@ inline std::vector<membership::CoordinatorMessage> coordinator_messages() {
                         .committed_step = 8,
                         .lost = lost()},
           InstallView{},
-          InstallView{view(), lost()},
+          InstallView{view(), lost(), {{Rank(1), Incarnation(6)}}},
           EndJob{},
           EndJob{75, "no spare left"},
           Note{},
-          Note{"evict", "rank 2: silent for 1.5 s"}};
+          Note{"evict", "rank 2: silent for 1.5 s"},
+          ParkEpoch{Epoch(9)},
+          Answer{},
+          Answer{1ULL << 40, true, "rank 2 leaves"}};
 }
 
 inline std::vector<membership::DurableState> durable_states() {
-  membership::DurableState full{.config = {.ranks = 8,
-                                           .ranks_min = 4,
-                                           .spares = 2,
-                                           .on_loss = OnLoss::Shrink,
-                                           .replacements_max = 3,
-                                           .restart_unattached = true},
-                                .view = view(),
-                                .next_incarnation = Incarnation(42),
-                                .term = 5,
-                                .state_exists = true,
-                                .ended = membership::EndJob{75, "end"},
-                                .losses = {{Rank(2), Incarnation(7), 3, TimePoint(nanoseconds(9))},
-                                           {Rank(-1), Incarnation(8), 0, TimePoint{}}},
-                                .progress_seen = Epoch(4),
-                                .newcomers_from = Incarnation(9)};
+  membership::DurableState full{
+      .config = {.ranks = 8,
+                 .ranks_min = 4,
+                 .spares = 2,
+                 .on_loss = OnLoss::Shrink,
+                 .replacements_max = 3,
+                 .restart_unattached = true},
+      .view = view(),
+      .next_incarnation = Incarnation(42),
+      .term = 5,
+      .state_exists = true,
+      .ended = membership::EndJob{75, "end"},
+      .losses = {{Rank(2), Incarnation(7), 3, TimePoint(nanoseconds(9))},
+                 {Rank(-1), Incarnation(8), 0, TimePoint{}}},
+      .progress_seen = Epoch(4),
+      .newcomers_from = Incarnation(9),
+      .planned = {{Rank(2), Incarnation(77), true, true}, {Rank(1), Incarnation(0), false, false}},
+      .released = {{Rank(0), Incarnation(1)}}};
   return {membership::DurableState{}, full};
 }
 

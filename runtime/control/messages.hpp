@@ -15,7 +15,7 @@
 
 namespace regroup::control {
 
-inline constexpr std::uint32_t kProtocolVersion = 2;
+inline constexpr std::uint32_t kProtocolVersion = 3;
 
 // ---- rank -> agent ----
 
@@ -77,8 +77,14 @@ struct Fault {
   bool operator==(const Fault&) const = default;
 };
 
-using RankMessage =
-    std::variant<Hello, BeaconHeld, AttachGroup, KeepMemory, Entered, Detach, Fault, EndEpoch>;
+/// The program stands at the end of the epoch's last step, in next(), and waits for the next view.
+struct RankParked {
+  Epoch epoch;
+  bool operator==(const RankParked&) const = default;
+};
+
+using RankMessage = std::variant<Hello, BeaconHeld, AttachGroup, KeepMemory, Entered, Detach, Fault,
+                                 EndEpoch, RankParked>;
 
 // ---- agent -> rank ----
 
@@ -145,7 +151,14 @@ struct Refused {
   bool operator==(const Refused&) const = default;
 };
 
+/// This process has left its seat by a planned change (`regroup drain`, `regroup scale`): the job
+/// goes on without it, and blocked calls return Cancelled with this text.
+struct Released {
+  std::string text;
+  bool operator==(const Released&) const = default;
+};
+
 using AgentToRank =
-    std::variant<Welcome, Assign, ViewInstalled, GroupReady, LossNotice, Stop, Refused>;
+    std::variant<Welcome, Assign, ViewInstalled, GroupReady, LossNotice, Stop, Refused, Released>;
 
 }  // namespace regroup::control

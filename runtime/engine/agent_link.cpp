@@ -180,6 +180,10 @@ void AgentLink::handle(control::AgentToRank message, std::vector<base::Fd> fds) 
       if (parked) std::_Exit(0);
       link.fail({Code::Cancelled, fmt::format("the job is ending: {}", stop.reason)});
     }
+    void operator()(const control::Released& released) const {
+      link.released_.store(true, std::memory_order_release);
+      link.fail({Code::Cancelled, released.text});
+    }
     void operator()(const control::Refused& refused) const {
       const std::lock_guard lock(link.mutex_);
       link.refused_ = Status(refused.code, refused.text);
@@ -312,6 +316,8 @@ Status AgentLink::entered(control::Entered message) { return send(message); }
 Status AgentLink::send_end_epoch(Epoch epoch, const std::string& why) {
   return send(control::EndEpoch{epoch, why});
 }
+
+Status AgentLink::parked(Epoch epoch) { return send(control::RankParked{epoch}); }
 
 Status AgentLink::fault(const Status& why) {
   return send(control::Fault{static_cast<std::int32_t>(why.code()), std::string(why.text())});

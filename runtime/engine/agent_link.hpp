@@ -79,6 +79,10 @@ class AgentLink {
   }
   /// Tells the agent that this process cannot go on, and why.
   Status fault(const Status& why);
+  /// The program waits at the end of the last step of `epoch`.
+  Status parked(Epoch epoch);
+  /// This process has left its seat by a planned change, and running() says so.
+  [[nodiscard]] bool released() const { return released_.load(std::memory_order_acquire); }
 
   /// Tells the agent that the end of the beacon, soon, is no loss: the exit code says what it is.
   void leave();
@@ -120,7 +124,8 @@ class AgentLink {
   Epoch groups_epoch_;
   std::optional<Status> refused_;
   std::optional<control::LossNotice> last_loss_;
-  Status ended_;                   ///< not Ok: the job is over for this process
+  Status ended_;  ///< not Ok: the job is over for this process
+  std::atomic<bool> released_{false};
   std::atomic<bool> over_{false};  ///< ended_ is not Ok; asked by each operation, without the lock
 
   std::jthread engine_;  ///< last: joins before the rest goes

@@ -228,6 +228,7 @@ int Job::rank() const { return impl_->seat().rank.value(); }
 int Job::size() const { return static_cast<int>(impl_->seat().ranks); }
 Incarnation Job::incarnation() const { return impl_->seat().incarnation; }
 bool Job::is_replacement() const { return impl_->seat().replacement; }
+bool Job::drained() const { return impl_->link().released(); }
 ProcessGroup Job::world() const { return ProcessGroup(impl_->world()); }
 State Job::state() { return State(impl_.get()); }
 Steps Job::steps(std::uint64_t total) {

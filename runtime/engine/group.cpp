@@ -10,6 +10,7 @@
 #include "base/check.hpp"
 #include "engine/job.hpp"
 #include "engine/result_check.hpp"
+#include "spi/planned_end.hpp"
 
 namespace regroup::engine {
 namespace {
@@ -195,6 +196,10 @@ Status GroupImpl::end_epoch(std::string_view why) const {
 void GroupImpl::leave() {
   if (!runner_) return;
   if (const auto damage = runner_->look_for_damage()) (void)end_epoch(*damage);
+}
+
+bool GroupImpl::ends_after(std::uint64_t step) const {
+  return spi::is_last_step(group_->arena.slots, step);
 }
 
 Status GroupImpl::validate_collective(const collective::OpSpec& spec) const {

@@ -80,6 +80,8 @@ class GroupImpl {
   [[nodiscard]] bool wedged() const;
   /// This rank leaves the job: what others wait for must say what this rank did.
   void leave();
+  /// On the world, once `step` is committed: whether its epoch is to end there, without a loss.
+  [[nodiscard]] bool ends_after(std::uint64_t step) const;
 
   /// Runs the operation on this thread, or behind the asynchronous ones that are pending. Blocks.
   Status perform(const Request& request);

@@ -16,6 +16,8 @@ namespace {
 using metrics::Category;
 
 constexpr const char* kMirror = "mirror";
+/// What a seat left when it became vacant.
+constexpr const char* kVacantMirror = "vacant-mirror";
 constexpr const char* kPrologue = "prologue";
 constexpr std::chrono::seconds kCauseTimeout{1};
 constexpr int kDamagedAttemptsMax = 3;
@@ -227,12 +229,26 @@ Status JobImpl::prepare_first_entry() {
   return {};
 }
 
-Status JobImpl::enter() {
+bool JobImpl::at_planned_end() const { return entered_ == epoch() && world_->ends_after(applied_); }
+
+Status JobImpl::enter(bool goes_on) {
   if (auto status = usable(); !status) return status;
   if (auto status = too_often_damaged(); !status) return give_up(std::move(status));
   if (auto status = prepare_first_entry(); !status) return status;
-  while (must_enter()) {
-    auto status = world_->wedged() ? await_next_view(spi::kNoDeadline) : enter_bound();
+  while (must_enter() || (goes_on && at_planned_end())) {
+    Status status;
+    if (world_->wedged()) {
+      status = await_next_view(spi::kNoDeadline);
+    } else if (at_planned_end()) {
+      status = link_->parked(epoch());
+      if (status) status = await_next_view(spi::kNoDeadline);
+    } else {
+      status = enter_bound();
+    }
+    if (!status && link_->released()) {
+      book(Category::Drain);
+      return status;
+    }
     if (!status && status.code() != Code::RankLost && status.code() != Code::Revoked) {
       book(Category::Compute);
       return give_up(std::move(status));
@@ -350,6 +366,8 @@ Status JobImpl::exchange_and_heal(control::Entered& report) {
 Status JobImpl::inherit_mirror(std::uint64_t step) {
   if (state_.volatile_bytes() == 0 || step == 0) return {};
   base::Fd kept = link_->take_kept(kMirror);
+  const bool was_vacant = !kept;
+  if (was_vacant) kept = link_->take_kept(kVacantMirror);
   if (!kept) {
     return {Code::Internal,
             fmt::format("rank {} took over its seat at step {} but was given no mirror of its "
@@ -360,7 +378,7 @@ Status JobImpl::inherit_mirror(std::uint64_t step) {
   if (!memory) return memory.error();
   auto mirror = Mirror::open(memory->bytes(), state_.volatile_bytes());
   if (!mirror) return mirror.error();
-  return mirror->read(step, state_);
+  return was_vacant ? mirror->read_newest(state_) : mirror->read(step, state_);
 }
 
 // ---- steps -------------------------------------------------------------------------------------

@@ -56,8 +56,10 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
 
   /// Makes this process a member that holds the state, in the newest view: exchanges who holds
   /// what, heals newcomers. Does nothing when it is one already and nothing was lost. Blocks.
-  /// `resume` is then the step to begin (1-based).
-  Status enter();
+  /// `resume` is then the step to begin (1-based). `goes_on`: the program has a further step to
+  /// begin, so that it stops here if the epoch is to end here (spi/planned_end.hpp).
+  /// Errors: as next(); Cancelled also when this rank was drained.
+  Status enter(bool goes_on = true);
   [[nodiscard]] std::uint64_t resume_step() const { return bound_->view.resume_step; }
   /// True when the program stands in an epoch that is over, or has not yet entered the one that it
   /// is bound to.
@@ -124,6 +126,8 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   Status bind(std::shared_ptr<OpenView> view);
   Status bind_groups();
   Status enter_bound();
+  /// The program stands at the end of the last step of its epoch.
+  [[nodiscard]] bool at_planned_end() const;
   Status await_next_view(TimePoint until);
   Status catch_up(Epoch than, TimePoint until);
   Status meet();

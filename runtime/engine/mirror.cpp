@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <new>
 
 #include "base/check.hpp"
@@ -62,6 +63,13 @@ Status Mirror::read(std::uint64_t step, const RegisteredState& state) const {
   }
   state.restore_volatile(half(step));
   return {};
+}
+
+Status Mirror::read_newest(const RegisteredState& state) const {
+  const auto& steps = header().steps;
+  return read(
+      std::max(steps[0].load(std::memory_order_acquire), steps[1].load(std::memory_order_acquire)),
+      state);
 }
 
 }  // namespace regroup::engine

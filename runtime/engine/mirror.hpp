@@ -28,6 +28,8 @@ class Mirror {
   void write(std::uint64_t step, const RegisteredState& state);
   /// Errors: FailedPrecondition when that step's generation is not there.
   Status read(std::uint64_t step, const RegisteredState& state) const;
+  /// The newest generation: of a seat that was vacant since, whose own state stood still.
+  Status read_newest(const RegisteredState& state) const;
 
  private:
   struct Header {

@@ -22,7 +22,7 @@ class StepsImpl {
 
   bool next() {
     status_ = job_->left_open();
-    if (status_) status_ = job_->enter();
+    if (status_) status_ = job_->enter(job_->applied() < first_ + total_);
     if (!status_) return false;
     const std::uint64_t step = job_->applied() + 1;
     if (step > first_ + total_) return false;

@@ -12,7 +12,8 @@ namespace regroup::membership {
 namespace {
 
 bool is_over(ProcessState state) {
-  return state == ProcessState::Gone || state == ProcessState::Finished;
+  return state == ProcessState::Gone || state == ProcessState::Finished ||
+         state == ProcessState::Released;
 }
 
 bool contains(const std::vector<Member>& members, Incarnation incarnation) {
@@ -68,6 +69,8 @@ void HostAgent::on(const host::ChannelUp& /*event*/) {
 #ifndef REGROUP_MUTANT_STOP_SAID_ONCE
   if (stop_ && !ending_) send(*stop_);
 #endif
+  for (const auto& [id, wish] : unanswered_) send(wish);
+  report_parked();
 }
 
 void HostAgent::on(const host::ChannelDown& /*event*/) { channel_up_ = false; }
@@ -131,6 +134,9 @@ void HostAgent::on(const host::Healed& event) {
 
 void HostAgent::on(const host::Finished& event) {
   const auto it = processes_.find(event.incarnation);
+  if (it != processes_.end() && it->second.state == ProcessState::Released) {
+    return send(ProcessFinished{event.incarnation});
+  }
   if (it == processes_.end() || is_over(it->second.state)) {
     // It was evicted and had ended by itself before the kill reached it: it is dead all the same.
     if (it != processes_.end() && it->second.state == ProcessState::Gone) {
@@ -150,6 +156,7 @@ void HostAgent::on(const host::Finished& event) {
   process.state = ProcessState::Finished;
   detector_.forget(event.incarnation);
   send(ProcessFinished{event.incarnation});
+  report_parked();
 }
 
 void HostAgent::on(const host::StartFailed& event) {
@@ -165,6 +172,10 @@ void HostAgent::on(const host::Lost& event) {
   const auto it = processes_.find(event.incarnation);
   if (it == processes_.end() || it->second.state == ProcessState::Finished) return;
   ProcessInfo& process = it->second;
+  if (process.state == ProcessState::Released) {
+    // Out of its seat already: nobody lost anything, and what it was stays known.
+    return send(ProcessLost{process.incarnation, event.evidence});
+  }
   if (process.state == ProcessState::Gone) {
     if (upgrade(process.evidence, event.evidence)) {
       send(ProcessLost{process.incarnation, process.evidence});
@@ -221,6 +232,31 @@ void HostAgent::on(const host::Evict& event) {
 void HostAgent::on(const host::Stop& event) {
   if (!stop_) stop_ = StopRequest{event.why, event.exit_code};
   if (!ending_) send(*stop_);
+}
+
+void HostAgent::ask(std::uint64_t id, AgentMessage message) {
+  if (ending_ || unanswered_.size() >= kPendingRequestsMax) {
+    const std::string why = ending_ ? "the job is ending: " + ending_->reason
+                                    : "too many wishes are unanswered; ask again later";
+    effects_.emplace_back(host::Answered{{id, false, why}});
+    return;
+  }
+  send(message);
+  unanswered_.emplace(id, std::move(message));
+}
+
+void HostAgent::on(const host::Drain& event) {
+  ask(event.id, DrainRequest{event.id, event.incarnations, event.now});
+}
+
+void HostAgent::on(const host::Scale& event) {
+  ask(event.id, ScaleRequest{event.id, event.seats, event.now});
+}
+
+void HostAgent::order(const Answer& message) {
+  // A wish that was said again after a broken channel may be answered twice.
+  if (unanswered_.erase(message.id) == 0) return;
+  effects_.emplace_back(host::Answered{message});
 }
 
 std::string HostAgent::explain() const {

@@ -87,10 +87,26 @@ struct Stop {
   std::string why;
   std::int32_t exit_code = 0;
 };
+/// A person's wish; Answered answers it. `id` is never used twice.
+struct Drain {
+  std::uint64_t id = 0;
+  std::vector<Incarnation> incarnations;
+  bool now = false;
+};
+struct Scale {
+  std::uint64_t id = 0;
+  std::uint32_t seats = 0;
+  bool now = false;
+};
+/// The rank waits at the end of a step for the next view, or has left the job in order.
+struct Parked {
+  Incarnation incarnation;
+  Epoch epoch;
+};
 
 using Event = std::variant<ChannelUp, ChannelDown, FromCoordinator, Lost, Joined, Healed, Finished,
                            StartFailed, WedgeWanted, WordsWedged, DecisionWritten, ViewMade,
-                           BeatsRead, Evict, Stop>;
+                           BeatsRead, Evict, Stop, Drain, Scale, Parked>;
 
 // ---- effects
 // -----------------------------------------------------------------------------------------------
@@ -158,8 +174,24 @@ struct SetTimer {
   bool operator==(const SetTimer&) const = default;
 };
 
+/// Tell the ranks through the memory of this epoch that it is to end after a step.
+struct AskPark {
+  Epoch epoch;
+  bool operator==(const AskPark&) const = default;
+};
+/// The process left its seat as planned: tell it. It runs on, and ends by itself.
+struct Release {
+  Member member;
+  std::uint64_t resume_step = 1;  ///< of the view without it
+  bool operator==(const Release&) const = default;
+};
+struct Answered {
+  Answer answer;
+  bool operator==(const Answered&) const = default;
+};
+
 using Effect = std::variant<WedgeWords, WriteDecision, MakeView, Spawn, Kill, TellRanks,
-                            SendCoordinator, EndAll, Log, SetTimer>;
+                            SendCoordinator, EndAll, Log, SetTimer, AskPark, Release, Answered>;
 using Effects = std::vector<Effect>;
 
 }  // namespace host
@@ -203,6 +235,9 @@ class HostAgent {
   void on(const host::BeatsRead& event);
   void on(const host::Evict& event);
   void on(const host::Stop& event);
+  void on(const host::Drain& event);
+  void on(const host::Scale& event);
+  void on(const host::Parked& event);
 
   void order(const StartProcess& message);
   void order(const WedgeEpoch& message);
@@ -210,6 +245,8 @@ class HostAgent {
   void order(const InstallView& message);
   void order(const EndJob& message);
   void order(const Note& message);
+  void order(const ParkEpoch& message);
+  void order(const Answer& message);
 
   [[nodiscard]] bool is_member(const ProcessInfo& process) const;
   [[nodiscard]] AgentHello hello() const;
@@ -222,6 +259,9 @@ class HostAgent {
   void fence(const View& view);
   void send(AgentMessage message);
   void request(AgentMessage message);
+  void ask(std::uint64_t id, AgentMessage message);
+  void report_parked();
+  void release(ProcessInfo& process, std::uint64_t resume_step);
   void log(std::string kind, std::string text);
 
   AgentId id_;
@@ -242,6 +282,9 @@ class HostAgent {
   std::vector<Member> lost_;  ///< of the installed epoch, as far as known here
   std::map<Incarnation, ProcessInfo> processes_;
   std::deque<AgentMessage> requests_;
+  std::map<std::uint64_t, AgentMessage> unanswered_;  ///< said again on every channel
+  bool park_ordered_ = false;                         ///< in the installed epoch
+  std::set<Incarnation> parked_;                      ///< likewise
   std::optional<StopRequest> stop_;  ///< said again on every channel until the job ends
   TimePoint now_{};
   host::Effects effects_;

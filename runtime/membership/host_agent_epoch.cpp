@@ -13,7 +13,8 @@ namespace regroup::membership {
 namespace {
 
 bool is_over(ProcessState state) {
-  return state == ProcessState::Gone || state == ProcessState::Finished;
+  return state == ProcessState::Gone || state == ProcessState::Finished ||
+         state == ProcessState::Released;
 }
 
 bool contains(const std::vector<Member>& members, Incarnation incarnation) {
@@ -35,6 +36,42 @@ void merge_cuts(std::vector<WedgeReport::GroupCut>& into,
 }
 
 }  // namespace
+
+// ---- a planned end
+// --------------------------------------------------------------------------------
+
+void HostAgent::order(const ParkEpoch& message) {
+  if (ending_ || message.epoch != installed_.epoch || words_ != Words::Open) return;
+  park_ordered_ = true;
+  effects_.emplace_back(host::AskPark{message.epoch});
+  report_parked();
+}
+
+void HostAgent::on(const host::Parked& event) {
+  if (event.epoch != installed_.epoch) return;
+  parked_.insert(event.incarnation);
+  report_parked();
+}
+
+/// Says so when no member here goes on in this epoch; again to a coordinator that did not ask: the
+/// one that did may be no more. A host that was never asked says nothing: its members may have come
+/// to the end of the job.
+void HostAgent::report_parked() {
+  if (!park_ordered_ || words_ != Words::Open || ending_) return;
+  for (const auto& [incarnation, process] : processes_) {
+    if (is_member(process) && !is_over(process.state) && !parked_.contains(incarnation)) return;
+  }
+  send(Parked{installed_.epoch});
+}
+
+/// Not a loss: it is told, and ends by itself.
+void HostAgent::release(ProcessInfo& process, std::uint64_t resume_step) {
+  if (is_over(process.state)) return;
+  process.state = ProcessState::Released;
+  detector_.forget(process.incarnation);
+  effects_.emplace_back(
+      host::Release{{process.seat.value_or(Rank{-1}), process.incarnation}, resume_step});
+}
 
 // ---- wedge
 // ----------------------------------------------------------------------------------------
@@ -210,6 +247,10 @@ void HostAgent::order(const InstallView& message) {
         lose(it->second, {.kind = EvidenceKind::Requested, .text = "removed from the job"});
       }
     }
+    for (const Member& member : message.released) {
+      const auto it = processes_.find(member.incarnation);
+      if (it != processes_.end()) release(it->second, message.view.resume_step);
+    }
     send(Installed{epoch});
     return;
   }
@@ -254,6 +295,10 @@ void HostAgent::fence(const View& view) {
   for (auto& [incarnation, process] : processes_) {
     if (is_over(process.state)) continue;
     const bool removed = contains(making_->lost, incarnation);
+    if (!removed && contains(making_->released, incarnation)) {
+      release(process, view.resume_step);
+      continue;
+    }
     const bool in_view =
         std::find(view.seats.begin(), view.seats.end(), incarnation) != view.seats.end();
     // A process that has a seat and is not in the view was replaced, or is not needed any more.
@@ -275,6 +320,8 @@ void HostAgent::on(const host::ViewMade& event) {
   report_ = {};
   decision_.reset();
   lost_.clear();
+  parked_.clear();
+  park_ordered_ = false;
   cause_.clear();
   if (asked_ && asked_->epoch != installed_.epoch) asked_.reset();
   send(Installed{installed_.epoch});
@@ -306,6 +353,10 @@ void HostAgent::order(const StartProcess& message) {
 void HostAgent::order(const EndJob& message) {
   if (ending_) return;
   ending_ = message;
+  for (const auto& [id, wish] : unanswered_) {
+    effects_.emplace_back(host::Answered{{id, false, "the job is ending: " + message.reason}});
+  }
+  unanswered_.clear();
   effects_.emplace_back(host::EndAll{message});
 }
 

@@ -8,6 +8,7 @@
 namespace regroup::membership {
 namespace {
 
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
@@ -22,7 +23,7 @@ class Agent : public ::testing::Test {
       order(StartProcess{Incarnation{i}, seat});
       step(host::Joined{Incarnation{i}});
     }
-    order(InstallView{view(1, {1, 2}, 1), {}});
+    order(InstallView{view(1, {1, 2}, 1), {}, {}});
     step(host::ViewMade{Epoch{1}});
   }
 
@@ -102,13 +103,13 @@ TEST_F(Agent, OrdersOfEarlierRoundsAndEpochsAreDropped) {
   wedged(1, 4, 3);
   EXPECT_THAT(order(StoreDecision{Epoch{1}, Round{4}, {{0, 1}}, 0, {}}), IsEmpty());
   EXPECT_THAT(order(WedgeEpoch{Epoch{1}, Round{4}, {}}), IsEmpty());
-  EXPECT_THAT(order(InstallView{view(0, {}, 1), {}}), IsEmpty());
+  EXPECT_THAT(order(InstallView{view(0, {}, 1), {}, {}}), IsEmpty());
 }
 
 TEST_F(Agent, AViewWaitsUntilTheSurvivorsHereWereToldTheDecision) {
   order(WedgeEpoch{Epoch{1}, Round{1}, {}});
   wedged(1, 4, 1);
-  EXPECT_THAT(order(InstallView{view(2, {1, 3}, 2), {}}), IsEmpty());
+  EXPECT_THAT(order(InstallView{view(2, {1, 3}, 2), {}, {}}), IsEmpty());
   order(StoreDecision{Epoch{1}, Round{1}, {{0, 4}}, 1, {{Rank{1}, Incarnation{2}}}});
   EXPECT_THAT(step(host::DecisionWritten{Epoch{1}}),
               ElementsAre("-> coordinator: DecisionStored epoch=1 round=0.1",
@@ -132,12 +133,27 @@ TEST_F(Agent, AnEpochThatWasWedgedUnseenIsNeverMade) {
   step(host::DecisionWritten{Epoch{1}});
   EXPECT_THAT(order(WedgeEpoch{Epoch{2}, Round{2}, {}}),
               ElementsAre("-> coordinator: Wedged round=0.2 epoch=2 done=[] prepared=0"));
-  EXPECT_THAT(order(InstallView{view(2, {1, 2}, 2), {}}),
+  EXPECT_THAT(order(InstallView{view(2, {1, 2}, 2), {}, {}}),
               ElementsAre("-> coordinator: Wedged round=0.0 epoch=2 done=[] prepared=0"));
   EXPECT_THAT(order(StoreDecision{Epoch{2}, Round{2}, {}, 1, {}}),
               ElementsAre("-> coordinator: DecisionStored epoch=2 round=0.2"));
-  EXPECT_THAT(order(InstallView{view(3, {1, 2}, 2), {}}),
+  EXPECT_THAT(order(InstallView{view(3, {1, 2}, 2), {}, {}}),
               ElementsAre("MakeView 3 seats=[1 2] resume=2 local=[0:1 1:2] assigned=[] cause="));
+}
+
+TEST_F(Agent, MembersThatAllWaitAreReportedToWhicheverCoordinatorComes) {
+  EXPECT_THAT(order(ParkEpoch{Epoch{1}}), ElementsAre("AskPark 1"));
+  EXPECT_THAT(step(host::Parked{Incarnation{1}, Epoch{1}}), IsEmpty());
+  EXPECT_THAT(step(host::Parked{Incarnation{2}, Epoch{1}}),
+              ElementsAre("-> coordinator: Parked 1"));
+  step(host::ChannelDown{});
+  EXPECT_THAT(step(host::ChannelUp{}), Contains("-> coordinator: Parked 1"));
+}
+
+TEST_F(Agent, MembersThatLeaveTheJobByThemselvesArePartOfNoPlannedEnd) {
+  EXPECT_THAT(step(host::Parked{Incarnation{1}, Epoch{1}}), IsEmpty());
+  EXPECT_THAT(step(host::Parked{Incarnation{2}, Epoch{1}}), IsEmpty());
+  EXPECT_THAT(order(ParkEpoch{Epoch{1}}), ElementsAre("AskPark 1", "-> coordinator: Parked 1"));
 }
 
 TEST_F(Agent, AMemberThatDiesWhileItsViewIsMadeWedgesItAsSoonAsItExists) {
@@ -145,7 +161,7 @@ TEST_F(Agent, AMemberThatDiesWhileItsViewIsMadeWedgesItAsSoonAsItExists) {
   wedged(1, 4, 1);
   order(StoreDecision{Epoch{1}, Round{1}, {}, 1, {{Rank{1}, Incarnation{2}}}});
   step(host::DecisionWritten{Epoch{1}});
-  order(InstallView{view(2, {1, 3}, 2), {}});
+  order(InstallView{view(2, {1, 3}, 2), {}, {}});
   EXPECT_THAT(kill(3),
               ElementsAre("Kill 3 (beacon)", "-> coordinator: ProcessLost 3 Beacon (beacon)"));
   EXPECT_THAT(step(host::ViewMade{Epoch{2}}),
@@ -189,7 +205,7 @@ TEST_F(Agent, RequestsOutliveTheCoordinatorUpToALimit) {
 
 TEST_F(Agent, RepeatedOrdersAreAnsweredAndDoneOnce) {
   EXPECT_THAT(order(StartProcess{Incarnation{1}, Rank{0}}), IsEmpty());
-  EXPECT_THAT(order(InstallView{view(1, {1, 2}, 1), {}}),
+  EXPECT_THAT(order(InstallView{view(1, {1, 2}, 1), {}, {}}),
               ElementsAre("-> coordinator: Installed 1"));
   EXPECT_THAT(order(EndJob{3, "over"}), ElementsAre("EndAll EndJob 3 (over)"));
   EXPECT_THAT(order(EndJob{3, "over"}), IsEmpty());

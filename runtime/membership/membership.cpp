@@ -41,6 +41,9 @@ const char* name(EventKind kind) {
     case EventKind::StartFailed: return "StartFailed";
     case EventKind::Evict: return "Evict";
     case EventKind::Stop: return "Stop";
+    case EventKind::Drain: return "Drain";
+    case EventKind::Scale: return "Scale";
+    case EventKind::Parked: return "Parked";
   }
   return "?";
 }
@@ -64,6 +67,9 @@ struct KindOf {
   EventKind operator()(const StartFailed&) const { return EventKind::StartFailed; }
   EventKind operator()(const EvictRequest&) const { return EventKind::Evict; }
   EventKind operator()(const StopRequest&) const { return EventKind::Stop; }
+  EventKind operator()(const DrainRequest&) const { return EventKind::Drain; }
+  EventKind operator()(const ScaleRequest&) const { return EventKind::Scale; }
+  EventKind operator()(const Parked&) const { return EventKind::Parked; }
 };
 
 AgentId sender(const Event& event) { return std::get<FromAgent>(event).agent; }

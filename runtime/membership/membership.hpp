@@ -107,8 +107,11 @@ enum class EventKind : std::uint8_t {
   StartFailed,
   Evict,
   Stop,
+  Drain,
+  Scale,
+  Parked,
 };
-inline constexpr std::size_t kEventKinds = 15;
+inline constexpr std::size_t kEventKinds = 18;
 [[nodiscard]] const char* name(EventKind kind);
 [[nodiscard]] EventKind kind_of(const Event& event);
 
@@ -157,6 +160,7 @@ class Membership {
     Epoch wedged;                       ///< it says that this epoch is wedged there, asked or not
     std::optional<WedgeReport> report;  ///< of the current round
     bool stored = false;                ///< the current decision
+    Epoch parked;                       ///< all its members stand at the end of a step of it
   };
   struct Decision {
     Epoch epoch;
@@ -181,6 +185,11 @@ class Membership {
   void start_failed(const Event& event);
   void evict(const Event& event);
   void stop(const Event& event);
+  void drain(const Event& event);
+  void scale(const Event& event);
+  void refuse_forming(const Event& event);
+  void refuse_over(const Event& event);
+  void parked(const Event& event);
   void repeat_end(const Event& event);
   void ignore(const Event& event);
   void impossible(const Event& event);
@@ -222,6 +231,27 @@ class Membership {
   [[nodiscard]] std::optional<Incarnation> free_spare(AgentId preferred) const;
   [[nodiscard]] std::uint32_t free_spares() const;
   [[nodiscard]] std::uint32_t seats_left_without(Rank rank) const;
+
+  // Planned changes (membership_plan.cpp).
+  void answer(const Event& event, bool accepted, std::string text);
+  [[nodiscard]] std::string refuse_change() const;
+  [[nodiscard]] std::string refuse_drain(Incarnation incarnation, std::uint32_t stay) const;
+  [[nodiscard]] std::string refuse_scale(std::uint32_t seats) const;
+  [[nodiscard]] std::vector<Rank> occupied() const;
+  void plan_scale(std::uint32_t seats, bool now);
+  [[nodiscard]] std::uint32_t newcomers_planned() const;
+  [[nodiscard]] bool leaves(Incarnation incarnation) const;
+  [[nodiscard]] bool plan_ready() const;
+  [[nodiscard]] std::string plan_text() const;
+  void follow_plan();
+  void drop_plan();
+  void vacate_planned();
+  void carry_out_plan();
+  bool carry_out(PlannedChange& change);
+  [[nodiscard]] bool may_release(Incarnation incarnation) const;
+  void release(Incarnation incarnation, Rank rank);
+  void forget_released(Incarnation incarnation);
+  [[nodiscard]] bool was_released(Incarnation incarnation) const;
 
   void dispatch(EventKind kind, const Event& event);
 
@@ -285,6 +315,7 @@ class Membership {
   SeatHistory spare_history_;
   bool losses_changed_ = false;  ///< since the last Persist
   bool spares_given_up_ = false;
+  bool parking_ = false;  ///< the members of this epoch were asked to stop at the end of a step
   std::optional<Incarnation> first_cause_;  ///< whose loss began the present recovery
   std::uint32_t rounds_ = 0;
   Round round_;

@@ -24,7 +24,8 @@ bool Membership::is_alive(const Process& process) {
     case ProcessState::Joined:
     case ProcessState::Healed: return true;
     case ProcessState::Gone:
-    case ProcessState::Finished: return false;
+    case ProcessState::Finished:
+    case ProcessState::Released: return false;
   }
   return false;
 }
@@ -84,6 +85,8 @@ void Membership::absorb_process(AgentId id, const ProcessInfo& info, Epoch seen)
   if (is_new) {
     processes_[info.incarnation] = {.agent = id};
     if (info.seat) set_seat(info.incarnation, *info.seat);
+    const bool released = info.state == ProcessState::Released || was_released(info.incarnation);
+    if (released) find(info.incarnation)->state = ProcessState::Released;
     if (is_member(info.incarnation)) {
       member_hosts_.insert(id);
       seat_member(info.incarnation);
@@ -114,6 +117,7 @@ void Membership::absorb_process(AgentId id, const ProcessInfo& info, Epoch seen)
       mark_gone(info.incarnation, info.evidence, true);
       break;
     case ProcessState::Finished: mark_finished(info.incarnation); break;
+    case ProcessState::Released: break;
   }
   // Whoever held this seat earlier, and is heard of only now, is not the last of it.
   if (is_new && info.seat) order_holders(*info.seat);
@@ -162,6 +166,7 @@ void Membership::mark_healed(Incarnation incarnation) {
 void Membership::mark_gone(Incarnation incarnation, const Evidence& evidence, bool confirmed) {
   Process* process = find(incarnation);
   if (process == nullptr || process->state == ProcessState::Finished) return;
+  if (process->state == ProcessState::Released) return forget_released(incarnation);
   if (confirmed) process->revoked = false;
   if (process->state == ProcessState::Gone) {
     Evidence& known = process->evidence;
@@ -221,6 +226,7 @@ bool Membership::was_counted(const Process& process, Incarnation incarnation) co
 void Membership::mark_finished(Incarnation incarnation) {
   Process* process = find(incarnation);
   if (process == nullptr || process->state == ProcessState::Finished) return;
+  if (process->state == ProcessState::Released) return forget_released(incarnation);
   if (process->state == ProcessState::Gone) {
     // Declared gone here while it ended by itself: gone it stays, and it ended well.
     mark_gone(incarnation, {.kind = EvidenceKind::Reaped, .exit_code = 0}, true);
@@ -345,9 +351,9 @@ bool Membership::is_awaited(AgentId id) const {
     case State::Installing: return agent.installed < durable_.view.epoch;
     case State::Wedged: return !agent.report;
     case State::Draining: return !agent.stored;
+    case State::Steady: return parking_ && agent.parked < durable_.view.epoch;
     case State::Gathering:
     case State::Forming:
-    case State::Steady:
     case State::Replacing:
     case State::Failed:
     case State::Ended: return false;

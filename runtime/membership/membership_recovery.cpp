@@ -41,6 +41,7 @@ void Membership::react_once() {
     return;
   }
   check_over();
+  drop_plan();
   const bool more_lost = durable_.view.epoch != Epoch{} && lost_members() != round_lost_;
   switch (state_) {
     case State::Gathering:
@@ -65,6 +66,8 @@ void Membership::react_once() {
         begin_round("a rank ended the epoch, nobody is lost");
       } else if (state_ == State::Installing) {
         check_installed();
+      } else {
+        follow_plan();
       }
       break;
     }
@@ -141,6 +144,7 @@ void Membership::begin_round(const std::string& why) {
   round_lost_ = lost_members();
   decision_.reset();
   hold_until_.reset();
+  parking_ = false;
   for (auto& [id, agent] : agents_) {
     agent.report.reset();
     agent.stored = false;
@@ -331,8 +335,10 @@ void Membership::send_phase(AgentId id) {
       const bool to_fence = std::any_of(
           processes_.begin(), processes_.end(),
           [id](const auto& entry) { return entry.second.agent == id && entry.second.revoked; });
-      if (agent.installed >= epoch && !to_fence) break;
-      send(id, InstallView{durable_.view, with_revoked(removed_)});
+      if (agent.installed < epoch || to_fence) {
+        send(id, InstallView{durable_.view, with_revoked(removed_), durable_.released});
+      }
+      if (parking_ && hosts_member(id)) send(id, ParkEpoch{epoch});
       break;
     }
     case State::Wedged:

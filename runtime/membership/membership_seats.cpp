@@ -82,8 +82,8 @@ void Membership::refill_spares() {
   const auto started = std::count_if(processes_.begin(), processes_.end(),
                                      [](const auto& entry) { return !entry.second.seat; });
   const auto have = anybody_joined() ? static_cast<std::int64_t>(free_spares()) : started;
-  for (std::int64_t spare = have; spare < durable_.config.spares; ++spare)
-    start_process(std::nullopt);
+  const std::int64_t wanted = std::int64_t{durable_.config.spares} + newcomers_planned();
+  for (std::int64_t spare = have; spare < wanted; ++spare) start_process(std::nullopt);
 }
 
 // ---- filling seats
@@ -109,7 +109,10 @@ void Membership::fill_seats() {
     end_without_holder();
     return;
   }
-  if (fill_all() && state_ == State::Replacing) install();
+  vacate_planned();
+  if (!fill_all() || state_ != State::Replacing) return;
+  carry_out_plan();
+  install();
 }
 
 /// Whether every seat is held by a process that joined, or stays vacant. Starts what is missing.

@@ -201,10 +201,47 @@ struct Table {
       kOver,
   }};
 
+  static constexpr Row kDrain = {{
+      on(&Membership::refuse_forming, "refused: not all hosts are here yet"),
+      on(&Membership::refuse_forming, "refused: the job has not formed yet"),
+      on(&Membership::drain, "planned, or refused with a reason; waits for Steady"),
+      on(&Membership::drain,
+         "planned, or refused; newcomers ready: ParkEpoch, or wedge(e) at once"),
+      on(&Membership::drain, "planned, or refused; the view under way may carry it out"),
+      on(&Membership::drain, "planned, or refused; the view under way may carry it out"),
+      on(&Membership::drain, "planned, or refused; the view under way may carry it out"),
+      on(&Membership::refuse_over, "refused: the job is over"),
+      on(&Membership::refuse_over, "refused: the job is over"),
+  }};
+  static constexpr Row kScale = {{
+      on(&Membership::refuse_forming, "refused: not all hosts are here yet"),
+      on(&Membership::refuse_forming, "refused: the job has not formed yet"),
+      on(&Membership::scale, "planned, or refused with a reason; waits for Steady"),
+      on(&Membership::scale,
+         "planned, or refused; newcomers ready: ParkEpoch, or wedge(e) at once"),
+      on(&Membership::scale, "planned, or refused; the view under way may carry it out"),
+      on(&Membership::scale, "planned, or refused; the view under way may carry it out"),
+      on(&Membership::scale, "planned, or refused; the view under way may carry it out"),
+      on(&Membership::refuse_over, "refused: the job is over"),
+      on(&Membership::refuse_over, "refused: the job is over"),
+  }};
+  static constexpr Row kParked = {{
+      on(&Membership::parked, "remembers that the members of the epoch wait there"),
+      kNoEpoch,
+      on(&Membership::parked, "of this epoch: remembered; older ones are dropped"),
+      on(&Membership::parked, "all members stand at the end of one step: wedge(e), nobody is lost"),
+      on(&Membership::parked, "dropped: the epoch is over"),
+      on(&Membership::parked, "dropped: the epoch is over"),
+      on(&Membership::parked, "dropped: the epoch is over"),
+      kOver,
+      kOver,
+  }};
+
   /// One row per EventKind, in its order.
   static constexpr std::array<Row, kEventKinds> kRows = {
-      kStarted,  kConnected, kDisconnected, kTimer,     kHello,       kJoined, kHealed, kLost,
-      kFinished, kWedged,    kStored,       kInstalled, kStartFailed, kEvict,  kStop};
+      kStarted,     kConnected, kDisconnected, kTimer,  kHello,  kJoined,
+      kHealed,      kLost,      kFinished,     kWedged, kStored, kInstalled,
+      kStartFailed, kEvict,     kStop,         kDrain,  kScale,  kParked};
 
   static constexpr bool is_complete() {
     return std::all_of(kRows.begin(), kRows.end(), [](const Row& row) {

@@ -35,6 +35,7 @@ const char* name(ProcessState state) {
     case ProcessState::Healed: return "healed";
     case ProcessState::Gone: return "gone";
     case ProcessState::Finished: return "finished";
+    case ProcessState::Released: return "released";
   }
   return "?";
 }
@@ -87,6 +88,19 @@ struct Say {
   std::string operator()(const StopRequest& m) const {
     return fmt::format("StopRequest {} ({})", m.exit_code, m.why);
   }
+  std::string operator()(const DrainRequest& m) const {
+    std::string who;
+    for (const Incarnation incarnation : m.incarnations) {
+      who += fmt::format(" {}", incarnation.value());
+    }
+    return fmt::format("DrainRequest #{}{}{}", m.id, who, m.now ? " now" : "");
+  }
+  std::string operator()(const ScaleRequest& m) const {
+    return fmt::format("ScaleRequest #{} to {}{}", m.id, m.seats, m.now ? " now" : "");
+  }
+  std::string operator()(const Parked& m) const {
+    return fmt::format("Parked {}", m.epoch.value());
+  }
 
   std::string operator()(const StartProcess& m) const {
     return fmt::format("StartProcess {} as {}", m.incarnation.value(), seat_of(m.seat));
@@ -100,12 +114,19 @@ struct Say {
                        round_text(m.round), cuts(m.cuts), m.committed_step, list(m.lost));
   }
   std::string operator()(const InstallView& m) const {
-    return fmt::format("InstallView {} lost={}", to_text(m.view), list(m.lost));
+    return fmt::format("InstallView {} lost={}{}", to_text(m.view), list(m.lost),
+                       m.released.empty() ? "" : " released=" + list(m.released));
   }
   std::string operator()(const EndJob& m) const {
     return fmt::format("EndJob {} ({})", m.exit_code, m.reason);
   }
   std::string operator()(const Note& m) const { return fmt::format("Note {}: {}", m.kind, m.text); }
+  std::string operator()(const ParkEpoch& m) const {
+    return fmt::format("ParkEpoch {}", m.epoch.value());
+  }
+  std::string operator()(const Answer& m) const {
+    return fmt::format("Answer #{} {} ({})", m.id, m.accepted ? "accepted" : "refused", m.text);
+  }
 
   std::string operator()(const Started& e) const {
     return (e.durable ? "Started " + to_text(*e.durable) : std::string("Started fresh")) +
@@ -173,6 +194,15 @@ struct Say {
   std::string operator()(const host::Stop& e) const {
     return fmt::format("Stop {} ({})", e.exit_code, e.why);
   }
+  std::string operator()(const host::Drain& e) const {
+    return (*this)(DrainRequest{e.id, e.incarnations, e.now});
+  }
+  std::string operator()(const host::Scale& e) const {
+    return (*this)(ScaleRequest{e.id, e.seats, e.now});
+  }
+  std::string operator()(const host::Parked& e) const {
+    return fmt::format("Parked {} in {}", e.incarnation.value(), e.epoch.value());
+  }
 
   std::string operator()(const host::WedgeWords& e) const {
     return fmt::format("WedgeWords {}", e.epoch.value());
@@ -200,6 +230,13 @@ struct Say {
   std::string operator()(const host::Log& e) const {
     return "Log " + e.note.kind + ": " + e.note.text;
   }
+  std::string operator()(const host::AskPark& e) const {
+    return fmt::format("AskPark {}", e.epoch.value());
+  }
+  std::string operator()(const host::Release& e) const {
+    return fmt::format("Release {} at {}", list({e.member}), e.resume_step);
+  }
+  std::string operator()(const host::Answered& e) const { return "Answered " + (*this)(e.answer); }
   std::string operator()(const host::SetTimer& e) const {
     return fmt::format("SetTimer {} ms", millis(e.at));
   }
@@ -229,6 +266,11 @@ std::string to_text(const DurableState& state) {
   for (const Loss& loss : state.losses) {
     text += fmt::format(" lost {}:{}@{}", loss.rank.value(), loss.incarnation.value(), loss.step);
   }
+  for (const PlannedChange& change : state.planned) {
+    text += fmt::format(" planned {}:{}{}", change.rank.value(), change.incarnation.value(),
+                        change.vacate ? " vacate" : "");
+  }
+  if (!state.released.empty()) text += " released=" + list(state.released);
   return state.ended ? text + fmt::format(" ended={}", state.ended->exit_code) : text;
 }
 

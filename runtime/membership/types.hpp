@@ -65,7 +65,14 @@ struct WedgeReport {
   bool operator==(const WedgeReport&) const = default;
 };
 
-enum class ProcessState : std::uint8_t { Starting, Joined, Healed, Gone, Finished };
+enum class ProcessState : std::uint8_t {
+  Starting,
+  Joined,
+  Healed,
+  Gone,
+  Finished,
+  Released,  ///< left its seat by a planned change; it ends by itself, and its end means nothing
+};
 struct ProcessInfo {
   Incarnation incarnation;
   std::optional<Rank> seat;  ///< none: a spare
@@ -142,9 +149,31 @@ struct StopRequest {
   bool operator==(const StopRequest&) const = default;
 };
 
-using AgentMessage =
-    std::variant<AgentHello, ProcessJoined, ProcessHealed, ProcessLost, ProcessFinished, Wedged,
-                 DecisionStored, Installed, StartFailed, EvictRequest, StopRequest>;
+/// A person's wish, which Answer answers: these processes leave their seats, and others take them.
+/// They are named by their lives, as in EvictRequest.
+struct DrainRequest {
+  std::uint64_t id = 0;  ///< the agent's; comes back in the answer
+  std::vector<Incarnation> incarnations;
+  bool now = false;  ///< do not wait for the end of a step
+  bool operator==(const DrainRequest&) const = default;
+};
+/// A person's wish, which Answer answers: so many seats are to be occupied.
+struct ScaleRequest {
+  std::uint64_t id = 0;
+  std::uint32_t seats = 0;
+  bool now = false;
+  bool operator==(const ScaleRequest&) const = default;
+};
+/// Answer to ParkEpoch: every member here stands at the end of the same step and waits for the next
+/// view.
+struct Parked {
+  Epoch epoch;
+  bool operator==(const Parked&) const = default;
+};
+
+using AgentMessage = std::variant<AgentHello, ProcessJoined, ProcessHealed, ProcessLost,
+                                  ProcessFinished, Wedged, DecisionStored, Installed, StartFailed,
+                                  EvictRequest, StopRequest, DrainRequest, ScaleRequest, Parked>;
 
 // ---- coordinator -> agent
 // -----------------------------------------------------------------------------------------
@@ -175,6 +204,7 @@ struct StoreDecision {
 struct InstallView {
   View view;
   std::vector<Member> lost;
+  std::vector<Member> released;  ///< told that they are free to end; not killed
   bool operator==(const InstallView&) const = default;
 };
 /// End everything, with this exit code and reason.
@@ -190,8 +220,22 @@ struct Note {
   bool operator==(const Note&) const = default;
 };
 
-using CoordinatorMessage =
-    std::variant<StartProcess, WedgeEpoch, StoreDecision, InstallView, EndJob, Note>;
+/// A planned change of members: the ranks are to stop at the end of a step, the same for all, and
+/// to wait there for the next view.
+struct ParkEpoch {
+  Epoch epoch;
+  bool operator==(const ParkEpoch&) const = default;
+};
+/// To DrainRequest and ScaleRequest. Accepted means durable, not done.
+struct Answer {
+  std::uint64_t id = 0;
+  bool accepted = false;
+  std::string text;
+  bool operator==(const Answer&) const = default;
+};
+
+using CoordinatorMessage = std::variant<StartProcess, WedgeEpoch, StoreDecision, InstallView,
+                                        EndJob, Note, ParkEpoch, Answer>;
 
 /// What the job asked for.
 struct JobConfig {
@@ -213,6 +257,15 @@ struct Loss {
   bool operator==(const Loss&) const = default;
 };
 
+/// A change of one seat that a person asked for; the next view that can carries it out.
+struct PlannedChange {
+  Rank rank;
+  Incarnation incarnation;  ///< who leaves the seat; 0: nobody, it is vacant and is to be filled
+  bool vacate = false;      ///< the seat stays vacant
+  bool now = false;         ///< do not wait for the end of a step
+  bool operator==(const PlannedChange&) const = default;
+};
+
 /// The coordinator's durable state.
 struct DurableState {
   JobConfig config;
@@ -225,6 +278,8 @@ struct DurableState {
   std::vector<Loss> losses;       ///< in their order: what poisons a step and bounds replacements
   Epoch progress_seen;            ///< the epoch whose progress has already wiped `losses`
   Incarnation newcomers_from{1};  ///< processes from here on were started after the view was made
+  std::vector<PlannedChange> planned;  ///< asked for and not carried out yet
+  std::vector<Member> released;        ///< left by a planned change, and not known to have ended
   bool operator==(const DurableState&) const = default;
 };
 

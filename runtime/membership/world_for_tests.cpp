@@ -61,6 +61,16 @@ void World::line(const std::string& text) {
   } else if (verb == "evict") {  // evict r1 [1]: asked at host 0, or at this one
     const auto at = static_cast<std::uint32_t>(words.size() > 2 ? number(words[2]) : 0);
     host_event(at, host::Evict{member(what), "asked"});
+  } else if (verb == "drain") {  // drain r1 r2 [now]: asked at host 0
+    std::vector<Incarnation> who;
+    for (std::size_t i = 1; i < words.size() && words[i] != "now"; ++i)
+      who.push_back(member(words[i]));
+    host_event(0, host::Drain{++wishes_, who, words.back() == "now"});
+  } else if (verb == "scale") {  // scale 2 [now]
+    host_event(
+        0, host::Scale{++wishes_, static_cast<std::uint32_t>(number(what)), words.back() == "now"});
+  } else if (verb == "park") {  // park all | park r1: stands at the end of a step
+    park(what);
   } else if (verb == "stop") {
     host_event(0, host::Stop{"interrupted", static_cast<int>(number(what))});
   } else if (verb == "fail") {  // the supervisor gives up
@@ -104,9 +114,10 @@ void World::configure(const Words& words) {
     const std::string key = words[i].substr(0, words[i].find('='));
     const std::string value = words[i].substr(words[i].find('=') + 1);
     if (key == "on_loss") {
-      config_.on_loss = value == "shrink"  ? OnLoss::Shrink
-                        : value == "abort" ? OnLoss::Abort
-                                           : OnLoss::Replay;
+      config_.on_loss = value == "shrink"    ? OnLoss::Shrink
+                        : value == "abort"   ? OnLoss::Abort
+                        : value == "replace" ? OnLoss::Replace
+                                             : OnLoss::Replay;
       continue;
     }
     const auto count = static_cast<std::uint32_t>(number(value));
@@ -188,6 +199,16 @@ void World::for_each_running(const std::string& which, bool heal) {
       } else {
         host_event(id, host::Joined{incarnation});
       }
+    }
+  }
+}
+
+void World::park(const std::string& which) {
+  for (auto& [id, host] : hosts_) {
+    const View view = host.machine->installed();
+    for (const Incarnation seat : view.seats) {
+      if (!host.running.contains(seat) || (which != "all" && seat != member(which))) continue;
+      host_event(id, host::Parked{seat, view.epoch});
     }
   }
 }

@@ -55,6 +55,7 @@ class World {
   void crash();
   void set_words(const Words& words);
   void for_each_running(const std::string& which, bool heal);
+  void park(const std::string& which);
   void lose(Incarnation incarnation, const Evidence& evidence);
   void end_process(Incarnation incarnation, int code, bool detached);
   void wait(std::int64_t milliseconds);
@@ -77,6 +78,7 @@ class World {
   std::deque<Packet> network_;
   std::deque<std::pair<std::uint32_t, host::Event>> pending_;  ///< answers of shells
   std::set<std::string> held_;
+  std::uint64_t wishes_ = 0;
   std::string transcript_;
   std::vector<std::string> failures_;
 };

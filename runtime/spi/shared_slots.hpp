@@ -65,6 +65,8 @@ struct PoisonRecord {
 struct alignas(kLineBytes) MemberBlock {
   alignas(kLineBytes) Word group_word;
   alignas(kLineBytes) Word step_word;  ///< used in the world's arena only
+  /// Of this epoch, as this member announces it (planned_end.hpp); 0: none.
+  std::atomic<std::uint64_t> last_step;
   struct alignas(kLineBytes) Bell {
     std::atomic<std::uint32_t> rung;  ///< futex: changes whenever this member is to look again
     std::atomic<std::int32_t> waiting_for;  ///< group rank, kAnyMember or kNobody
@@ -118,9 +120,11 @@ struct alignas(4096) Header {
   alignas(kLineBytes) std::atomic<std::uint32_t> sleepers;
   /// Group rank + 1 of the member whose PoisonRecord says why this group is unusable; 0: none.
   alignas(kLineBytes) std::atomic<std::uint32_t> poisoned_by;
+  /// The agent wants the epoch to end after a step (planned_end.hpp).
+  std::atomic<std::uint32_t> end_wanted;
 };
 inline constexpr std::uint64_t kArenaMagic = 0x3150554f52474552;  // "REGROUP1"
-inline constexpr std::uint32_t kArenaAbi = 1;
+inline constexpr std::uint32_t kArenaAbi = 2;
 
 /// View of one arena. Does not own the memory, which outlives it. Copies are views of the same
 /// arena. Thread safety: the view is immutable; the memory behind it is shared by design.

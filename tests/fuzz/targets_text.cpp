@@ -57,6 +57,9 @@ class Nobody final : public launcher::JobControl {
   launcher::JobStatus status() override { return {.job = "fuzz", .ranks = 2}; }
   Status signal(Rank, int) override { return {}; }
   Status evict(Rank, const std::string&) override { return {}; }
+  Result<std::uint64_t> drain(const std::vector<Rank>&, bool) override { return std::uint64_t{1}; }
+  std::uint64_t scale(std::uint32_t, bool) override { return 1; }
+  std::optional<launcher::Wish> wish(std::uint64_t) override { return launcher::Wish{}; }
   Status kill_coordinator() override { return {}; }
   std::optional<metrics::Doing> doing(Rank) override { return metrics::Doing{}; }
   void refused_other_user() override {}

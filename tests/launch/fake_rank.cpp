@@ -232,6 +232,7 @@ class FakeRank {
     fmt::print("stop code={}\n", stop.exit_code);
     done_ = true;
   }
+  void on(const control::Released&, std::vector<base::Fd>&) { done_ = true; }
   void on(const control::Refused& refused, std::vector<base::Fd>&) {
     if (!actions_.contains("ask")) fail(refused.text);
     fmt::print("refused: {}\n", refused.text);

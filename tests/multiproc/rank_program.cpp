@@ -123,6 +123,59 @@ int train(Job& job, std::uint64_t steps) {
   return 0;
 }
 
+/// Steps until a file appears. Every rank computes for itself what the others contribute, so that a
+/// lost, repeated or foreign contribution shows in the step in which it happens; a seat's own
+/// random generator has to be found by whoever takes the seat.
+int changing(Job& job, const std::string& stop_file) {
+  auto world = job.world();
+  const auto me = static_cast<std::size_t>(job.rank());
+  const auto seats = static_cast<std::size_t>(job.size());
+  std::vector<std::uint64_t> generators(seats);  // of all seats, by everybody's own reckoning
+  for (std::size_t seat = 0; seat < seats; ++seat) generators[seat] = 1000 + seat;
+  std::uint64_t mine = generators[me];
+  std::uint64_t count = 0;
+  job.state().add("generators", generators).add("count", count).add_volatile("mine", mine);
+  std::uint64_t wrong = 0, repeats = 0, errors = 0;
+  bool over = false;
+  const auto report = [&] {
+    return fmt::format("steps={} wrong={} repeats={} errors={} size={}", count, wrong, repeats,
+                       errors, world.size());
+  };
+  auto loop = job.steps(1'000'000);
+  while (!over && loop.next()) {
+    if (loop.attempt() > 1) ++repeats;
+    if (loop.index() != count) ++wrong;
+    if (mine != generators[me]) ++wrong;
+    // Value, who takes part, and whether to stop, in one sum.
+    const bool lowest = world.rank() == 0;
+    std::int64_t sum[3] = {static_cast<std::int64_t>(draw(mine) % 1024), std::int64_t{1} << me,
+                           lowest && ::access(stop_file.c_str(), F_OK) == 0 ? 1 : 0};
+    if (auto s = world.all_reduce(std::span<std::int64_t>(sum, 3), ReduceOp::Sum); !s) {
+      ++errors;
+      continue;
+    }
+    if (auto s = loop.commit(); !s) {
+      ++errors;
+      continue;
+    }
+    std::int64_t expected = 0;
+    for (std::size_t seat = 0; seat < seats; ++seat) {
+      if (((sum[1] >> seat) & 1) != 0)
+        expected += static_cast<std::int64_t>(draw(generators[seat]) % 1024);
+    }
+    if (expected != sum[0]) ++wrong;
+    over = sum[2] != 0;
+    if (++count % 16 == 0) say(fmt::format("rank {} reached {}", job.rank(), report()));
+  }
+  if (job.drained()) {
+    say(fmt::format("rank {} drained {} then {}: {}", job.rank(), report(),
+                    loop.status().to_string(), world.barrier().to_string()));
+    return stop_file.ends_with("code3") ? 3 : 0;
+  }
+  say(fmt::format("rank {} ended {} {}", job.rank(), report(), loop.status().to_string()));
+  return over ? 0 : 1;
+}
+
 /// What a constructor of a distributed model does before the first step: sizes are compared,
 /// parameters broadcast, groups split off and used. It never looks at a status twice: whatever is
 /// lost meanwhile, it must not notice.
@@ -480,6 +533,7 @@ int main(int argc, char** argv) {
   }
   auto job = std::move(*attached);
   if (mode == "train") return train(job, std::stoull(argument));
+  if (mode == "changing") return changing(job, argument);
   if (mode == "prologue") return prologue(job, argument);
   if (mode == "mismatch") return mismatch(job, argument);
   if (mode == "mismatch_in_step") return mismatch_in_step(job);

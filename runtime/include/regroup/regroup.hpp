@@ -220,7 +220,8 @@ class REGROUP_EXPORT Steps {
   /// Ok once all ranks hold the step's results: change state only after it. Otherwise continue
   /// with next(), which begins this step again. Blocks.
   Status commit();
-  /// Why next() returned false: Ok when all steps are committed.
+  /// Why next() returned false: Ok when all steps are committed, Cancelled when the job is ending
+  /// or this rank was drained (Job::drained()).
   [[nodiscard]] Status status() const;
 
  private:
@@ -250,6 +251,10 @@ class REGROUP_EXPORT Job {
   [[nodiscard]] Incarnation incarnation() const;
   /// True when this process took over a seat that somebody else held before.
   [[nodiscard]] bool is_replacement() const;
+  /// True once this process has left its seat by `regroup drain` or `regroup scale`: the step
+  /// before is committed, the job goes on without it, and every further call returns Cancelled. The
+  /// program is to end.
+  [[nodiscard]] bool drained() const;
   [[nodiscard]] ProcessGroup world() const;
   [[nodiscard]] State state();
   /// The job's steps 0..total-1. One loop at a time.
