@@ -92,6 +92,12 @@ void Agents::perform(std::uint32_t host, const host::Effect& effect) {
     uplink_->send_up(host, message->message);
   } else if (const auto* all = std::get_if<host::EndAll>(&effect)) {
     end_job(host, all->end.reason, all->end.exit_code);
+  } else if (const auto* park = std::get_if<host::AskPark>(&effect)) {
+    ranks_.memory(park->epoch)->end_wanted |= std::uint64_t{1} << host;
+  } else if (const auto* release = std::get_if<host::Release>(&effect)) {
+    ++faults_.released;
+    if (Process* process = ranks_.find(release->member.incarnation))
+      core_.after(local(), [this, process] { ranks_.release(*process); });
   } else if (const auto* timer = std::get_if<host::SetTimer>(&effect)) {
     set_timer(host, timer->at);
   } else if (const auto* log = std::get_if<host::Log>(&effect)) {

@@ -142,8 +142,16 @@ void Agents::fails(Process& process) {
 
 void Agents::wedged_itself(Process& process) {
   ++faults_.self_wedges;
-  core_.trace.note(core_.now(), fmt::format("rank {} wedges itself", process.seat->value()));
+  core_.record({.what = What::SelfWedge,
+                .rank = *process.seat,
+                .incarnation = process.incarnation,
+                .epoch = process.mine->view.epoch});
   say(process, Says::EndsEpoch, process.mine->view.epoch);
+}
+
+void Agents::parked(Process& process) {
+  ++faults_.parked;
+  say(process, Says::Parked, process.mine->view.epoch);
 }
 
 void Agents::goes_deaf(Process& process) {
@@ -188,9 +196,13 @@ void Agents::heard(Process& process, const Said& said) {
     case Says::EndsEpoch:
       return take(process.host,
                   host::WedgeWanted{said.epoch, "rank wedged itself: a deadline passed"});
+    case Says::Parked: return take(process.host, host::Parked{process.incarnation, said.epoch});
     case Says::Detached:
       process.heard_detach = true;
-      return take(process.host, sv::DetachSeen{process.incarnation});
+      take(process.host, sv::DetachSeen{process.incarnation});
+      // As in the launcher's shell: nobody waits for it at the end of a step.
+      return take(process.host, host::Parked{process.incarnation,
+                                             hosts_[process.host].machine->installed().epoch});
     case Says::Closed: return;
   }
 }

@@ -196,6 +196,12 @@ void Coordinator::record_order(std::uint32_t host, const CoordinatorMessage& mes
   } else if (const auto* decision = std::get_if<membership::StoreDecision>(&message)) {
     note_removed(decision->lost, decision->epoch);
   } else if (const auto* install = std::get_if<membership::InstallView>(&message)) {
+    for (const Member& member : install->released) {
+      core_.record({.what = What::Released,
+                    .rank = member.rank,
+                    .incarnation = member.incarnation,
+                    .epoch = install->view.epoch});
+    }
     record.what = What::Choose;
     record.epoch = install->view.epoch;
     record.number = install->view.resume_step;

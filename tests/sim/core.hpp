@@ -18,7 +18,9 @@ namespace regroup::sim {
 class Core {
  public:
   Core(std::uint64_t seed, bool keeps_text)
-      : random(seed), swarm(draw_swarm(random)), trace(keeps_text), checks(swarm) {}
+      : random(seed), swarm(draw_swarm(random)), trace(keeps_text), checks(swarm) {
+    swarm.change = draw_changes(seed);
+  }
 
   void after(Nanos delay, std::function<void()> act);
   /// Runs the next event; false when there is none before `until` (then time stands at `until`).

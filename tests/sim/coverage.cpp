@@ -18,7 +18,7 @@ struct Unreachable {
 };
 constexpr const char* kOnce = "Started is the first event of a machine, once";
 constexpr const char* kNoEpoch = "before the first view there is no epoch to answer for";
-constexpr std::array<Unreachable, 14> kUnreachable = {{
+constexpr std::array<Unreachable, 15> kUnreachable = {{
     {State::Forming, EventKind::Started, kOnce},
     {State::Installing, EventKind::Started, kOnce},
     {State::Steady, EventKind::Started, kOnce},
@@ -30,6 +30,7 @@ constexpr std::array<Unreachable, 14> kUnreachable = {{
     {State::Forming, EventKind::Healed, "nobody enters an epoch before the first view"},
     {State::Forming, EventKind::Wedged, kNoEpoch},
     {State::Forming, EventKind::DecisionStored, kNoEpoch},
+    {State::Forming, EventKind::Parked, kNoEpoch},
     {State::Forming, EventKind::Installed, kNoEpoch},
     {State::Forming, EventKind::Finished,
      "simulated programs end at their last step only; programs that never attach: golden "

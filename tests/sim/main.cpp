@@ -128,6 +128,9 @@ void add(FaultCount& sum, const FaultCount& one) {
   sum.failed_heals += one.failed_heals;
   sum.ignored_terms += one.ignored_terms;
   sum.reordered += one.reordered;
+  sum.changes += one.changes;
+  sum.released += one.released;
+  sum.parked += one.parked;
 }
 
 void print_faults(const FaultCount& f) {
@@ -137,12 +140,13 @@ void print_faults(const FaultCount& f) {
       "  {} late evidence, {} late checks, {} channels broken by loss, {} messages twice,\n"
       "  {} partitions, {} hosts lost, {} coordinator crashes, {} channels closed by programs,\n"
       "  {} programs ignore TERM, {} chunks damaged, {} heals resumed, {} given up,\n"
-      "  {} deliveries reordered between channels\n",
+      "  {} deliveries reordered between channels,\n"
+      "  {} changes asked for: {} ranks stopped for them, {} left\n",
       f.crashes, f.crashes_healing, f.crashes_of_spares, f.bursts, f.pauses, f.long_pauses,
       f.slow_kills, f.start_failures, f.self_wedges, f.evictions, f.stops, f.late_evidence,
       f.late_checks, f.messages_lost, f.messages_twice, f.partitions, f.hosts_lost,
       f.coordinator_crashes, f.closed_channels, f.ignored_terms, f.damaged_chunks, f.resumed_heals,
-      f.failed_heals, f.reordered);
+      f.failed_heals, f.reordered, f.changes, f.parked, f.released);
 }
 
 /// The seed under way, for the handler below.

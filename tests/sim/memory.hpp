@@ -62,6 +62,7 @@ struct Block {
   };
   std::array<Lane, kGroupsMax> lanes;
   spi::Word step{0};
+  std::uint64_t last_step = 0;  ///< announced (spi/planned_end.hpp)
   Holding holding = Holding::Unknown;
   std::uint32_t heal_shared = 0;        ///< newest round of a heal for which `have` was said
   std::vector<std::uint64_t> have;      ///< a newcomer's resume map
@@ -75,6 +76,7 @@ struct EpochMemory {
   std::array<std::vector<std::int32_t>, kGroupsMax> members;  ///< seats of each group, ascending
   std::array<std::uint64_t, kGroupsMax> seat_set{};           ///< the same as sets
   std::unique_ptr<Block[]> blocks;                            ///< by seat
+  std::uint64_t end_wanted = 0;  ///< set of hosts whose agent wants the end of this epoch
   /// The program's operations of this epoch in order, for all groups, and per group by sequence
   /// number - 1.
   std::array<std::vector<Operation>, kGroupsMax> operations;

@@ -69,6 +69,23 @@ struct Words {
   std::string operator()(const StopRequest& m) const {
     return fmt::format("StopRequest code {}", m.exit_code);
   }
+  std::string operator()(const DrainRequest& m) const {
+    std::string out = fmt::format("DrainRequest {}{}", m.id, m.now ? " now" : "");
+    for (const Incarnation who : m.incarnations) out += fmt::format(" {}", who.value());
+    return out;
+  }
+  std::string operator()(const ScaleRequest& m) const {
+    return fmt::format("ScaleRequest {} to {}{}", m.id, m.seats, m.now ? " now" : "");
+  }
+  std::string operator()(const Parked& m) const {
+    return fmt::format("Parked epoch {}", m.epoch.value());
+  }
+  std::string operator()(const ParkEpoch& m) const {
+    return fmt::format("ParkEpoch {}", m.epoch.value());
+  }
+  std::string operator()(const Answer& m) const {
+    return fmt::format("Answer {} {}: {}", m.id, m.accepted ? "accepted" : "refused", m.text);
+  }
   std::string operator()(const StartProcess& m) const {
     return fmt::format("StartProcess {} seat {}", m.incarnation.value(),
                        m.seat ? m.seat->value() : -1);
@@ -82,7 +99,8 @@ struct Words {
                        m.round.value(), m.committed_step, text(m.lost));
   }
   std::string operator()(const InstallView& m) const {
-    return fmt::format("InstallView {} lost{}", text(m.view), text(m.lost));
+    return fmt::format("InstallView {} lost{} released{}", text(m.view), text(m.lost),
+                       text(m.released));
   }
   std::string operator()(const EndJob& m) const {
     return fmt::format("EndJob {}: {}", m.exit_code, m.reason);

@@ -82,6 +82,11 @@ void Ranks::install(Process& process, const std::shared_ptr<EpochMemory>& memory
   wake(process);
 }
 
+void Ranks::release(Process& process) {
+  process.released = true;
+  wake(process);
+}
+
 void Ranks::crash(Process& process) {
   if (!process.alive) return;
   process.alive = false;
@@ -189,6 +194,7 @@ void Ranks::run(Process& p) {
 // ---- entering an epoch ----------------------------------------------------------------------
 
 void Ranks::next(Process& p) {
+  if (p.released) return go(p, At::Over);
   if (!p.installed || (p.mine && p.installed->view.epoch <= p.mine->view.epoch)) return;
   p.mine = p.installed;
   p.numbers = {};
@@ -205,11 +211,29 @@ void Ranks::next(Process& p) {
   go(p, At::Meet);
 }
 
+/// Whether some member announced the step just committed as the last one of this epoch.
+bool Ranks::is_last_step(Process& p) {
+  const auto& seats = p.mine->members[0];
+  return p.applied != 0 && std::any_of(seats.begin(), seats.end(), [&p](std::int32_t seat) {
+           return p.mine->blocks[static_cast<std::size_t>(seat)].last_step == p.applied;
+         });
+}
+
 void Ranks::begin_step(Process& p) {
-  highest_step_ = std::max(highest_step_, p.step);
   p.index_in_step = 0;
   p.step_digest = 0;
-  if (p.step > steps_) return go(p, At::Over);
+  if (p.step > steps_) {
+    highest_step_ = std::max(highest_step_, p.step);
+    return go(p, At::Over);
+  }
+  if (is_last_step(p)) {
+    Record record = record_of(p, What::Park);
+    record.number = p.applied;
+    core_.record(record);
+    news_->parked(p);
+    return go(p, At::Next);
+  }
+  highest_step_ = std::max(highest_step_, p.step);
   p.at = choose_operation(p) ? At::Enter : At::Prepare;
   wake(p, core_.swarm.compute);
 }
@@ -333,6 +357,7 @@ void Ranks::publish(Process& p) {
     record.epoch = bound(p).view.epoch;
     record.group = p.operation.group;
     record.number = p.operation.number;
+    record.other = p.step;
     core_.record(record);
     changed(bound(p), me);
   }
@@ -454,6 +479,9 @@ void Ranks::next_operation(Process& p) {
 
 void Ranks::prepare(Process& p) {
   Block& block = bound(p).blocks[static_cast<std::size_t>(p.seat->value())];
+#ifndef REGROUP_MUTANT_PLANNED_END_ANNOUNCED_LATE
+  if ((bound(p).end_wanted & (std::uint64_t{1} << p.host)) != 0) block.last_step = p.step;
+#endif
 #ifdef REGROUP_MUTANT_PREPARE_PLAIN_STORE
   block.step.store((block.step.load() & ~spi::kNumberMask) | p.step);
 #else
@@ -467,6 +495,10 @@ void Ranks::prepare(Process& p) {
 }
 
 void Ranks::await_prepared(Process& p) {
+#ifdef REGROUP_MUTANT_PLANNED_END_ANNOUNCED_LATE
+  if ((bound(p).end_wanted & (std::uint64_t{1} << p.host)) != 0)
+    bound(p).blocks[static_cast<std::size_t>(p.seat->value())].last_step = p.step;
+#endif
   EpochMemory& memory = bound(p);
   for (const std::int32_t seat : memory.members[0]) {
     if (spi::read(memory.blocks[static_cast<std::size_t>(seat)].step).number >= p.step) continue;

@@ -41,7 +41,7 @@ enum class At : std::uint8_t {
 };
 
 /// What a process says to its agent, on one channel in this order.
-enum class Says : std::uint8_t { Attached, Entered, EndsEpoch, Detached, Closed };
+enum class Says : std::uint8_t { Attached, Entered, EndsEpoch, Parked, Detached, Closed };
 struct Said {
   Says what = Says::Closed;
   Epoch epoch;
@@ -64,6 +64,7 @@ struct Process {
   bool heard_detach = false;
   bool reported_lost = false;  ///< nothing it says counts any more
   bool gone = false;           ///< reaped
+  bool released = false;       ///< was told that it has left its seat
   Nanos paused_until = 0;
   bool queued = false;      ///< a run event is in the queue
   Nanos beat_offset = 0;    ///< time it spent paused: its heart did not beat
@@ -99,6 +100,7 @@ class RankNews {
   virtual void dies(
       Process& process) = 0;  ///< a fault: the listener crashes it, and perhaps others too
   virtual void wedged_itself(Process& process) = 0;
+  virtual void parked(Process& process) = 0;  ///< waits at the end of a step for the next view
 };
 
 /// Thread safety: none.
@@ -118,6 +120,8 @@ class Ranks {
   std::shared_ptr<EpochMemory> memory(Epoch epoch);
 
   void install(Process& process, const std::shared_ptr<EpochMemory>& memory);
+  /// It has left its seat as planned, and is told so.
+  void release(Process& process);
   void crash(Process& process);
   void finish(Process& process);  ///< it ended with 0
   void pause(Process& process, Nanos length);
@@ -174,6 +178,7 @@ class Ranks {
   EpochMemory& bound(Process& p);  ///< the memory that a call uses
   Operation plan(const EpochMemory& memory, std::uint64_t step, std::uint32_t index) const;
   bool choose_operation(Process& p);
+  bool is_last_step(Process& p);
   Block::Lane& lane(Process& p);
   void go(Process& p, At at);
   std::uint32_t operations_of(std::uint64_t step) const;

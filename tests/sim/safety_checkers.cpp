@@ -105,6 +105,7 @@ class NoSplitBrain final : public Checker {
  public:
   [[nodiscard]] const char* property() const override { return "S3 no split brain"; }
   Wrong on(const Record& r) override {
+    if (r.what == What::Released) released_.insert(r.incarnation);
     if (r.what == What::Crash || r.what == What::Finish || r.what == What::Kill) {
       dead_.insert(
           r.incarnation);  // a kill under way counts: whoever ordered it waits for nothing more
@@ -116,10 +117,16 @@ class NoSplitBrain final : public Checker {
     std::set<Incarnation> now;
     for (const Incarnation who : r.view->seats) {
       if (who.value() != 0) now.insert(who);
+      if (released_.count(who) != 0) {
+        return fmt::format("epoch {} has incarnation {}, which has left its seat", r.epoch.value(),
+                           who.value());
+      }
     }
     for (const Incarnation who : members_) {
       // Who goes on counts even if it died a moment ago: that is the next round's business.
-      if (now.count(who) != 0)
+      // Whoever leaves as planned was counted in the quorum, and its host stored the decision: only
+      // then is a member released. It cannot go on elsewhere, since no later view takes it.
+      if (now.count(who) != 0 || released_.count(who) != 0)
         ++kept;
       else if (dead_.count(who) != 0)
         continue;
@@ -135,6 +142,7 @@ class NoSplitBrain final : public Checker {
   Epoch newest_;
   std::set<Incarnation> members_;
   std::set<Incarnation> dead_;
+  std::set<Incarnation> released_;
 };
 
 /// S11: whoever is not in an epoch's view neither writes, completes nor commits anything in it.
@@ -377,7 +385,11 @@ class Poisoned final : public Checker {
   }
   [[nodiscard]] const char* property() const override { return "L5 no livelock (poisoned step)"; }
   Wrong on(const Record& r) override {
-    if (!applies_ || r.what != What::Choose) return std::nullopt;
+    if (!applies_) return std::nullopt;
+    if (r.what == What::Released) {
+      for (auto& [seat, lives] : lives_) lives.erase(r.incarnation);  // no loss
+    }
+    if (r.what != What::Choose) return std::nullopt;
     if (r.number != step_) lives_.clear();
     step_ = r.number;
     for (std::size_t seat = 0; seat < r.view->seats.size(); ++seat) {
@@ -398,6 +410,69 @@ class Poisoned final : public Checker {
   std::map<std::size_t, std::set<Incarnation>> lives_;
 };
 
+/// A planned end: all members stop at the end of the same step, so nothing is begun twice; and as
+/// long as nothing else happens to a job, no operation is lost.
+class PlannedEnd final : public Checker {
+ public:
+  explicit PlannedEnd(const Swarm& swarm) : without_steps_(swarm.job.on_loss == OnLoss::Replace) {}
+  [[nodiscard]] const char* property() const override { return "S23 planned end"; }
+  Wrong on(const Record& r) override {
+    if (excuses(r)) excused_ = true;
+    if (r.what == What::Park) {
+      const auto [known, is_new] = last_.emplace(r.epoch, r.number);
+      if (!is_new && known->second != r.number) {
+        return fmt::format("rank {} stops after step {} of epoch {}, another one after step {}",
+                           r.rank.value(), r.number, r.epoch.value(), known->second);
+      }
+      if (begun_[r.epoch] > r.number) {
+        return fmt::format("rank {} stops after step {} of epoch {}, another one has begun step {}",
+                           r.rank.value(), r.number, r.epoch.value(), begun_[r.epoch]);
+      }
+    }
+    if (r.what == What::Publish || r.what == What::HandedOver) return begins(r, r.other);
+    if (r.what == What::Prepare) return begins(r, r.number);
+    if (r.what == What::Lost && !excused_) {
+      return fmt::format("rank {} loses operation {} of epoch {}, and nothing happened to the job",
+                         r.rank.value(), r.number, r.epoch.value());
+    }
+    return std::nullopt;
+  }
+
+ private:
+  Wrong begins(const Record& r, std::uint64_t step) {
+    std::uint64_t& highest = begun_[r.epoch];
+    highest = std::max(highest, step);
+    const auto last = last_.find(r.epoch);
+    if (last == last_.end() || step <= last->second) return std::nullopt;
+    return fmt::format("rank {} begins step {} of epoch {}, whose members stop after step {}",
+                       r.rank.value(), step, r.epoch.value(), last->second);
+  }
+  bool excuses(const Record& r) {
+    switch (r.what) {
+      case What::Crash:
+      case What::Deaf:
+      case What::HostLost:
+      case What::ChannelDown:
+      case What::EvictAsked:
+      case What::SelfWedge:
+      case What::Kill:
+      case What::Removed:
+      case What::EndJob: return true;
+      case What::ChangeAsked: return r.other != 0 || without_steps_;
+      case What::Pause:
+        silent_[r.incarnation] += static_cast<Nanos>(r.other);
+        return silent_[r.incarnation] > membership::kPauseTolerated.count();
+      default: return false;
+    }
+  }
+
+  bool without_steps_;
+  bool excused_ = false;
+  std::map<Epoch, std::uint64_t> last_;
+  std::map<Epoch, std::uint64_t> begun_;
+  std::map<Incarnation, Nanos> silent_;
+};
+
 }  // namespace
 
 std::vector<std::unique_ptr<Checker>> make_safety_checkers(const Swarm& swarm) {
@@ -413,6 +488,7 @@ std::vector<std::unique_ptr<Checker>> make_safety_checkers(const Swarm& swarm) {
   all.push_back(std::make_unique<StopHeard>());
   all.push_back(std::make_unique<TruthfulBlame>());
   all.push_back(std::make_unique<Poisoned>(swarm));
+  all.push_back(std::make_unique<PlannedEnd>(swarm));
   return all;
 }
 

@@ -128,4 +128,9 @@ void add_decided_crashes(Random& random, Swarm& swarm) {
   swarm.crash_when_decided = 0.2 + 0.8 * random.unit();
 }
 
+double draw_changes(std::uint64_t seed) {
+  Random random(seed ^ 0x6368616e676573ULL);
+  return random.chance(0.35) ? 0.005 + 0.05 * random.unit() : 0.0;
+}
+
 }  // namespace regroup::sim

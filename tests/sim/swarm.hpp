@@ -46,6 +46,7 @@ struct Swarm {
   double channel_closed = 0;  ///< a program closes descriptors that it does not know
   double heal_damage = 0;     ///< a chunk of a heal arrives damaged
   double evict = 0;
+  double change = 0;        ///< somebody asks for a drain or another number of ranks
   double stop = 0;          ///< somebody asks the job to end
   double message_lost = 0;  ///< the channel breaks and is made anew
   double message_twice = 0;
@@ -68,5 +69,8 @@ struct Swarm {
 [[nodiscard]] Swarm draw_swarm(Random& random);
 /// Hosts come and go, and coordinators die while somebody acts on a decision that is not durable.
 void add_decided_crashes(Random& random, Swarm& swarm);
+/// How often planned changes are asked for: drawn by itself, so that a seed without them means what
+/// it meant before there were any.
+[[nodiscard]] double draw_changes(std::uint64_t seed);
 
 }  // namespace regroup::sim

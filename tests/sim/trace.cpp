@@ -52,6 +52,10 @@ const char* name(What what) {
     case What::Removed: return "removed";
     case What::EvictAsked: return "evict-asked";
     case What::StopAsked: return "stop-asked";
+    case What::ChangeAsked: return "change-asked";
+    case What::Park: return "parks";
+    case What::Released: return "released";
+    case What::SelfWedge: return "wedges-itself";
     case What::EndJob: return "end-job";
     case What::Liveness: return "LIVENESS-MODE";
     case What::Quiet: return "quiet";

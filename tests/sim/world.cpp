@@ -84,6 +84,7 @@ class World {
       if (runs && core_.fault(core_.swarm.crash_on_event)) agents_.kill_by_fault(someone);
       if (runs && core_.fault(core_.swarm.pause)) pause(someone);
       if (runs && someone.seat && core_.fault(core_.swarm.evict)) evict(host, someone);
+      if (runs && someone.seat && core_.fault(core_.swarm.change)) change(host, someone);
     }
     if (core_.fault(core_.swarm.stop)) {
       agents_.stop(host);
@@ -103,6 +104,26 @@ class World {
     core_.record(
         {.what = What::EvictAsked, .rank = *process.seat, .incarnation = process.incarnation});
     agents_.deliver(host, membership::host::Evict{process.incarnation, "asked for"});
+  }
+
+  /// Somebody wants a rank drained, or another number of ranks.
+  void change(std::uint32_t host, const Process& process) {
+    ++faults_.changes;
+    const bool now = core_.random.chance(0.2);
+    core_.record({.what = What::ChangeAsked,
+                  .rank = *process.seat,
+                  .incarnation = process.incarnation,
+                  .other = now ? std::uint64_t{1} : 0});
+    const std::uint64_t id = faults_.changes;
+    if (core_.random.chance(0.5)) {
+      std::vector<Incarnation> leaving{process.incarnation};
+      const auto& all = ranks_.all();
+      const Process& other = *all[core_.random.below(all.size())];
+      if (core_.random.chance(0.2) && &other != &process) leaving.push_back(other.incarnation);
+      return agents_.deliver(host, membership::host::Drain{id, leaving, now});
+    }
+    const auto seats = static_cast<std::uint32_t>(core_.random.below(core_.swarm.job.ranks + 1));
+    agents_.deliver(host, membership::host::Scale{id, seats, now});
   }
 
   /// A quorum is healed, the rest stays broken for ever: now everything must come to a good end.
@@ -169,8 +190,8 @@ class World {
     ending.faults = f.crashes + ranks_.pauses_short() + ranks_.pauses_long() + f.late_checks +
                     f.evictions + f.self_wedges + f.hosts_lost * core_.swarm.job.ranks +
                     f.partitions + f.messages_lost + f.start_failures + f.coordinator_crashes +
-                    f.stops + f.closed_channels + ranks_.failed_heals() * core_.swarm.job.ranks +
-                    (any_isolated() ? 1 : 0);
+                    f.stops + f.closed_channels + 2 * f.changes +
+                    ranks_.failed_heals() * core_.swarm.job.ranks + (any_isolated() ? 1 : 0);
     return ending;
   }
 
