@@ -165,7 +165,7 @@ int changing(Job& job, const std::string& stop_file) {
     }
     if (expected != sum[0]) ++wrong;
     over = sum[2] != 0;
-    if (++count % 16 == 0) say(fmt::format("rank {} reached {}", job.rank(), report()));
+    if (++count == 16) say(fmt::format("rank {} reached {}", job.rank(), report()));
   }
   if (job.drained()) {
     say(fmt::format("rank {} drained {} then {}: {}", job.rank(), report(),
