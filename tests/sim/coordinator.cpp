@@ -111,6 +111,12 @@ bool Coordinator::perform(const membership::Effect& effect) {
     }
   } else if (const auto* persist = std::get_if<membership::Persist>(&effect)) {
     store_ = persist->state;
+    for (const Member& member : store_->released) {
+      core_.record({.what = What::Released,
+                    .rank = member.rank,
+                    .incarnation = member.incarnation,
+                    .epoch = store_->view.epoch});
+    }
     core_.record({.what = What::Persist,
                   .epoch = store_->view.epoch,
                   .number = store_->next_incarnation.value(),
@@ -196,12 +202,6 @@ void Coordinator::record_order(std::uint32_t host, const CoordinatorMessage& mes
   } else if (const auto* decision = std::get_if<membership::StoreDecision>(&message)) {
     note_removed(decision->lost, decision->epoch);
   } else if (const auto* install = std::get_if<membership::InstallView>(&message)) {
-    for (const Member& member : install->released) {
-      core_.record({.what = What::Released,
-                    .rank = member.rank,
-                    .incarnation = member.incarnation,
-                    .epoch = install->view.epoch});
-    }
     record.what = What::Choose;
     record.epoch = install->view.epoch;
     record.number = install->view.resume_step;
