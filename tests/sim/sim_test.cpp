@@ -103,9 +103,20 @@ TEST_F(CheckersTest, MinorityView) {
 TEST_F(CheckersTest, OutcomesDiffer) {
   enter(1, 0, 1);
   enter(2, 1, 1);
+  act(What::Crash, 3, 2, 0);
   act(What::Done, 1, 0, 1);
   act(What::Lost, 2, 1, 1);
   EXPECT_THAT(seen(), HasSubstr("S5a "));
+}
+TEST_F(CheckersTest, OperationIsLostForNothing) {
+  enter(1, 0, 1);
+  act(What::Lost, 1, 0, 1);
+  EXPECT_THAT(seen(), HasSubstr("S23 "));
+}
+TEST_F(CheckersTest, MembersStopAfterDifferentSteps) {
+  act(What::Park, 1, 0, 3);
+  act(What::Park, 2, 1, 4);
+  EXPECT_THAT(seen(), HasSubstr("S23 "));
 }
 TEST_F(CheckersTest, CommittedStepIsForgotten) {
   choose();
@@ -135,6 +146,7 @@ TEST_F(CheckersTest, ContributionTwice) {
   EXPECT_THAT(seen(), HasSubstr("S12 "));
 }
 TEST_F(CheckersTest, InputChanged) {
+  act(What::Crash, 3, 2, 0);
   act(What::Lost, 1, 0, 1, 7, 8);
   EXPECT_THAT(seen(), HasSubstr("S9 "));
 }
