@@ -389,6 +389,8 @@ class Poisoned final : public Checker {
     if (r.what == What::Released) {
       for (auto& [seat, lives] : lives_) lives.erase(r.incarnation);  // no loss
     }
+    // A seat that a scaling fills again has another life by wish (docs/testing.md, open).
+    if (r.what == What::ChangeAsked) applies_ = false;
     if (r.what != What::Choose) return std::nullopt;
     if (r.number != step_) lives_.clear();
     step_ = r.number;
