@@ -188,6 +188,8 @@ void RunShell::reaped(pid_t pid, const ExitStatus& status) {
     if (process->spawned.pid != pid || process->gone) continue;
     process->gone = true;
     process->exit = status;
+    // Watched since its shim was lost; under regroup mpirun it came to us, and was reaped first.
+    loop_.forget(process->spawned.pidfd.get());
     process->spawned.pidfd.reset();
     beacons_->remove(incarnation);
     close_channel(*process);
