@@ -10,6 +10,7 @@
 #include "launcher/command_line.hpp"
 #include "launcher/commands.hpp"
 #include "launcher/doctor.hpp"
+#include "launcher/environment.hpp"
 #include "launcher/exit_codes.hpp"
 #include "launcher/launch_environment.hpp"
 #include "launcher/variables.hpp"
@@ -21,12 +22,6 @@ using nlohmann::json;
 
 constexpr int kDoctorSchema = 1;
 constexpr int kEnvSchema = 1;
-
-std::vector<std::string> own_environment() {
-  std::vector<std::string> out;
-  for (char** variable = environ; *variable != nullptr; ++variable) out.emplace_back(*variable);
-  return out;
-}
 
 std::string figure(const std::optional<int>& value) {
   return value ? fmt::format("{}", *value) : "unknown";

@@ -1,6 +1,7 @@
 #include "launcher/environment.hpp"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -30,6 +31,12 @@ bool inherited(std::string_view variable) {
 }
 
 }  // namespace
+
+std::vector<std::string> own_environment() {
+  std::vector<std::string> out;
+  for (char** variable = environ; *variable != nullptr; ++variable) out.emplace_back(*variable);
+  return out;
+}
 
 std::vector<std::string> make_environment(const std::vector<std::string>& outer,
                                           const ProcessIdentity& identity) {

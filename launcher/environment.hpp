@@ -25,6 +25,9 @@ struct ProcessIdentity {
   int cores = 1;
 };
 
+/// That of this process, KEY=VALUE. Threads: while nobody changes it.
+[[nodiscard]] std::vector<std::string> own_environment();
+
 /// `outer` (KEY=VALUE) without what other launchers and an outer Regroup left there, plus the
 /// variables of docs/environment.md. A restarted child that found an outer launcher's variables
 /// would register itself there as the rank that just died. Pure.

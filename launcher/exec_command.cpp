@@ -10,6 +10,7 @@
 #include "launcher/command_line.hpp"
 #include "launcher/commands.hpp"
 #include "launcher/descendants.hpp"
+#include "launcher/environment.hpp"
 #include "launcher/exec_options.hpp"
 #include "launcher/exit_codes.hpp"
 #include "launcher/job_host.hpp"
@@ -18,19 +19,11 @@
 #include "launcher/run_options.hpp"
 #include "launcher/shim.hpp"
 
-extern char** environ;
-
 namespace regroup::launcher {
 namespace {
 
 constexpr std::chrono::milliseconds kAgain{20};
 constexpr std::chrono::seconds kSilenceMax{10};
-
-std::vector<std::string> own_environment() {
-  std::vector<std::string> out;
-  for (char** variable = environ; *variable != nullptr; ++variable) out.emplace_back(*variable);
-  return out;
-}
 
 Refusal unusable(std::string code, std::string text) {
   return {kExitUnavailable, std::move(code), std::move(text)};

@@ -17,14 +17,13 @@
 
 #include "launcher/commands.hpp"
 #include "launcher/descendants.hpp"
+#include "launcher/environment.hpp"
 #include "launcher/exec_options.hpp"
 #include "launcher/exit_codes.hpp"
 #include "launcher/preflight.hpp"
 #include "launcher/run_options.hpp"
 #include "launcher/run_shell.hpp"
 #include "launcher/shims.hpp"
-
-extern char** environ;
 
 namespace regroup::launcher {
 namespace {
@@ -209,8 +208,7 @@ Status start_agent(int listener, pid_t launcher, const std::vector<std::string>&
       "regroup", "agent", "--fd", std::to_string(listener), "--launcher", std::to_string(launcher),
       "--"};
   request.arguments.insert(request.arguments.end(), words.begin(), words.end());
-  for (char** variable = environ; *variable != nullptr; ++variable)
-    request.environment.emplace_back(*variable);
+  request.environment = own_environment();
   request.kept = {listener};
   request.death_signal = 0;
   Result<Spawned> spawned = spawn(request);

@@ -12,6 +12,7 @@
 
 #include "launcher/command_line.hpp"
 #include "launcher/commands.hpp"
+#include "launcher/environment.hpp"
 #include "launcher/exit_codes.hpp"
 #include "launcher/job_host.hpp"
 #include "launcher/mpi_launcher.hpp"
@@ -19,8 +20,6 @@
 #include "launcher/rendezvous.hpp"
 #include "launcher/run_options.hpp"
 #include "launcher/run_shell.hpp"
-
-extern char** environ;
 
 namespace regroup::launcher {
 namespace {
@@ -80,12 +79,6 @@ Refusal parse(const Arguments& words, MpirunOptions& options) {
   if (Refusal refusal = read_start_timeout(typed, options.start_timeout); !refusal.code.empty())
     return refusal;
   return read_typed(typed, options.run);
-}
-
-std::vector<std::string> own_environment() {
-  std::vector<std::string> out;
-  for (char** variable = environ; *variable != nullptr; ++variable) out.emplace_back(*variable);
-  return out;
 }
 
 Refusal find_mpirun(const std::string& wanted, MpiLauncher& launcher) {

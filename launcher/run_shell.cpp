@@ -18,9 +18,8 @@
 #include <utility>
 
 #include "launcher/descendants.hpp"
+#include "launcher/environment.hpp"
 #include "launcher/exit_codes.hpp"
-
-extern char** environ;
 
 namespace regroup::launcher {
 
@@ -79,8 +78,7 @@ int run_job(RunOptions options, JobSetup setup, OuterLauncher outer) {
   ::signal(SIGXFSZ, SIG_IGN);
   ::signal(SIGTTIN, SIG_IGN);
   ::signal(SIGTTOU, SIG_IGN);
-  for (char** variable = environ; *variable != nullptr; ++variable)
-    setup.outer_environment.emplace_back(*variable);
+  setup.outer_environment = own_environment();
   Result<EventLog> log =
       EventLog::open(options.log_dir, {.mirror_fd = options.json ? STDOUT_FILENO : -1});
   if (!log) return refuse(kExitNotAllowed, "E-LOG-1", log.error().text());
