@@ -182,8 +182,7 @@ void SlotRunner::Impl::begin(const OpSpec& spec) {
   const OpDescriptor descriptor = describe_call(spec);
   current_.spec = spec;
   current_.descriptor = descriptor;
-  const bool chosen = options_.own_from_input || options_.algorithm || !options_.rules.empty();
-  current_.small = is_small(descriptor) && !chosen;
+  current_.small = is_small(descriptor) && !forced_algorithm(descriptor);
   if (!current_.small) make_plan();
   current_.first_turn = next_turn_;
   next_turn_ += current_.small ? 1 : current_.plan.turns();
