@@ -227,6 +227,11 @@ class Cells:
         check(digest == self.expected(), f"digest {digest} is not that of an undisturbed run")
         run.await_nothing_left()
 
+    def check_whole_without_shim_of(self, run, rank):
+        self.check_whole(run)
+        check([e["rank"] for e in run.events("lost")] == [rank], "somebody else was lost, too")
+        check("E-SHIM-1" in run.output, "nobody said that the shim is gone")
+
     # ---- the cells: each returns a short text for the table
 
     def undisturbed(self):
@@ -283,9 +288,7 @@ class Cells:
         run = self.start(self.digits, flags=self.launcher.recovery)
         run.wait_for(MIDDLE)
         os.kill(parent_of(run.pid_of(1)), signal.SIGKILL)
-        self.check_whole(run)
-        check([e["rank"] for e in run.events("lost")] == [1], "somebody else was lost, too")
-        check("E-SHIM-1" in run.output, "nobody said that the shim is gone")
+        self.check_whole_without_shim_of(run, 1)
         return "0, same digest, seat taken by another place"
 
     def agent_killed(self):
@@ -354,9 +357,7 @@ class Cells:
             check(code == 137, f"exit code {code} instead of 137")
             run.await_nothing_left()
             return "137, ended by the launcher"
-        self.check_whole(run)
-        check([e["rank"] for e in run.events("lost")] == [0], "somebody else was lost, too")
-        check("E-SHIM-1" in run.output, "nobody said that the shim is gone")
+        self.check_whole_without_shim_of(run, 0)
         return "0, same digest, spare took the seat"
 
     def wrapped_coordinator_killed(self):
