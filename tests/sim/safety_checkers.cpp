@@ -389,14 +389,17 @@ class Poisoned final : public Checker {
     if (r.what == What::Released) {
       for (auto& [seat, lives] : lives_) lives.erase(r.incarnation);  // no loss
     }
-    // A seat that a scaling fills again has another life by wish (docs/testing.md, open).
-    if (r.what == What::ChangeAsked) applies_ = false;
+    if (r.what == What::ChangeAsked) wished_ = true;
     if (r.what != What::Choose) return std::nullopt;
     if (r.number != step_) lives_.clear();
     step_ = r.number;
     for (std::size_t seat = 0; seat < r.view->seats.size(); ++seat) {
-      if (r.view->seats[seat].value() == 0) continue;
       auto& lives = lives_[seat];
+      if (r.view->seats[seat].value() == 0) {
+        // Lost too often, it stays vacant; who fills it then is a person who scales up.
+        if (wished_) lives.clear();
+        continue;
+      }
       lives.insert(r.view->seats[seat]);
       if (lives.size() <= lives_max_) continue;
       return fmt::format("rank {} is in its {}. life in step {}, {} are allowed", seat,
@@ -407,6 +410,7 @@ class Poisoned final : public Checker {
 
  private:
   bool applies_;
+  bool wished_ = false;
   std::size_t lives_max_;
   std::uint64_t step_ = 0;
   std::map<std::size_t, std::set<Incarnation>> lives_;
