@@ -79,4 +79,14 @@ std::optional<int> parse_command_line(CLI::App& app, std::string_view command,
   return std::nullopt;
 }
 
+int say_failure(const Status& status) {
+  fmt::print(stderr, "regroup: {}\n", status.text());
+  return status.code() == Code::Unauthenticated ? kExitNotAllowed : kExitUnavailable;
+}
+
+int say_no_job(const Status& status) {
+  fmt::print(stderr, "regroup: {}\n", status.text());
+  return status.code() == Code::InvalidArgument ? kExitBadUsage : kExitUnavailable;
+}
+
 }  // namespace regroup::launcher

@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include <regroup/status.hpp>
+
 #include "launcher/commands.hpp"
 
 namespace CLI {
@@ -19,6 +21,11 @@ namespace regroup::launcher {
 /// words).
 std::optional<int> parse_command_line(CLI::App& app, std::string_view command,
                                       const Arguments& arguments);
+
+/// Ends a command that got no answer: prints why, and is its exit code.
+int say_failure(const Status& status);
+/// Ends a command that found no job to ask, or several (only_job()).
+int say_no_job(const Status& status);
 
 /// One option or positional of a command.
 struct OptionShape {

@@ -47,11 +47,6 @@ int refused(const std::string& text) {
   return kExitUnavailable;
 }
 
-int failed(const Status& status) {
-  fmt::print(stderr, "regroup: {}\n", status.text());
-  return status.code() == Code::Unauthenticated ? kExitNotAllowed : kExitUnavailable;
-}
-
 bool is(const json& answer, const char* key) { return answer.value(key, false); }
 
 int follow(const RunningJob& job, std::uint64_t wish, bool to_the_end) {
@@ -60,7 +55,7 @@ int follow(const RunningJob& job, std::uint64_t wish, bool to_the_end) {
   while (true) {
     const Result<json> answer = ask(job, {{"v", kStatusSchema}, {"do", "wish"}, {"wish", wish}},
                                     Clock::now() + kAnswerTime);
-    if (!answer) return failed(answer.error());
+    if (!answer) return say_failure(answer.error());
     const std::string text = answer->value("text", std::string());
     if (is(*answer, "answered") && !is(*answer, "accepted")) return refused("E-PLAN-1 " + text);
     if (is(*answer, "dropped")) return refused("E-PLAN-4 " + text);
@@ -85,14 +80,11 @@ int follow(const RunningJob& job, std::uint64_t wish, bool to_the_end) {
 
 int change(json request, const Flags& flags) {
   const Result<RunningJob> job = only_job(flags.job);
-  if (!job) {
-    fmt::print(stderr, "regroup: {}\n", job.error().text());
-    return job.error().code() == Code::InvalidArgument ? kExitBadUsage : kExitUnavailable;
-  }
+  if (!job) return say_no_job(job.error());
   request["v"] = kStatusSchema;
   request["now"] = flags.now;
   const Result<json> answer = ask(*job, request, Clock::now() + kAnswerTime);
-  if (!answer) return failed(answer.error());
+  if (!answer) return say_failure(answer.error());
   return follow(*job, answer->value("wish", std::uint64_t{0}), flags.wait);
 }
 

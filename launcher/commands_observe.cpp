@@ -36,11 +36,6 @@ constexpr std::chrono::seconds kAnswerTime{5};
 /// Without news, `events -f` looks this often whether the launcher still lives.
 constexpr int kAliveEveryMs = 500;
 
-int fail(const Status& status) {
-  fmt::print(stderr, "regroup: {}\n", status.text());
-  return status.code() == Code::Unauthenticated ? kExitNotAllowed : kExitUnavailable;
-}
-
 /// What a person means by DIR: a log directory, a file in it, or nothing: the newest job below
 /// runs/.
 Result<fs::path> find_log_dir(const std::string& named) {
@@ -126,7 +121,7 @@ int follow(EventReader& reader, const fs::path& path) {
     await_growth(watch);
     const bool gone =
         reader.launcher_pid() > 0 && ::kill(reader.launcher_pid(), 0) != 0 && errno == ESRCH;
-    if (const Status status = reader.print_new(); !status) return fail(status);
+    if (const Status status = reader.print_new(); !status) return say_failure(status);
     if (gone && !reader.ended()) {
       fmt::print(stderr, "regroup: the launcher (pid {}) is gone and the log has no end\n",
                  reader.launcher_pid());
@@ -174,7 +169,7 @@ int write_file(const fs::path& path, const std::string& text) {
 
 int write_page(const json& report, const fs::path& dir, const fs::path& page) {
   const Result<json> events = page_events(dir / kEventFile);
-  if (!events) return fail(events.error());
+  if (!events) return say_failure(events.error());
   return write_file(page, report_page(report, *events));
 }
 
@@ -199,7 +194,7 @@ int status_command(const Arguments& arguments) {
     const Result<json> status =
         ask(job, {{"v", kStatusSchema}, {"do", "status"}}, Clock::now() + kAnswerTime);
     if (!status) {
-      exit_code = fail(status.error());
+      exit_code = say_failure(status.error());
       continue;
     }
     fmt::print("{}{}", as_json ? status->dump() : status_text(*status), as_json ? "\n" : "");
@@ -217,14 +212,14 @@ int events_command(const Arguments& arguments) {
   app.add_flag("--json", as_json, "the lines as they stand in the log (docs/schemas/events.md)");
   if (const std::optional<int> done = parse_command_line(app, "events", arguments)) return *done;
   const Result<fs::path> dir = find_log_dir(named);
-  if (!dir) return fail(dir.error());
+  if (!dir) return say_failure(dir.error());
   const fs::path path = *dir / kEventFile;
   EventReader reader(path, as_json);
   if (!reader.opened()) {
-    return fail(
+    return say_failure(
         Status(Code::FailedPrecondition, fmt::format("E-REP-1 cannot read {}", path.string())));
   }
-  if (const Status status = reader.print_new(); !status) return fail(status);
+  if (const Status status = reader.print_new(); !status) return say_failure(status);
   return following ? follow(reader, path) : kExitDone;
 }
 
@@ -241,9 +236,9 @@ int report_command(const Arguments& arguments) {
   app.add_option("--html", page, "write it as one page for a browser, with everything in it");
   if (const std::optional<int> done = parse_command_line(app, "report", arguments)) return *done;
   const Result<fs::path> dir = find_log_dir(named);
-  if (!dir) return fail(dir.error());
+  if (!dir) return say_failure(dir.error());
   const Result<json> report = read_report(*dir);
-  if (!report) return fail(report.error());
+  if (!report) return say_failure(report.error());
   if (!page.empty()) return write_page(*report, *dir, page);
   fmt::print("{}", as_json ? report->dump(1) + "\n" : report_text(*report));
   return kExitDone;
@@ -260,11 +255,11 @@ int trace_command(const Arguments& arguments) {
   app.add_option("-o,--output", file, "write it there; to stdout when not given");
   if (const std::optional<int> done = parse_command_line(app, "trace", arguments)) return *done;
   const Result<fs::path> dir = find_log_dir(named);
-  if (!dir) return fail(dir.error());
+  if (!dir) return say_failure(dir.error());
   const Result<json> report = read_report(*dir);
-  if (!report) return fail(report.error());
+  if (!report) return say_failure(report.error());
   const Result<json> events = trace_events(*dir / kEventFile);
-  if (!events) return fail(events.error());
+  if (!events) return say_failure(events.error());
   const std::string text =
       chrome_trace(*dir, *events, *report).dump(-1, ' ', false, json::error_handler_t::replace);
   if (file.empty()) {
@@ -293,14 +288,11 @@ int inject_command(const Arguments& arguments) {
     return kExitBadUsage;
   }
   const Result<RunningJob> job = only_job(wanted);
-  if (!job) {
-    fmt::print(stderr, "regroup: {}\n", job.error().text());
-    return job.error().code() == Code::InvalidArgument ? kExitBadUsage : kExitUnavailable;
-  }
+  if (!job) return say_no_job(job.error());
   json request = {{"v", kStatusSchema}, {"do", "inject"}, {"action", action}, {"at", at}};
   if (rank >= 0) request["rank"] = rank;
   const Result<json> answer = ask(*job, request, Clock::now() + kAnswerTime);
-  if (!answer) return fail(answer.error());
+  if (!answer) return say_failure(answer.error());
   const bool done = answer->contains("done") && (*answer)["done"] == true;
   fmt::print("{}\n", done ? "done" : fmt::format("armed: {} when {}", action, at));
   return kExitDone;
