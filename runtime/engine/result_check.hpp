@@ -45,6 +45,7 @@ class ResultCheck {
                                            std::span<const Rank> seats);
 
  private:
+  int me_;
   std::span<const std::byte> result_;
   std::span<const std::byte> own_part_;  ///< of an all_gather's result
   std::uint64_t own_input_ = 0;

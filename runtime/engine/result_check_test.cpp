@@ -39,6 +39,17 @@ TEST(ResultCheck, WhatARankGaveMustComeBackToIt) {
   EXPECT_NE(giver.digest(Epoch(1), 1), other.digest(Epoch(1), 1));
 }
 
+TEST(ResultCheck, WhatEveryRankGaveWasWrittenOver) {
+  const std::int64_t first = 4;
+  const std::int64_t second = 5;
+  std::array<std::int64_t, 2> out{4, 5};
+  const ResultCheck one(request_of(spi::OpKind::AllGather, &first, out.data(), 1), 2, 0);
+  const ResultCheck other(request_of(spi::OpKind::AllGather, &second, out.data(), 1), 2, 1);
+  EXPECT_EQ(one.digest(Epoch(1), 1), other.digest(Epoch(1), 1));
+  out = {6, 7};
+  EXPECT_NE(one.digest(Epoch(1), 1), other.digest(Epoch(1), 1));
+}
+
 TEST(ResultCheck, TheRootOfABroadcastHasTheResultInItsInput) {
   Values root{1, 2, 3};
   Values leaf{1, 2, 3};
