@@ -139,6 +139,8 @@ bool Coordinator::answered() {
 }
 
 bool Coordinator::agent_comes() {
+  // A connection that ends without saying so is counted, sometimes: a reset is none.
+  if (agent_) agent_->close();
   agent_.emplace(
       secure::SecureChannel::connect(tcp_.context, port(), launcher::kLocalAgent).value());
   return answered();
