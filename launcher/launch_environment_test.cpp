@@ -59,7 +59,7 @@ INSTANTIATE_TEST_SUITE_P(
                                "prterun-vm-22148@1", "OMPI_COMM_WORLD_RANK=1"},
                       Expected{"mpich-4.0.2", LaunchSystem::Hydra, 1, 2, 1, 2, "", "PMI_RANK=1"},
                       Expected{"mpich-5.0.2", LaunchSystem::Hydra, 1, 2, 1, 2, "", "PMI_RANK=1"},
-                      Expected{"torchrun", LaunchSystem::Torchrun, 5, 8, 1, 4, "7f3a_1", "RANK=5"},
+                      Expected{"torchrun", LaunchSystem::Torchrun, 5, 8, 1, 4, "7f3a_0", "RANK=5"},
                       Expected{"srun", LaunchSystem::Srun, 5, 11, 1, 4, "4711.2", "SLURM_PROCID=5"},
                       Expected{"pmix", LaunchSystem::Pmix, 1, std::nullopt, std::nullopt,
                                std::nullopt, "prterun-a-1234@1", "PMIX_RANK=1"}),

