@@ -2,19 +2,21 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <poll.h>
 #include <signal.h>
+#include <sys/inotify.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
 #include <fstream>
 #include <optional>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "base/fd.hpp"
@@ -29,7 +31,6 @@ using nlohmann::json;
 /// Operations of a round after the one in which the kill happens.
 constexpr std::uint64_t kOperationsAfter = 3;
 constexpr std::chrono::seconds kWarmMax{60};
-constexpr std::chrono::milliseconds kLookInterval{5};
 constexpr int kRanksMax = 52;  // one bit each in an f64 sum
 
 std::uint64_t clock_ns(clockid_t clock) {
@@ -88,7 +89,21 @@ class EventLog {
  public:
   EventLog() {
     const char* const folder = std::getenv("REGROUP_RUN_DIR");
-    file_.open(std::string(folder == nullptr ? "." : folder) + "/events.jsonl");
+    const std::string path = std::string(folder == nullptr ? "." : folder) + "/events.jsonl";
+    // Watched before it is read: what is written in between is not missed.
+    growth_ = base::Fd(::inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
+    (void)::inotify_add_watch(growth_.get(), path.c_str(), IN_MODIFY);
+    file_.open(path);
+  }
+  /// Waits until there is more to read on. False: not before `until`.
+  bool await_growth(TimePoint until) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
+    pollfd grown{growth_.get(), POLLIN, 0};
+    const int ready = ::poll(&grown, 1, static_cast<int>(std::max<std::int64_t>(0, left.count())));
+    char notices[4096];
+    while (::read(growth_.get(), notices, sizeof notices) > 0) {
+    }
+    return ready > 0 || (ready < 0 && errno == EINTR);
   }
   void read_on() {
     file_.clear();
@@ -120,6 +135,7 @@ class EventLog {
       losses_.emplace_back(event.value("rank", -1), parse_utc_ns(event.value("time", "")));
     }
   }
+  base::Fd growth_;
   std::ifstream file_;
   std::string unread_;
   std::size_t spares_ = 0;
@@ -166,10 +182,12 @@ bool Killer::is_right() const {
 /// started, touched its memory and attached. The others wait in their first operation meanwhile.
 void Killer::await_warm_spare(std::size_t kills_before) {
   const TimePoint until = Clock::now() + kWarmMax;
-  for (log_.read_on(); log_.spares() > 0; log_.read_on()) {
-    const auto ranks = static_cast<std::size_t>(job_.size());
-    if (log_.attached() >= ranks + log_.spares() + kills_before || Clock::now() > until) return;
-    std::this_thread::sleep_for(kLookInterval);
+  const auto ranks = static_cast<std::size_t>(job_.size());
+  const auto is_cold = [&] {
+    log_.read_on();
+    return log_.spares() > 0 && log_.attached() < ranks + log_.spares() + kills_before;
+  };
+  while (is_cold() && log_.await_growth(until)) {
   }
 }
 

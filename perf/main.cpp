@@ -62,9 +62,9 @@ int main_of(const std::vector<std::string>& arguments) {
   }
   if (!options.serve_dir.empty()) {
     if (options.bind) bind_to_core(job->rank(), job->size());
-    const auto status = serve(job->world(), options.serve_dir, job->rank() == 0);
-    if (!status) fmt::print(stderr, "regroup-perf: {}\n", status.to_string());
-    return status ? 0 : 1;
+    const auto code = serve(job->world(), options.serve_dir, job->rank() == 0);
+    if (!code) fmt::print(stderr, "regroup-perf: {}\n", code.error().to_string());
+    return code ? *code : 1;
   }
   if (options.kill) return run_kills(*job, options, arguments);
   return run_sweep(*job, options, arguments);

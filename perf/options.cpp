@@ -211,6 +211,9 @@ Parsed parse_options(std::vector<std::string> arguments) {
   Parsed parsed;
   Words words;
   CLI::App app(kDescription, "regroup-perf");
+  app.footer(
+      "Exit codes: 0 all was measured and is right; 1 wrong values, or a failure; 64 wrong words;\n"
+      "69 one of --compare ended or did not start, all else is as with 0.");
   app.set_version_flag("--version", REGROUP_VERSION);
   declare_sizes(app, words);
   declare_measuring(app, words, parsed.options);

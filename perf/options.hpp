@@ -13,7 +13,7 @@
 namespace regroup::perf {
 
 inline constexpr int kExitBadUsage = 64;
-inline constexpr int kExitNotFound = 69;
+inline constexpr int kExitRivalGone = 69;  ///< all else was measured, and is right
 
 enum class Mode : std::uint8_t {
   Streaming,  ///< operations back to back, the clock read around a block of them

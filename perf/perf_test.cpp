@@ -149,7 +149,7 @@ TEST(Rivals, ACommandSurvivesItsLine) {
 }
 
 TEST(Rivals, AnUnknownOneIsRefusedWithTheWayToInstallIt) {
-  const auto found = find_rivals({"openmpi9"}, "/nonexistent", 2);
+  const auto found = find_rivals({"openmpi9"}, "/nonexistent", {.ranks = 2});
   ASSERT_FALSE(found);
   EXPECT_THAT(std::string(found.error().text()), HasSubstr("perf/rivals/setup.sh"));
 }

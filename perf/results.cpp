@@ -123,17 +123,20 @@ std::string table_foot(const std::vector<Row>& rows) {
                      wrong == 0 ? "OK" : "FAILED", ours > 0 ? sum / static_cast<double>(ours) : 0);
 }
 
+nlohmann::json to_json(const Workload& w) {
+  return {{"collective", name(w.collective)},
+          {"ranks", w.ranks},
+          {"bytes", w.bytes()},
+          {"count", w.count},
+          {"dtype", name(w.dtype)},
+          {"op", reduces(w.collective) ? name(w.op) : "none"},
+          {"in_place", w.in_place}};
+}
+
 nlohmann::json to_json(const Row& row) {
-  const Workload& w = row.workload;
-  nlohmann::json out = {
-      {"collective", name(w.collective)},
+  nlohmann::json out = to_json(row.workload);
+  out.update({
       {"implementation", row.implementation},
-      {"ranks", w.ranks},
-      {"bytes", w.bytes()},
-      {"count", w.count},
-      {"dtype", name(w.dtype)},
-      {"op", reduces(w.collective) ? name(w.op) : "none"},
-      {"in_place", w.in_place},
       {"mode", row.mode == Mode::Streaming ? "streaming" : "isolated"},
       {"algorithm", row.algorithm},
       {"time_us", row.time_us()},
@@ -144,7 +147,7 @@ nlohmann::json to_json(const Row& row) {
       {"iterations", row.iterations},
       {"wrong", row.wrong},
       {"checked", row.checked},
-  };
+  });
   // Single operations would be thousands of values; blocks are the few that a reader compares.
   if (row.mode == Mode::Streaming) out["blocks_us"] = row.us;
   return out;

@@ -41,6 +41,7 @@ struct Row {
 /// The lines below the rows.
 [[nodiscard]] std::string table_foot(const std::vector<Row>& rows);
 
+[[nodiscard]] nlohmann::json to_json(const Workload& workload);
 [[nodiscard]] nlohmann::json to_json(const Row& row);
 /// What this machine and its kernel are, as far as a figure depends on it.
 [[nodiscard]] nlohmann::json describe_machine();

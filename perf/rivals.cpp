@@ -41,18 +41,16 @@ fs::path own_folder() {
   return fs::read_symlink("/proc/self/exe", ignored).parent_path();
 }
 
-int usable_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  return ::sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-}
-
 /// Ours again, as a job of its own: the same program, or the one without fault tolerance.
 RivalSpec own_spec(const std::string& name, const char* program) {
   const std::string folder = own_folder().string() + "/";
-  return {.name = name,
-          .command = {folder + "regroup", "run", "-q", "-n", "{n}", "--log-dir", "{dir}/log", "--",
-                      folder + program, "all_reduce", "--serve", "{dir}"}};
+  RivalSpec spec{.name = name, .command = {folder + "regroup", "run", "-q", "-n", "{n}"}};
+  if (const char* const logs = std::getenv("REGROUP_RUN_DIR"); logs != nullptr) {
+    spec.command.insert(spec.command.end(), {"--log-dir", fmt::format("{}/{}", logs, name)});
+  }
+  spec.command.insert(spec.command.end(),
+                      {"--", folder + program, "all_reduce", "--serve", "{dir}"});
+  return spec;
 }
 
 std::vector<RivalSpec> read_specs(const fs::path& folder) {
@@ -102,7 +100,8 @@ std::string replace_all(std::string text, std::string_view from, std::string_vie
   return text;
 }
 
-Result<int> spawn(const std::vector<std::string>& command) {
+/// Its processes may use all of `cores`, though this thread may have been given one of them.
+Result<int> spawn(const std::vector<std::string>& command, const cpu_set_t& cores) {
   std::vector<char*> argv;
   for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
   argv.push_back(nullptr);
@@ -119,9 +118,14 @@ Result<int> spawn(const std::vector<std::string>& command) {
   posix_spawnattr_t attributes;
   posix_spawnattr_init(&attributes);
   posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
+  cpu_set_t ours;
+  CPU_ZERO(&ours);
+  (void)::sched_getaffinity(0, sizeof ours, &ours);
+  (void)::sched_setaffinity(0, sizeof cores, &cores);
   pid_t pid = -1;
   const int error =
       ::posix_spawnp(&pid, argv[0], &files, &attributes, argv.data(), variables.data());
+  (void)::sched_setaffinity(0, sizeof ours, &ours);
   posix_spawn_file_actions_destroy(&files);
   posix_spawnattr_destroy(&attributes);
   if (error != 0) return broken(fmt::format("{}: {}", command[0], std::strerror(error)));
@@ -131,7 +135,7 @@ Result<int> spawn(const std::vector<std::string>& command) {
 }  // namespace
 
 Result<std::vector<RivalSpec>> find_rivals(const std::vector<std::string>& wanted,
-                                           const fs::path& folder, int ranks) {
+                                           const fs::path& folder, const Seating& seating) {
   const fs::path place = folder.empty() ? own_folder() / "../../rivals" : folder;
   const auto specs = read_specs(place);
   std::vector<RivalSpec> chosen;
@@ -144,7 +148,7 @@ Result<std::vector<RivalSpec>> find_rivals(const std::vector<std::string>& wante
       if (spec.name != word && !by_kind) continue;
       known = true;
       // Asked for by its own name it is measured all the same.
-      if (by_kind && spec.spins && ranks > usable_cores()) continue;
+      if (by_kind && spec.spins && seating.ranks > CPU_COUNT(&seating.cores)) continue;
       chosen.push_back(spec);
     }
     if (!known && chosen.size() == before) {
@@ -191,7 +195,9 @@ Result<Command> parse_line(const std::string& line) {
 // ---- pipes -------------------------------------------------------------------------------------
 
 Result<Pipes> Pipes::create(int ranks) {
-  std::string directory = (fs::temp_directory_path() / "regroup-perf.XXXXXX").string();
+  const char* const logs = std::getenv("REGROUP_RUN_DIR");
+  const fs::path parent = logs != nullptr ? fs::path(logs) : fs::temp_directory_path();
+  std::string directory = (parent / "regroup-perf.XXXXXX").string();
   if (::mkdtemp(directory.data()) == nullptr) {
     return broken(fmt::format("{}: {}", directory, std::strerror(errno)));
   }
@@ -211,9 +217,11 @@ Result<Pipes> Pipes::create(int ranks) {
   return pipes;
 }
 
-Pipes::~Pipes() {
+Pipes::~Pipes() { remove_names(); }
+
+void Pipes::remove_names() {
   std::error_code ignored;
-  if (!directory_.empty()) fs::remove_all(directory_, ignored);
+  if (!directory_.empty()) fs::remove_all(std::exchange(directory_, ""), ignored);
 }
 
 Status Pipes::tell(const std::string& line, int first) {
@@ -248,58 +256,77 @@ Result<std::string> Pipes::answer(int alive) {
 
 // ---- a rival's processes -----------------------------------------------------------------------
 
-Result<std::unique_ptr<Rival>> Rival::start(const RivalSpec& spec, int ranks) {
-  auto pipes = Pipes::create(ranks);
+Result<std::unique_ptr<Rival>> Rival::start(const RivalSpec& spec, const Seating& seating) {
+  auto pipes = Pipes::create(seating.ranks);
   if (!pipes) return pipes.error();
   std::vector<std::string> command;
   for (const std::string& word : spec.command) {
-    command.push_back(
-        replace_all(replace_all(word, "{n}", std::to_string(ranks)), "{dir}", pipes->directory()));
+    command.push_back(replace_all(replace_all(word, "{n}", std::to_string(seating.ranks)), "{dir}",
+                                  pipes->directory()));
   }
   if (command.empty()) return refuse(fmt::format("{}: its description has no command", spec.name));
   std::unique_ptr<Rival> rival(new Rival(spec.name, std::move(*pipes)));
-  auto pid = spawn(command);
+  auto pid = spawn(command, seating.cores);
   if (!pid) return pid.error();
   rival->pid_ = *pid;
   rival->alive_ = base::Fd(static_cast<int>(::syscall(SYS_pidfd_open, *pid, 0)));
   auto line = rival->await_answer();
   if (!line) {
-    return broken(fmt::format("{} did not start: {} ({})", spec.name, line.error().text(),
-                              fmt::join(command, " ")));
+    return broken(
+        fmt::format("it did not start: {} ({})", line.error().text(), fmt::join(command, " ")));
   }
   const json ready = json::parse(*line, nullptr, false);
   if (!ready.is_object() || !ready.contains("ready")) {
-    return broken(fmt::format("{} answered '{}'", spec.name, *line));
+    return broken(fmt::format("it answered '{}' at its start", *line));
   }
+  rival->pipes_.remove_names();
   rival->version_ = ready.value("ready", "");
   return rival;
 }
 
-Result<std::string> Rival::await_answer() { return pipes_.answer(alive_.get()); }
+Result<std::string> Rival::await_answer() {
+  auto line = pipes_.answer(alive_.get());
+  siginfo_t ended{};
+  if (line || ::waitid(P_PID, pid_, &ended, WEXITED | WNOHANG | WNOWAIT) != 0 || ended.si_pid == 0)
+    return line;
+  return ended.si_code == CLD_EXITED
+             ? broken(fmt::format("it ended with {}", ended.si_status))
+             : broken(fmt::format("it was killed by signal {}", ended.si_status));
+}
 
 Result<Block> Rival::run(const Workload& workload, const BlockPlan& plan) {
   if (auto status = pipes_.tell(to_line(workload, plan)); !status) return status;
   auto line = await_answer();
-  if (!line) return broken(fmt::format("{}: {}", name_, line.error().text()));
-  const json answer = json::parse(*line, nullptr, false);
-  if (!answer.is_object() || !answer.contains("us")) {
-    const std::string why =
-        answer.is_object() ? answer.value("error", std::string("no times")) : *line;
-    return broken(fmt::format("{}: {}", name_, why));
+  if (!line) return line.error();
+  try {
+    const json answer = json::parse(*line);
+    if (answer.contains("error")) return Status(Code::Unsupported, answer.at("error"));
+    Block block{.us = answer.at("us"),
+                .cpu_s = answer.at("cpu_s"),
+                .wrong = answer.at("wrong"),
+                .checked = answer.at("checked")};
+    if (!block.us.empty()) return block;
+  } catch (const json::exception&) {
+    // As a block without times: it cannot be spoken to.
   }
-  return Block{.us = answer.value("us", std::vector<double>{}),
-               .cpu_s = answer.value("cpu_s", 0.0),
-               .wrong = answer.value("wrong", std::uint64_t{0}),
-               .checked = answer.value("checked", std::uint64_t{0})};
+  return broken(fmt::format("it answered '{}'", *line));
 }
 
 Rival::~Rival() {
   if (pid_ < 0) return;
   (void)pipes_.tell("end\n");
-  pollfd ended{alive_.get(), POLLIN, 0};
-  const int timeout_ms = std::chrono::milliseconds(kEndTimeout).count();
-  if (!alive_ || ::poll(&ended, 1, timeout_ms) != 1) (void)::kill(-pid_, SIGKILL);
+  // A launcher that is asked to end takes along the ranks that it put into groups of their own.
+  if (!ends_within(kEndTimeout)) {
+    (void)::kill(-pid_, SIGTERM);
+    (void)ends_within(kEndTimeout);
+  }
+  (void)::kill(-pid_, SIGKILL);
   (void)::waitpid(pid_, nullptr, 0);
+}
+
+bool Rival::ends_within(std::chrono::milliseconds time) const {
+  pollfd ended{alive_.get(), POLLIN, 0};
+  return alive_ && ::poll(&ended, 1, static_cast<int>(time.count())) == 1;
 }
 
 // ---- the other side ----------------------------------------------------------------------------
@@ -345,7 +372,7 @@ Status put_line(int fd, const json& answer) {
 
 }  // namespace
 
-Status serve(ProcessGroup group, const std::string& directory, bool answers) {
+Result<int> serve(ProcessGroup group, const std::string& directory, bool answers) {
   const std::string path = fmt::format("{}/command.{}", directory, group.rank());
   base::Fd commands(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!commands) return broken(fmt::format("{}: {}", path, std::strerror(errno)));
@@ -365,7 +392,7 @@ Status serve(ProcessGroup group, const std::string& directory, bool answers) {
   std::optional<Bench> bench;
   for (std::string line;;) {
     if (!reader.next(line)) return broken("whoever leads the measurement is gone");
-    if (line == "end") return {};
+    if (line.starts_with("end")) return std::atoi(line.c_str() + 3);
     auto command = parse_line(line);
     if (!command) return command.error();
     command->workload.ranks = group.size();

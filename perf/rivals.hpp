@@ -5,11 +5,14 @@
 /// first rank answers. A command is one line of words, an answer one JSON object in a line.
 ///   block COLLECTIVE DTYPE OP ROOT COUNT IN_PLACE MODE ITERATIONS WARMUPS CHECKS
 ///   -> {"us":[...],"cpu_s":S,"wrong":N,"checked":N}  or  {"error":"text"}
-/// The first answer is {"ready":"name and version"}. The end of its pipe ends a rank.
+/// The first answer is {"ready":"name and version"}: by then every rank has opened its pipes, and
+/// their names and the directory go away, so that nothing is left of a measurement that is killed.
+/// The end of its pipe ends a rank.
 #pragma once
 
+#include <sched.h>
+
 #include <filesystem>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -26,10 +29,17 @@ struct RivalSpec {
   bool spins = false;  ///< with more ranks than cores it takes seconds for one operation
 };
 
+/// How many ranks measure, and the cores that they may use together.
+struct Seating {
+  int ranks = 1;
+  cpu_set_t cores{};
+};
+
 /// Those of `wanted` ("mpi", "gloo", single names), out of the descriptions *.json in `folder` and
 /// of our own programs beside this one. Errors: InvalidArgument that says how to install them.
 Result<std::vector<RivalSpec>> find_rivals(const std::vector<std::string>& wanted,
-                                           const std::filesystem::path& folder, int ranks);
+                                           const std::filesystem::path& folder,
+                                           const Seating& seating);
 
 [[nodiscard]] std::string to_line(const Workload& workload, const BlockPlan& plan);
 struct Command {
@@ -42,7 +52,7 @@ Result<Command> parse_line(const std::string& line);
 /// The pipes of one set of ranks, on the side that says what to do. Thread safety: none.
 class Pipes {
  public:
-  /// Makes them in a new directory.
+  /// Makes them in a new directory: below the job's log directory if there is a job.
   static Result<Pipes> create(int ranks);
   Pipes(Pipes&&) noexcept = default;
   Pipes& operator=(Pipes&&) noexcept = default;
@@ -50,6 +60,8 @@ class Pipes {
   Pipes& operator=(const Pipes&) = delete;
   ~Pipes();
   [[nodiscard]] const std::string& directory() const { return directory_; }
+  /// Every rank has opened its own: nobody needs the names any more.
+  void remove_names();
   /// To all ranks from `first` on.
   Status tell(const std::string& line, int first = 0);
   /// One line; `alive` is a pidfd whose end ends the wait, or -1. Blocks.
@@ -66,17 +78,20 @@ class Pipes {
 /// A started one. Destroying it ends its processes. Thread safety: none.
 class Rival {
  public:
-  static Result<std::unique_ptr<Rival>> start(const RivalSpec& spec, int ranks);
+  static Result<std::unique_ptr<Rival>> start(const RivalSpec& spec, const Seating& seating);
   Rival(const Rival&) = delete;
   Rival& operator=(const Rival&) = delete;
   ~Rival();
   [[nodiscard]] const std::string& name() const { return name_; }
   [[nodiscard]] const std::string& version() const { return version_; }
+  /// Errors: Unsupported: it has no such operation, and can be asked for another one; else it is
+  /// gone, and the text says how it ended.
   Result<Block> run(const Workload& workload, const BlockPlan& plan);
 
  private:
   Rival(std::string name, Pipes pipes) : name_(std::move(name)), pipes_(std::move(pipes)) {}
   Result<std::string> await_answer();
+  [[nodiscard]] bool ends_within(std::chrono::milliseconds time) const;
   std::string name_;
   std::string version_;
   Pipes pipes_;
@@ -84,8 +99,8 @@ class Rival {
   base::Fd alive_;
 };
 
-/// The other side: runs what the pipes in `directory` say until they end. `answers`: this rank is
-/// the one that writes results.
-Status serve(ProcessGroup group, const std::string& directory, bool answers);
+/// The other side: runs what the pipes in `directory` say until `end [CODE]`, and returns that
+/// code. `answers`: this rank is the one that writes results.
+Result<int> serve(ProcessGroup group, const std::string& directory, bool answers);
 
 }  // namespace regroup::perf

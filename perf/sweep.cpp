@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 
 #include "collective/algorithm_rules.hpp"
@@ -15,6 +15,10 @@
 
 namespace regroup::perf {
 namespace {
+
+using nlohmann::json;
+/// Of the directory that the ranks meet in, with its end.
+using Directory = std::array<char, 4096>;
 
 constexpr std::uint64_t kIterationsMax = 1'000'000;
 constexpr std::uint64_t kIterationsMin = 3;
@@ -104,26 +108,64 @@ std::string algorithm_of(const Workload& w, const collective::AlgorithmRules& ru
   return collective::name(plan.algorithm());
 }
 
+json settings_of(const Options& options, const std::vector<std::string>& arguments, int ranks) {
+  json environment = json::object();
+  for (const char* const name : {"REGROUP_ALGO", "REGROUP_FAULTS", "OMP_NUM_THREADS"}) {
+    if (const char* const value = std::getenv(name); value != nullptr) environment[name] = value;
+  }
+  return {{"version", REGROUP_VERSION},
+          {"arguments", arguments},
+          {"ranks", ranks},
+          {"mode", options.mode == Mode::Streaming ? "streaming" : "isolated"},
+          {"blocks", options.blocks},
+          {"block_seconds", options.block_seconds},
+          {"warmups", options.warmups},
+          {"environment", environment},
+          {"rivals", json::object()}};
+}
+
 /// Rank 0 prints; with rivals it also leads, and the other ranks wait for its commands.
 class Sweep {
  public:
-  Sweep(Job& job, const Options& options)
-      : options_(options), world_(job.world()), prints_(job.world().rank() == 0) {
+  Sweep(Job& job, const Options& options, const std::vector<std::string>& arguments)
+      : options_(options),
+        world_(job.world()),
+        prints_(job.world().rank() == 0),
+        document_({{"machine", describe_machine()},
+                   {"settings", settings_of(options, arguments, job.size())},
+                   {"finished", false},
+                   {"missing", json::array()},
+                   {"results", json::array()}}) {
     if (const char* const text = std::getenv("REGROUP_ALGO"); text != nullptr) {
       // attach() has refused a wrong one.
       rules_ = collective::AlgorithmRules::parse(text).value();
     }
   }
-  Status run();
-  [[nodiscard]] const std::vector<Row>& rows() const { return rows_; }
-  [[nodiscard]] const nlohmann::json& rivals() const { return rival_versions_; }
+  /// The exit code, the same on all ranks.
+  Result<int> run();
 
  private:
-  Result<bool> gather_contestants();
-  Status share_directory(std::array<char, 256>& directory);
+  /// One of those that measure a workload in turns.
+  struct Turn {
+    std::size_t contestant;  ///< where in contestants_
+    std::uint64_t iterations;
+    Row row;
+    bool out = false;  ///< has no figure of this workload
+  };
+
+  Result<std::optional<int>> gather_contestants();
+  [[nodiscard]] int own_exit_code() const;
+  void start_rivals(const std::vector<RivalSpec>& specs, const Seating& seating);
+  Result<Seating> agree_on_seating();
+  Status share_directory(Directory& directory);
   Status run_rows();
   Status run_line(const Workload& base);
   Status run_place(const Workload& workload, std::vector<Row>& rows);
+  Status enter(Turn& turn);
+  Status take_turn(Turn& turn, int block);
+  Status settle(Turn& turn, const Status& status);
+  void leave_out(const std::string& who, const Workload* w, const Status& why);
+  void save();
   [[nodiscard]] Row new_row(const Contestant& contestant, const Workload& workload) const;
 
   const Options& options_;
@@ -131,12 +173,32 @@ class Sweep {
   bool prints_;
   collective::AlgorithmRules rules_;
   std::optional<Pipes> own_pipes_;
-  std::vector<std::unique_ptr<Contestant>> contestants_;
-  nlohmann::json rival_versions_ = nlohmann::json::object();
+  std::vector<std::unique_ptr<Contestant>> contestants_;  ///< ours first; null: it is gone
+  json document_;
   std::vector<Row> rows_;
+  bool rival_gone_ = false;
+  bool saved_ = true;
 };
 
-Status Sweep::share_directory(std::array<char, 256>& directory) {
+/// The cores that the ranks may use together: mpirun binds each of them to one.
+Result<Seating> Sweep::agree_on_seating() {
+  cpu_set_t mine;
+  CPU_ZERO(&mine);
+  (void)::sched_getaffinity(0, sizeof mine, &mine);
+  std::array<std::uint8_t, CPU_SETSIZE> allowed{};
+  for (std::size_t cpu = 0; cpu < CPU_SETSIZE; ++cpu) allowed[cpu] = CPU_ISSET(cpu, &mine) ? 1 : 0;
+  auto status =
+      world_.all_reduce(allowed.data(), allowed.data(), allowed.size(), DType::U8, ReduceOp::Max);
+  if (!status) return status;
+  Seating seating{.ranks = world_.size()};
+  CPU_ZERO(&seating.cores);
+  for (std::size_t cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (allowed[cpu] != 0) CPU_SET(cpu, &seating.cores);
+  }
+  return seating;
+}
+
+Status Sweep::share_directory(Directory& directory) {
   if (prints_) {
     auto pipes = Pipes::create(world_.size());
     if (!pipes) return pipes.error();
@@ -148,50 +210,105 @@ Status Sweep::share_directory(std::array<char, 256>& directory) {
   return world_.broadcast(directory.data(), directory.size(), DType::U8, 0);
 }
 
-/// False on a rank that has served and is done.
-Result<bool> Sweep::gather_contestants() {
-  if (options_.compare.empty()) {
-    contestants_.push_back(std::make_unique<Ours>(world_, nullptr));
-    return true;
-  }
+/// What a rank ends with that has served; the one that leads has nothing yet.
+Result<std::optional<int>> Sweep::gather_contestants() {
+  auto seating = agree_on_seating();
+  if (!seating) return seating.error();
   // All ranks look, so that what is missing ends all of them alike.
-  auto specs = find_rivals(options_.compare, options_.rivals_dir, world_.size());
+  auto specs = find_rivals(options_.compare, options_.rivals_dir, *seating);
   if (!specs) return specs.error();
-  std::array<char, 256> directory{};
+  Directory directory{};
   if (auto status = share_directory(directory); !status) return status;
   if (!prints_) {
     if (options_.bind) bind_to_core(world_.rank(), world_.size());
-    if (auto status = serve(world_, directory.data(), false); !status) return status;
-    return false;
+    auto code = serve(world_, directory.data(), false);
+    if (!code) return code.error();
+    return std::optional(*code);
   }
   if (auto status = world_.barrier(); !status) return status;
+  own_pipes_->remove_names();
   contestants_.push_back(std::make_unique<Ours>(world_, &*own_pipes_));
-  for (const RivalSpec& spec : *specs) {
-    auto rival = Rival::start(spec, world_.size());
-    if (!rival) return rival.error();
-    rival_versions_[spec.name] = (*rival)->version();
-    contestants_.push_back(std::make_unique<Theirs>(std::move(*rival)));
-  }
-  return true;
+  start_rivals(*specs, *seating);
+  return std::optional<int>();
 }
 
-Status Sweep::run() {
-  auto leads = gather_contestants();
-  if (!leads) return leads.error();
-  if (!*leads) return {};
-  // Not earlier: rivals inherit what is allowed here.
+void Sweep::start_rivals(const std::vector<RivalSpec>& specs, const Seating& seating) {
+  for (const RivalSpec& spec : specs) {
+    auto rival = Rival::start(spec, seating);
+    if (!rival) {
+      leave_out(spec.name, nullptr, rival.error());
+      continue;
+    }
+    document_["settings"]["rivals"][spec.name] = (*rival)->version();
+    contestants_.push_back(std::make_unique<Theirs>(std::move(*rival)));
+  }
+}
+
+Result<int> Sweep::run() {
+  if (options_.compare.empty()) {
+    contestants_.push_back(std::make_unique<Ours>(world_, nullptr));
+  } else {
+    auto served = gather_contestants();
+    if (!served) return served.error();
+    if (*served) return **served;
+  }
   if (options_.bind) bind_to_core(world_.rank(), world_.size());
   if (prints_) {
     fmt::print("{}", table_head(options_, world_.size()));
-    for (const auto& [name, version] : rival_versions_.items()) {
+    for (const auto& [name, version] : document_["settings"]["rivals"].items()) {
       fmt::print("# in turns with {}: {}\n", name, version.get<std::string>());
     }
     std::fflush(stdout);
   }
   if (auto status = run_rows(); !status) return status;
   if (prints_) fmt::print("{}", table_foot(rows_));
-  if (own_pipes_) return own_pipes_->tell("end\n", 1);
-  return {};
+  document_["finished"] = true;
+  save();
+  // All ranks end alike: the code of one of them that ends early is not always the job's.
+  std::int32_t code = own_exit_code();
+  const Status told = own_pipes_ ? own_pipes_->tell(fmt::format("end {}\n", code), 1)
+                                 : world_.broadcast(std::span(&code, 1), 0);
+  if (!told) return told;
+  return code;
+}
+
+int Sweep::own_exit_code() const {
+  if (!saved_) {
+    fmt::print(stderr, "regroup-perf: {}: cannot be written\n", options_.json_file);
+    return 1;
+  }
+  const bool wrong = std::ranges::any_of(rows_, [](const Row& row) { return row.wrong > 0; });
+  if (wrong) return 1;
+  return rival_gone_ ? kExitRivalGone : 0;
+}
+
+/// After each line of the table, so that whoever ends us in the middle has what was measured.
+void Sweep::save() {
+  if (!prints_ || options_.json_file.empty()) return;
+  const std::string unfinished = options_.json_file + ".new";
+  std::ofstream file(unfinished);
+  file << document_.dump(1, ' ', false, json::error_handler_t::replace) << "\n";
+  file.close();
+  std::error_code error;
+  if (file) std::filesystem::rename(unfinished, options_.json_file, error);
+  saved_ = file && !error;
+}
+
+/// Says and notes that somebody has no figure: of this workload, or, when it is gone, from there
+/// on.
+void Sweep::leave_out(const std::string& who, const Workload* w, const Status& why) {
+  const bool gone = why.code() != Code::Unsupported;
+  rival_gone_ = rival_gone_ || gone;
+  std::string place = "at its start";
+  json missing = {{"implementation", who}, {"gone", gone}, {"why", why.text()}};
+  if (w != nullptr) {
+    place = fmt::format("at {} bytes, {} {}{}", w->bytes(), name(w->dtype), name(w->op),
+                        w->in_place ? ", in place" : "");
+    missing["at"] = to_json(*w);
+  }
+  document_["missing"].push_back(missing);
+  fmt::print("# {} {} {}: {}\n", who, gone ? "is left out from here on," : "has no figure", place,
+             why.text());
 }
 
 Status Sweep::run_rows() {
@@ -235,8 +352,10 @@ Status Sweep::run_line(const Workload& base) {
       fmt::print("{}", rival_line((*rows)[i], rows->front()));
     }
     rows_.insert(rows_.end(), rows->begin(), rows->end());
+    for (const Row& row : *rows) document_["results"].push_back(to_json(row));
   }
   std::fflush(stdout);
+  save();
   return {};
 }
 
@@ -249,86 +368,75 @@ Row Sweep::new_row(const Contestant& contestant, const Workload& workload) const
 }
 
 Status Sweep::run_place(const Workload& workload, std::vector<Row>& rows) {
-  std::vector<std::uint64_t> iterations;
-  for (const auto& contestant : contestants_) {
-    if (auto status = contestant->begin(workload); !status) return status;
-    rows.push_back(new_row(*contestant, workload));
-    auto chosen = options_.iterations > 0 ? Result<std::uint64_t>(options_.iterations)
-                                          : choose_iterations(*contestant, options_);
-    if (!chosen) return chosen.error();
-    iterations.push_back(*chosen);
+  std::vector<Turn> turns;
+  for (std::size_t i = 0; i < contestants_.size(); ++i) {
+    if (!contestants_[i]) continue;
+    turns.push_back({.contestant = i,
+                     .iterations = options_.iterations,
+                     .row = new_row(*contestants_[i], workload)});
+    if (auto status = settle(turns.back(), enter(turns.back())); !status) return status;
   }
   for (int block = 0; block < options_.blocks; ++block) {
-    for (std::size_t turn = 0; turn < contestants_.size(); ++turn) {
+    for (std::size_t i = 0; i < turns.size(); ++i) {
       // Another one begins in each round, so that nobody always follows the same one.
-      const std::size_t i = (turn + static_cast<std::size_t>(block)) % contestants_.size();
-      const std::uint64_t wanted = options_.check_all ? iterations[i] : options_.checks;
-      // Where few operations fill a block, warming up must not take longer than measuring.
-      const std::uint64_t warmups = std::min(options_.warmups, 1 + iterations[i] / 4);
-      auto done = contestants_[i]->run({.mode = options_.mode,
-                                        .iterations = iterations[i],
-                                        .warmups = warmups,
-                                        .checks = block == 0 ? wanted : 0});
-      if (!done) return done.error();
-      Row& row = rows[i];
-      row.us.insert(row.us.end(), done->us.begin(), done->us.end());
-      row.cpu_s += done->cpu_s;
-      row.iterations += iterations[i];
-      row.wrong += done->wrong;
-      row.checked += done->checked;
+      Turn& turn = turns[(i + static_cast<std::size_t>(block)) % turns.size()];
+      if (turn.out) continue;
+      if (auto status = settle(turn, take_turn(turn, block)); !status) return status;
     }
   }
-  for (Row& row : rows)
-    row.cpu_s /= static_cast<double>(std::max<std::uint64_t>(1, row.iterations));
+  for (Turn& turn : turns) {
+    if (turn.out) continue;
+    turn.row.cpu_s /= static_cast<double>(std::max<std::uint64_t>(1, turn.row.iterations));
+    rows.push_back(std::move(turn.row));
+  }
   return {};
 }
 
-nlohmann::json settings_of(const Options& options, const std::vector<std::string>& arguments,
-                           int ranks, const nlohmann::json& rivals) {
-  nlohmann::json environment = nlohmann::json::object();
-  for (const char* const name : {"REGROUP_ALGO", "REGROUP_FAULTS", "OMP_NUM_THREADS"}) {
-    if (const char* const value = std::getenv(name); value != nullptr) environment[name] = value;
-  }
-  return {{"version", REGROUP_VERSION},
-          {"arguments", arguments},
-          {"ranks", ranks},
-          {"mode", options.mode == Mode::Streaming ? "streaming" : "isolated"},
-          {"blocks", options.blocks},
-          {"block_seconds", options.block_seconds},
-          {"warmups", options.warmups},
-          {"environment", environment},
-          {"rivals", rivals}};
+/// A rival that failed is left out; a failure of ours is returned.
+Status Sweep::settle(Turn& turn, const Status& status) {
+  if (status || turn.contestant == 0) return status;
+  turn.out = true;
+  leave_out(turn.row.implementation, &turn.row.workload, status);
+  if (status.code() != Code::Unsupported) contestants_[turn.contestant].reset();
+  return {};
+}
+
+Status Sweep::enter(Turn& turn) {
+  Contestant& contestant = *contestants_[turn.contestant];
+  if (auto status = contestant.begin(turn.row.workload); !status) return status;
+  if (turn.iterations > 0) return {};
+  auto chosen = choose_iterations(contestant, options_);
+  if (!chosen) return chosen.error();
+  turn.iterations = *chosen;
+  return {};
+}
+
+Status Sweep::take_turn(Turn& turn, int block) {
+  const std::uint64_t wanted = options_.check_all ? turn.iterations : options_.checks;
+  // Where few operations fill a block, warming up must not take longer than measuring.
+  const std::uint64_t warmups = std::min(options_.warmups, 1 + turn.iterations / 4);
+  auto done = contestants_[turn.contestant]->run({.mode = options_.mode,
+                                                  .iterations = turn.iterations,
+                                                  .warmups = warmups,
+                                                  .checks = block == 0 ? wanted : 0});
+  if (!done) return done.error();
+  Row& row = turn.row;
+  row.us.insert(row.us.end(), done->us.begin(), done->us.end());
+  row.cpu_s += done->cpu_s;
+  row.iterations += turn.iterations;
+  row.wrong += done->wrong;
+  row.checked += done->checked;
+  return {};
 }
 
 }  // namespace
 
 int run_sweep(Job& job, const Options& options, const std::vector<std::string>& arguments) {
-  const nlohmann::json machine = describe_machine();
-  Sweep sweep(job, options);
-  const auto status = sweep.run();
-  if (!status) {
-    fmt::print(stderr, "regroup-perf: rank {}: {}\n", job.rank(), status.to_string());
-    return status.code() == Code::InvalidArgument ? kExitBadUsage : 1;
-  }
-  std::uint64_t wrong = 0;
-  nlohmann::json results = nlohmann::json::array();
-  for (const Row& row : sweep.rows()) {
-    wrong += row.wrong;
-    results.push_back(to_json(row));
-  }
-  if (job.world().rank() == 0 && !options.json_file.empty()) {
-    const nlohmann::json all = {
-        {"machine", machine},
-        {"settings", settings_of(options, arguments, job.size(), sweep.rivals())},
-        {"results", results}};
-    std::ofstream file(options.json_file);
-    file << all.dump(1) << "\n";
-    if (!file.flush()) {
-      fmt::print(stderr, "regroup-perf: {}: cannot be written\n", options.json_file);
-      return 1;
-    }
-  }
-  return wrong == 0 ? 0 : 1;
+  Sweep sweep(job, options, arguments);
+  const auto code = sweep.run();
+  if (code) return *code;
+  fmt::print(stderr, "regroup-perf: rank {}: {}\n", job.rank(), code.error().to_string());
+  return code.error().code() == Code::InvalidArgument ? kExitBadUsage : 1;
 }
 
 }  // namespace regroup::perf

@@ -144,9 +144,9 @@ def run_block(bench, mode, iterations, warmups, checks):
     }
 
 
-def rank_main(rank, ranks, directory):
+def rank_main(rank, ranks, directory, port):
     torch.set_num_threads(1)
-    store = dist.FileStore(os.path.join(directory, "store"), ranks)
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     commands = open(os.path.join(directory, f"command.{rank}"), encoding="utf-8")
     result = open(os.path.join(directory, "result"), "w", encoding="utf-8") if rank == 0 else None
@@ -173,13 +173,15 @@ def rank_main(rank, ranks, directory):
 
 def main():
     ranks, directory = int(sys.argv[1]), sys.argv[2]
+    # No file: the directory goes away while we run.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     children = []
     for rank in range(ranks):
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
-                rank_main(rank, ranks, directory)
+                rank_main(rank, ranks, directory, store.port)
                 code = 0
             finally:
                 os._exit(code)
