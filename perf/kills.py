@@ -2,12 +2,14 @@
 """What a loss costs, beside Open MPI's ULFM in the same run: perf/kills.py --help.
 
 The smaller world needs a fresh job for each kill: one of ours and one of ULFM's follow each other.
-The full world with a warm spare is one job with all its kills. Prints Markdown.
+The full world with a warm spare is one job with all its kills. Prints Markdown; of a run that is
+ended in the middle, or whose job fails, what was measured until then.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PHASES = ("detect_us", "release_us", "first_us")
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+class Cut(Exception):
+    """The measurement cannot go on: why, and the exit code that says so."""
+
+    def __init__(self, why, code):
+        super().__init__(why)
+        self.code = code
 
 
 def size_of(text):
@@ -42,7 +52,8 @@ def run_regroup(options, scratch, launcher, kills, ranks):
     command += ["--resident", options.resident, "--json", path]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(f"kills.py: {' '.join(command)}\n{done.stdout}{done.stderr}")
+        said = f"{done.stdout}{done.stderr}"
+        raise Cut(f"{' '.join(command)} ended with {done.returncode}\n{said}", 1)
     with open(path, encoding="utf-8") as file:
         return json.load(file)
 
@@ -68,47 +79,50 @@ def run_ulfm(options, scratch):
     return None
 
 
-def measure_smaller_world(options, scratch):
-    ours = {phase: [] for phase in PHASES}
-    ulfm = {"release_us": [], "first_us": []}
-    unfinished, machine, wrong = 0, None, 0
+def measure_smaller_world(options, scratch, document):
+    ranks = options.ranks
+    ours = new_row(options, "regroup", ranks, ranks - 1)
+    document["results"].append(ours)
     with_ulfm = "ulfm" in options.parts
+    ulfm = new_row(options, "ulfm", ranks, ranks - 1)
+    if with_ulfm:
+        document["results"].append(ulfm)
     for _ in range(options.kills):
-        document = run_regroup(options, scratch, ["--on-loss", "shrink"], 1, options.ranks)
-        machine, result = document["machine"], document["results"][0]
-        wrong += result["wrong"]
-        for phase in PHASES:
-            ours[phase] += result["samples"][phase]
+        add(document, ours, run_regroup(options, scratch, ["--on-loss", "shrink"], 1, ranks))
         if not with_ulfm:
             continue
         theirs = run_ulfm(options, scratch)
-        unfinished += theirs is None
+        ulfm["unfinished"] += theirs is None
         for phase, value in zip(("release_us", "first_us"), theirs or ()):
-            ulfm[phase].append(value)
-    rows = [row_of(options, "regroup", options.ranks, options.ranks - 1, ours, wrong, 0)]
-    if with_ulfm:
-        rows.append(row_of(options, "ulfm", options.ranks, options.ranks - 1, ulfm, 0, unfinished))
-    return machine, rows
+            ulfm["samples"][phase].append(value)
 
 
-def measure_full_world(options, scratch):
+def measure_full_world(options, scratch, document):
     ranks = options.spare_ranks
-    document = run_regroup(options, scratch, ["--spares", "1"], options.kills, ranks)
-    result = document["results"][0]
-    row = row_of(options, "regroup", ranks, ranks, result["samples"], result["wrong"], 0)
-    return document["machine"], [row]
+    row = new_row(options, "regroup", ranks, ranks)
+    document["results"].append(row)
+    add(document, row, run_regroup(options, scratch, ["--spares", "1"], options.kills, ranks))
 
 
-def row_of(options, implementation, ranks, ranks_after, samples, wrong, unfinished):
+def new_row(options, implementation, ranks, ranks_after):
     return {
         "implementation": implementation,
         "ranks": ranks,
         "ranks_after": ranks_after,
         "resident_bytes": size_of(options.resident),
-        "wrong": wrong,
-        "unfinished": unfinished,
-        "samples": samples,
+        "wrong": 0,
+        "unfinished": 0,
+        "samples": {phase: [] for phase in PHASES},
     }
+
+
+def add(document, row, job):
+    """What one job measured."""
+    document["machine"] = job["machine"]
+    result = job["results"][0]
+    row["wrong"] += result["wrong"]
+    for phase in PHASES:
+        row["samples"][phase] += result["samples"][phase]
 
 
 def to_markdown(rows):
@@ -183,7 +197,7 @@ def verdicts(rows):
     return out
 
 
-def main():
+def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--ranks", type=int, default=4, help="of the worlds that shrink")
@@ -201,14 +215,31 @@ def main():
     if "ulfm" in options.parts and not os.path.exists(f"{options.rivals}/programs/ulfm"):
         print("kills.py: without ULFM: perf/rivals/setup.sh openmpi5 installs it", file=sys.stderr)
         options.parts.remove("ulfm")
-    began, rows, machine = time.monotonic(), [], {}
+    return options
+
+
+def end_by(number, _):
+    for other in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(other, signal.SIG_IGN)
+    raise Cut(f"ended by {signal.Signals(number).name}", 128 + number)
+
+
+def main():
+    options = parse_arguments()
+    began, code = time.monotonic(), 0
+    document = {"machine": {}, "settings": vars(options), "results": []}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end_by)
     with tempfile.TemporaryDirectory(prefix="regroup-kills.") as scratch:
-        if "shrink" in options.parts:
-            machine, more = measure_smaller_world(options, scratch)
-            rows += more
-        if "spare" in options.parts:
-            machine, more = measure_full_world(options, scratch)
-            rows += more
+        try:
+            if "shrink" in options.parts:
+                measure_smaller_world(options, scratch, document)
+            if "spare" in options.parts:
+                measure_full_world(options, scratch, document)
+        except Cut as cut:
+            code = cut.code
+            print(f"kills.py: {cut}\nwhat was measured until then:", file=sys.stderr)
+    rows, machine = document["results"], document["machine"]
     print(to_markdown(rows))
     print()
     print("\n".join(verdicts(rows)))
@@ -216,9 +247,8 @@ def main():
     print(f"\n{spent:.0f} s on {machine.get('cpu')}, {machine.get('cores')} cores")
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
-            document = {"machine": machine, "settings": vars(options), "results": rows}
             json.dump(document, file, indent=1)
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -172,6 +172,10 @@ class Turns(unittest.TestCase):
         )
         self.assertIn("Regroup", document["settings"]["rivals"]["self"])
         self.assertTrue(any("x ours" in line for line in lines))
+        tables = [sys.executable, HERE / "tables.py", "sweep", path]
+        said = subprocess.run(tables, capture_output=True, text=True, timeout=PATIENCE_S)
+        self.assertEqual(said.returncode, 0, said.stderr)
+        self.assertRegex(said.stdout, r"\| 64 KiB \| [\d.]+ \([\d.-]+\) \| [\d.]+ ")
 
     @unittest.skipUnless(os.path.exists(f"{BIN}/regroup-perf-noft"), "no regroup-perf-noft here")
     def test_the_data_path_without_fault_tolerance_computes_the_same(self):

@@ -28,16 +28,21 @@ def geometric_mean(values):
 
 
 class Launches:
-    """All launches of one number of ranks: {(bytes, implementation): [row of each launch]}."""
+    """All launches of one number of ranks: {(bytes, implementation): {launch: row}}. One that was
+    cut or lost a rival has fewer cells."""
 
     def __init__(self, documents):
         self.machine = documents[0]["machine"]
         self.settings = documents[0]["settings"]
         self.count = len(documents)
         self.rows = {}
-        for document in documents:
+        self.versions = {}
+        self.notes = []
+        for launch, document in enumerate(documents):
+            self.versions |= document["settings"]["rivals"]
             for row in document["results"]:
-                self.rows.setdefault((row["bytes"], row["implementation"]), []).append(row)
+                self.rows.setdefault((row["bytes"], row["implementation"]), {})[launch] = row
+            self.notes += notes_of(launch + 1, document)
 
     def sizes(self):
         return sorted({size for size, _ in self.rows})
@@ -47,28 +52,53 @@ class Launches:
         return ["regroup"] + sorted(names - {"regroup"})
 
     def times(self, size, name):
-        return [row["time_us"] for row in self.rows.get((size, name), [])]
+        return [row["time_us"] for row in self.rows.get((size, name), {}).values()]
 
     def cell(self, size, name):
-        """Median over the launches, and how far they lie apart."""
+        """Median over the launches, how far they lie apart, and how many, if not all have it."""
         times = self.times(size, name)
         if not times:
             return "-"
         middle, low, high = (time_text(f(times)) for f in (statistics.median, min, max))
-        return f"{middle} ({low}-{high})"
+        some = "" if len(times) == self.count else f", {len(times)} of {self.count} launches"
+        return f"{middle} ({low}-{high}{some})"
 
     def ratio(self, size, names):
         """How many times as long the best of `names` took, by launch: the median over launches."""
-        per_launch = [self.times(size, name) for name in names]
-        per_launch = [times for times in per_launch if times]
-        if not per_launch:
-            return None
-        ours = self.times(size, "regroup")
-        ratios = [min(theirs) / mine for mine, *theirs in zip(ours, *per_launch)]
-        return statistics.median(ratios)
+        ratios = []
+        for launch, mine in self.rows.get((size, "regroup"), {}).items():
+            theirs = [self.rows.get((size, name), {}).get(launch) for name in names]
+            theirs = [row["time_us"] for row in theirs if row is not None]
+            if theirs:
+                ratios.append(min(theirs) / mine["time_us"])
+        return statistics.median(ratios) if ratios else None
+
+    def paired(self, size, above, below):
+        """Median ratio of blocks that followed each other, over all launches; None: there are
+        none."""
+        ratios = []
+        others = self.rows.get((size, below), {})
+        for launch, row in self.rows.get((size, above), {}).items():
+            if launch in others:
+                pairs = zip(row["blocks_us"], others[launch]["blocks_us"])
+                ratios += [x / y for x, y in pairs]
+        return statistics.median(ratios) if ratios else None
 
     def wrong(self):
-        return sum(row["wrong"] for rows in self.rows.values() for row in rows)
+        return sum(row["wrong"] for rows in self.rows.values() for row in rows.values())
+
+
+def notes_of(launch, document):
+    """What a launch does not have."""
+    out = []
+    for missing in document["missing"]:
+        at = f"at {size_text(missing['at']['bytes'])}" if "at" in missing else "at its start"
+        from_here = "left out from there on" if missing["gone"] else "no figure"
+        who = missing["implementation"]
+        out.append(f"- launch {launch}: {who} {from_here}, {at}: {missing['why']}")
+    if not document["finished"]:
+        out.append(f"- launch {launch} was cut in the middle")
+    return out
 
 
 def read(paths):
@@ -77,7 +107,8 @@ def read(paths):
     for path in paths:
         with open(path, encoding="utf-8") as file:
             document = json.load(file)
-        by_ranks.setdefault(document["settings"]["ranks"], []).append(document)
+        if document["results"]:
+            by_ranks.setdefault(document["settings"]["ranks"], []).append(document)
     return {ranks: Launches(documents) for ranks, documents in sorted(by_ranks.items())}
 
 
@@ -99,7 +130,7 @@ def sweep_table(ranks, launches):
             ratio = launches.ratio(size, rivals)
             cells.append("-" if ratio is None else f"{ratio:.2f}")
         out.append(f"| {size_text(size)} | " + " | ".join(cells) + " |")
-    return out + [""] + sweep_verdicts(ranks, launches) + [""]
+    return out + [""] + sweep_verdicts(ranks, launches) + launches.notes + [""]
 
 
 def sweep_verdicts(ranks, launches):
@@ -140,14 +171,6 @@ def sweep_verdicts(ranks, launches):
     return out
 
 
-def paired(launches, size, above, below):
-    """Median ratio of blocks that followed each other, over all launches."""
-    ratios = []
-    for a, b in zip(launches.rows[(size, above)], launches.rows[(size, below)]):
-        ratios += [x / y for x, y in zip(a["blocks_us"], b["blocks_us"])]
-    return statistics.median(ratios)
-
-
 def noft_table(ranks, launches):
     out = [
         f"### {ranks} ranks",
@@ -158,10 +181,13 @@ def noft_table(ranks, launches):
     verdicts = []
     for size in launches.sizes():
         # The twin, not the program that leads: it is started and driven just as `noft` is.
-        cost = paired(launches, size, "self", "noft")
-        noise = paired(launches, size, "self", "regroup")
+        cost = launches.paired(size, "self", "noft")
+        noise = launches.paired(size, "self", "regroup")
         on, off = launches.cell(size, "self"), launches.cell(size, "noft")
-        out.append(f"| {size_text(size)} | {on} | {off} | {cost:.3f} | {noise:.3f} |")
+        ratios = " | ".join("-" if value is None else f"{value:.3f}" for value in (cost, noise))
+        out.append(f"| {size_text(size)} | {on} | {off} | {ratios} |")
+        if cost is None:
+            continue
         extra_us = statistics.median(launches.times(size, "self")) - statistics.median(
             launches.times(size, "noft")
         )
@@ -171,16 +197,21 @@ def noft_table(ranks, launches):
         elif size == 8:
             text = f"8 B: {cost - 1:+.1%}, {extra_us:+.3f} us (at most 0.1 us or 10 %)"
             verdicts.append(verdict(cost <= 1.1 or extra_us <= 0.1, text))
-    return out + [""] + verdicts + [""]
+    return out + [""] + verdicts + launches.notes + [""]
 
 
 def heading(by_ranks):
     first = next(iter(by_ranks.values()))
     machine = first.machine
-    versions = "; ".join(f"{k}: {v.strip()}" for k, v in sorted(first.settings["rivals"].items()))
+    versions = {}
+    for launches in by_ranks.values():
+        versions |= launches.versions
+    versions = "; ".join(f"{name}: {text.strip()}" for name, text in sorted(versions.items()))
+    counts = sorted({launches.count for launches in by_ranks.values()})
+    count = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     return [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel']}; load before "
-        f"{machine['load_1m']:.2f}; {first.count} launches, {first.settings['blocks']} blocks of "
+        f"{machine['load_1m']:.2f}; {count} launches, {first.settings['blocks']} blocks of "
         f"{first.settings['block_seconds']} s in turns, {first.settings['mode']}, f32 sum, out of "
         "place. Times in us: median of the launches (smallest-largest).",
         "",
@@ -194,6 +225,9 @@ def main():
         print(__doc__, file=sys.stderr)
         return 64
     by_ranks = read(sys.argv[2:])
+    if not by_ranks:
+        print("tables.py: nothing was measured", file=sys.stderr)
+        return 1
     table = sweep_table if sys.argv[1] == "sweep" else noft_table
     lines = heading(by_ranks)
     for ranks, launches in by_ranks.items():
