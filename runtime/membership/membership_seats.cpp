@@ -207,7 +207,8 @@ void Membership::give_seat(Incarnation spare, Rank rank) {
 
 SeatLoss Membership::loss_of(Rank rank, Incarnation last, bool spare_left) {
   Process& process = *find(last);
-  const std::uint64_t step = decision_ ? decision_->committed_step + 1 : durable_.view.resume_step;
+  const std::uint64_t step =
+      durable_.decision ? durable_.decision->committed_step + 1 : durable_.view.resume_step;
 #ifndef REGROUP_MUTANT_LOSSES_NOT_COUNTED
   if (!process.counted) remember({rank, last, step, now_});
 #endif

@@ -45,7 +45,7 @@ void World::line(const std::string& text) {
     for_each_running(what, false);
   } else if (verb == "heal") {  // heal all | heal 3
     for_each_running(what, true);
-  } else if (verb == "words") {  // words epoch=1 prepared=2 done=7 [agent=0] [told=2]
+  } else if (verb == "words") {  // words epoch=1 prepared=2 done=7 [agent=0]
     set_words(words);
   } else if (verb == "kill") {  // kill r2 | kill 3: beacon, then reaped by SIGKILL
     const Incarnation victim = member(what);
@@ -180,7 +180,6 @@ void World::set_words(const Words& words) {
     if (key == "epoch") report.epoch = Epoch{value};
     if (key == "prepared") report.prepared = value;
     if (key == "done") report.groups = {{0, value}};
-    if (key == "told") report.told_step = value;
   }
   for (auto& [id, host] : hosts_) {
     if (!only || *only == id) host.words[report.epoch] = report;
