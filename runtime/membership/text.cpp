@@ -254,8 +254,9 @@ std::string to_text(const View& view) {
 }
 
 std::string to_text(const WedgeReport& report) {
-  return fmt::format("epoch={} done={} prepared={}", report.epoch.value(), cuts(report.groups),
-                     report.prepared);
+  std::string text = fmt::format("epoch={} done={} prepared={}", report.epoch.value(),
+                                 cuts(report.groups), report.prepared);
+  return report.told_step ? text + fmt::format(" told={}", *report.told_step) : text;
 }
 
 std::string to_text(const DurableState& state) {
@@ -270,12 +271,6 @@ std::string to_text(const DurableState& state) {
                         change.vacate ? " vacate" : "");
   }
   if (!state.released.empty()) text += " released=" + list(state.released);
-  if (const auto& decision = state.decision) {
-    text += fmt::format(" decided cuts={} committed={}", cuts(decision->cuts),
-                        decision->committed_step);
-    for (const Incarnation without : decision->without)
-      text += fmt::format(" without {}", without.value());
-  }
   return state.ended ? text + fmt::format(" ended={}", state.ended->exit_code) : text;
 }
 

@@ -142,9 +142,7 @@ TEST_F(Commands, AStoppedCoordinatorDelaysARecoveryAndChangesNoResult) {
   EXPECT_EQ(report["coordinator_losses"], 1);
 }
 
-class TenSeconds : public Commands {};
-
-TEST_F(TenSeconds, ANewcomerThatIsAwaitedIsNamed) {
+TEST_F(Commands, ANewcomerThatIsAwaitedIsNamed) {
   end();
   std::filesystem::remove(stop());
   const std::string go = (dir_.path() / "go").string();
