@@ -158,6 +158,23 @@ Result<json> read_report(const fs::path& dir) {
   return folded->to_json();
 }
 
+/// The flight records of the ranks that run, if the job does; a rank that ends meanwhile is left
+/// out.
+json running_flights(const std::string& name) {
+  json out = json::array();
+  const std::vector<RunningJob> jobs = running_jobs();
+  const auto job = std::ranges::find(jobs, name, &RunningJob::job);
+  if (job == jobs.end()) return out;
+  const TimePoint until = Clock::now() + kAnswerTime;
+  const Result<json> status = ask(*job, {{"v", kStatusSchema}, {"do", "status"}}, until);
+  for (std::uint32_t rank = 0; status && rank < status->value("ranks", 0U); ++rank) {
+    Result<json> flight =
+        ask(*job, {{"v", kStatusSchema}, {"do", "flight"}, {"rank", rank}}, until);
+    if (flight) out.push_back(std::move(*flight));
+  }
+  return out;
+}
+
 int write_file(const fs::path& path, const std::string& text) {
   std::ofstream out(path);
   out << text;
@@ -246,8 +263,8 @@ int report_command(const Arguments& arguments) {
 
 int trace_command(const Arguments& arguments) {
   CLI::App app(
-      "Prints a job as a Chrome trace: each rank's last operations, losses, recoveries. Open it in "
-      "Perfetto or chrome://tracing.",
+      "Prints a job as a Chrome trace: each rank's last operations, losses, recoveries. Of a job "
+      "that runs, ranks that run too, up to now. Open it in Perfetto or chrome://tracing.",
       "regroup trace");
   std::string named;
   std::string file;
@@ -256,12 +273,15 @@ int trace_command(const Arguments& arguments) {
   if (const std::optional<int> done = parse_command_line(app, "trace", arguments)) return *done;
   const Result<fs::path> dir = find_log_dir(named);
   if (!dir) return say_failure(dir.error());
-  const Result<json> report = read_report(*dir);
+  Result<json> report = read_report(*dir);
   if (!report) return say_failure(report.error());
+  // Before the log is read: a process that ends in between stands there.
+  const json running = running_flights(report->value("job", ""));
+  if (!running.empty()) report = read_report(*dir);
   const Result<json> events = trace_events(*dir / kEventFile);
-  if (!events) return say_failure(events.error());
-  const std::string text =
-      chrome_trace(*dir, *events, *report).dump(-1, ' ', false, json::error_handler_t::replace);
+  if (!report || !events) return say_failure(report ? events.error() : report.error());
+  const std::string text = chrome_trace(*dir, *events, *report, running)
+                               .dump(-1, ' ', false, json::error_handler_t::replace);
   if (file.empty()) {
     fmt::print("{}\n", text);
     return kExitDone;

@@ -193,6 +193,7 @@ struct ControlSocket::Impl {
   json inject(const json& request);
   json change(const json& request);
   json wish(const json& request);
+  json flight(const json& request);
   Status act(const Armed& what);
   void look();
   void drop_closed();
@@ -298,10 +299,11 @@ json ControlSocket::Impl::reply(const std::string& text) {
   if (what == "inject") return inject(request);
   if (what == "drain" || what == "scale") return change(request);
   if (what == "wish") return wish(request);
+  if (what == "flight") return flight(request);
   if (what != "status") {
     return refusal("Unsupported",
-                   fmt::format("this launcher knows the requests status, inject, drain, scale and "
-                               "wish, not \"{}\"",
+                   fmt::format("this launcher knows the requests status, inject, drain, scale, "
+                               "wish and flight, not \"{}\"",
                                what));
   }
   json status = to_json(control->status());
@@ -358,6 +360,16 @@ json ControlSocket::Impl::wish(const json& request) {
   answer["v"] = kStatusSchema;
   answer["ok"] = true;
   return answer;
+}
+
+json ControlSocket::Impl::flight(const json& request) {
+  const std::optional<std::uint64_t> rank = unsigned_field(request, "rank");
+  if (!rank || *rank >= control->status().ranks)
+    return refusal("InvalidArgument", "a flight record is that of one rank");
+  Result<json> answer = control->flight(Rank(static_cast<std::int32_t>(*rank)));
+  if (!answer) return refusal(answer.error());
+  (*answer)["ok"] = true;
+  return *answer;
 }
 
 json ControlSocket::Impl::inject(const json& request) {

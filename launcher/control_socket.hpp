@@ -89,6 +89,9 @@ class JobControl {
   /// What the process in this seat is doing now, from its beacon page; empty when the seat is
   /// vacant.
   [[nodiscard]] virtual std::optional<metrics::Doing> doing(Rank rank) = 0;
+  /// flight_json() of the process in this seat, with `monotonic_ns` and `offset_ns` of now. Errors:
+  /// FailedPrecondition (seat vacant).
+  [[nodiscard]] virtual Result<nlohmann::json> flight(Rank rank) = 0;
   /// Another user's process connected and was turned away.
   virtual void refused_other_user() = 0;
 };

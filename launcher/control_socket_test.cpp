@@ -64,6 +64,10 @@ class FakeJob : public JobControl {
     ++looks;
     return rank == Rank(2) ? std::optional(doing_) : std::nullopt;
   }
+  Result<json> flight(Rank rank) override {
+    if (vacant_ == rank) return Status(Code::FailedPrecondition, "seat 3 is vacant");
+    return json{{"v", 1}, {"rank", rank.value()}, {"records", json::array()}};
+  }
   void refused_other_user() override { ++refused; }
 
   int refused = 0;
@@ -195,6 +199,15 @@ TEST_F(ControlSocketTest, WaitsForTheInstantThatWasNamed) {
   turn_until([&] { return !control_.done.empty(); });
   EXPECT_EQ(control_.done[0], fmt::format("signal {} to 2", SIGKILL));
   EXPECT_TRUE((*request({{"do", "status"}}))["armed"].empty());
+}
+
+TEST_F(ControlSocketTest, GivesTheFlightRecordOfOneRank) {
+  const auto record = request({{"do", "flight"}, {"rank", 2}});
+  ASSERT_TRUE(record) << record.error().text();
+  EXPECT_EQ(record->at("rank"), 2);
+  EXPECT_FALSE(request({{"do", "flight"}, {"rank", 3}}));
+  EXPECT_FALSE(request({{"do", "flight"}, {"rank", 4}}));
+  EXPECT_FALSE(request({{"do", "flight"}}));
 }
 
 TEST_F(ControlSocketTest, RefusesWhatItCannotDoAndSaysWhy) {

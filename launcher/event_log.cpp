@@ -387,6 +387,8 @@ void EventLog::Impl::fold(const Stamp& stamp, EventKind kind, const json& fields
   fmt::print(stderr, "regroup: {}. \"regroup report\" makes it from the log.\n", written.text());
 }
 
+Stamp EventLog::now() const { return impl_->now(); }
+
 std::uint64_t EventLog::dropped() const {
   const std::lock_guard lock(impl_->mutex);
   return impl_->dropped;

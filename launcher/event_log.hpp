@@ -255,6 +255,8 @@ class EventLog {
   /// For kinds of fields that no struct describes. Fields named like the line's own (v, time,
   /// offset_ns, kind) are dropped.
   void write(EventKind kind, const nlohmann::json& fields);
+  /// The stamp that a line of this instant has.
+  [[nodiscard]] Stamp now() const;
   /// How many lines could not be written.
   [[nodiscard]] std::uint64_t dropped() const;
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <fstream>
 #include <map>
+#include <set>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -52,9 +53,14 @@ json instant(const std::string& name, const char* scope, std::int64_t pid, std::
           {"ts", us(at_ns)}, {"args", std::move(args)}};
 }
 
-/// One file of a process. `shift_ns` turns its clock into the job's.
-void add_flight(json& out, const json& file, std::int64_t pid, std::int64_t tid,
-                std::int64_t shift_ns, std::optional<std::int64_t> lost_ns) {
+/// One process. `at` has one instant in its clock and in the job's; `until_ns` ends the operation
+/// that it was in, if it is known.
+void add_flight(json& out, const json& file, const json& at, std::optional<std::int64_t> until_ns) {
+  const std::int64_t pid = integer(file, "rank");
+  const std::int64_t tid = integer(file, "incarnation");
+  const std::int64_t shift_ns = integer(at, "offset_ns") - integer(at, "monotonic_ns");
+  out.push_back(metadata("process_name", pid, tid, fmt::format("rank {}", pid)));
+  out.push_back(metadata("thread_name", pid, tid, fmt::format("incarnation {}", tid)));
   for (const json& record : file.value("records", json::array())) {
     const std::int64_t began = integer(record, "started_ns") + shift_ns;
     json args = {{"step", integer(record, "step")},
@@ -68,10 +74,10 @@ void add_flight(json& out, const json& file, std::int64_t pid, std::int64_t tid,
                        integer(record, "ended_ns") + shift_ns, std::move(args)));
   }
   const auto last = file.find("doing");
-  if (last == file.end() || !lost_ns) return;
+  if (last == file.end() || !until_ns) return;
   const std::int64_t began = integer(*last, "started_ns") + shift_ns;
   out.push_back(span(word(*last, "operation"), "unfinished", pid, tid, began,
-                     std::max(*lost_ns, began),
+                     std::max(*until_ns, began),
                      {{"step", integer(*last, "step")},
                       {"seq", integer(*last, "seq")},
                       {"phase", word(*last, "phase")},
@@ -137,13 +143,13 @@ fs::path flight_file(Incarnation incarnation) {
   return fs::path("flight") / fmt::format("{}.json", incarnation.value());
 }
 
-Result<std::size_t> write_flight(const fs::path& log_dir, std::optional<Rank> rank,
-                                 Incarnation incarnation, const metrics::BeaconPage& page) {
-  const std::vector<metrics::Flight> flights = metrics::read_flight(page);
+json flight_json(std::optional<Rank> rank, Incarnation incarnation,
+                 const metrics::BeaconPage& page) {
   json file = {
       {"v", kFlightSchema}, {"incarnation", incarnation.value()}, {"records", json::array()}};
   if (rank) file["rank"] = rank->value();
-  for (const metrics::Flight& flight : flights) file["records"].push_back(record_json(flight));
+  for (const metrics::Flight& flight : metrics::read_flight(page))
+    file["records"].push_back(record_json(flight));
   if (const metrics::Doing doing = metrics::read_doing(page);
       doing.operation != metrics::Operation::None) {
     file["doing"] = {{"operation", metrics::name(doing.operation)},
@@ -152,6 +158,12 @@ Result<std::size_t> write_flight(const fs::path& log_dir, std::optional<Rank> ra
                      {"step", doing.step},
                      {"started_ns", doing.started_ns}};
   }
+  return file;
+}
+
+Result<std::size_t> write_flight(const fs::path& log_dir, std::optional<Rank> rank,
+                                 Incarnation incarnation, const metrics::BeaconPage& page) {
+  const json file = flight_json(rank, incarnation, page);
   const fs::path path = log_dir / flight_file(incarnation);
   std::error_code error;
   fs::create_directories(path.parent_path(), error);
@@ -162,27 +174,30 @@ Result<std::size_t> write_flight(const fs::path& log_dir, std::optional<Rank> ra
     return Status(Code::FailedPrecondition,
                   fmt::format("cannot write {}: {}", path.string(), std::strerror(errno)));
   }
-  return flights.size();
+  return file["records"].size();
 }
 
-json chrome_trace(const fs::path& log_dir, const json& events, const json& report) {
+json chrome_trace(const fs::path& log_dir, const json& events, const json& report,
+                  const json& running) {
   json out = json::array();
   out.push_back(metadata("process_name", kJobPid, 0, "job " + word(report, "job")));
   Lost lost;
+  std::set<std::int64_t> ended;
   for (const json& event : events) add_event(out, event, lost);
   for (const json& event : events) {
     if (word(event, "kind") != name(EventKind::Flight) || !event.contains("rank")) continue;
-    const std::int64_t pid = integer(event, "rank");
-    const std::int64_t tid = integer(event, "incarnation");
-    std::ifstream in(log_dir / flight_file(Incarnation(
-                                   static_cast<std::uint64_t>(std::max<std::int64_t>(tid, 0)))));
+    const std::int64_t incarnation = std::max<std::int64_t>(integer(event, "incarnation"), 0);
+    std::ifstream in(log_dir / flight_file(Incarnation(static_cast<std::uint64_t>(incarnation))));
     const json file = json::parse(in, nullptr, false);
     if (!file.is_object() || integer(file, "v") != kFlightSchema) continue;
-    out.push_back(metadata("process_name", pid, tid, fmt::format("rank {}", pid)));
-    out.push_back(metadata("thread_name", pid, tid, fmt::format("incarnation {}", tid)));
-    const auto at = lost.at_ns.find(tid);
-    add_flight(out, file, pid, tid, integer(event, "offset_ns") - integer(event, "monotonic_ns"),
-               at != lost.at_ns.end() ? std::optional(at->second) : std::nullopt);
+    const auto at = lost.at_ns.find(incarnation);
+    add_flight(out, file, event, at != lost.at_ns.end() ? std::optional(at->second) : std::nullopt);
+    ended.insert(incarnation);
+  }
+  for (const json& process : running) {
+    // One that ended since it was asked for is there already, and whole.
+    if (ended.contains(integer(process, "incarnation"))) continue;
+    add_flight(out, process, process, integer(process, "offset_ns"));
   }
   add_recoveries(out, report);
   return {{"traceEvents", std::move(out)},

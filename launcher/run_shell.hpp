@@ -77,6 +77,7 @@ class RunShell final : public JobControl {
   [[nodiscard]] std::optional<Wish> wish(std::uint64_t id) override;
   Status kill_coordinator() override;
   [[nodiscard]] std::optional<metrics::Doing> doing(Rank rank) override;
+  [[nodiscard]] Result<nlohmann::json> flight(Rank rank) override;
   void refused_other_user() override;
 
  private:

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <csignal>
 
+#include <nlohmann/json.hpp>
+
 #include "launcher/exit_codes.hpp"
 #include "launcher/flight_log.hpp"
 #include "launcher/run_shell.hpp"
@@ -302,6 +304,17 @@ std::optional<metrics::Doing> RunShell::doing(Rank rank) {
   const RankProcess* process = holder(rank);
   if (process == nullptr || process->gone) return std::nullopt;
   return metrics::read_doing(process->page->page());
+}
+
+Result<nlohmann::json> RunShell::flight(Rank rank) {
+  const RankProcess* process = holder(rank);
+  if (process == nullptr || process->gone || !process->attached) {
+    return Status(Code::FailedPrecondition, fmt::format("seat {} is vacant", rank.value()));
+  }
+  nlohmann::json out = flight_json(process->seat, process->incarnation, process->page->page());
+  out["monotonic_ns"] = metrics::monotonic_ns();
+  out["offset_ns"] = log_.now().offset_ns;
+  return out;
 }
 
 }  // namespace regroup::launcher

@@ -93,6 +93,10 @@ std::vector<Member> members(Reader& in, const flatbuffers::Vector<const wire::Me
   });
 }
 
+std::vector<Incarnation> incarnations(Reader& in, const flatbuffers::Vector<std::uint64_t>* from) {
+  return in.list<std::uint64_t>(from, [](std::uint64_t raw) { return Incarnation(raw); });
+}
+
 std::vector<membership::WedgeReport::GroupCut> cuts(
     Reader& in, const flatbuffers::Vector<const wire::GroupCut*>* from) {
   return in.list<wire::GroupCut>(from, [](const wire::GroupCut& raw) {
@@ -102,8 +106,7 @@ std::vector<membership::WedgeReport::GroupCut> cuts(
 
 membership::View get(Reader& in, const wire::View* from) {
   return {.epoch = Epoch(from->epoch()),
-          .seats = in.list<std::uint64_t>(from->seats(),
-                                          [](std::uint64_t raw) { return Incarnation(raw); }),
+          .seats = incarnations(in, from->seats()),
           .parent = from->parent(),
           .resume_step = from->resume_step()};
 }
@@ -116,11 +119,9 @@ membership::Evidence get(Reader& in, const wire::Evidence* from) {
 }
 
 membership::WedgeReport get(Reader& in, const wire::WedgeReport* from) {
-  const auto told = from->told_step();
   return {.epoch = Epoch(from->epoch()),
           .groups = cuts(in, from->groups()),
-          .prepared = from->prepared(),
-          .told_step = told ? std::optional(*told) : std::nullopt};
+          .prepared = from->prepared()};
 }
 
 membership::ProcessInfo get(Reader& in, const wire::ProcessInfo* from) {
@@ -301,10 +302,7 @@ membership::StopRequest get(Reader& in, const wire::StopRequest* from) {
   return {in.text(from->why()), from->exit_code()};
 }
 membership::DrainRequest get(Reader& in, const wire::DrainRequest* from) {
-  return {from->id(),
-          in.list<std::uint64_t>(from->incarnations(),
-                                 [](std::uint64_t raw) { return Incarnation(raw); }),
-          from->now()};
+  return {from->id(), incarnations(in, from->incarnations()), from->now()};
 }
 membership::ScaleRequest get(Reader&, const wire::ScaleRequest* from) {
   return {from->id(), from->seats(), from->now()};
@@ -340,6 +338,12 @@ membership::Answer get(Reader& in, const wire::Answer* from) {
   return {from->id(), from->accepted(), in.text(from->text())};
 }
 
+membership::Decision get(Reader& in, const wire::Decision* from) {
+  return {.cuts = cuts(in, from->cuts()),
+          .committed_step = from->committed_step(),
+          .without = incarnations(in, from->without())};
+}
+
 membership::DurableState get(Reader& in, const wire::DurableState* from) {
   const wire::JobConfig& config = *from->config();
   membership::DurableState state{
@@ -365,6 +369,7 @@ membership::DurableState get(Reader& in, const wire::DurableState* from) {
                                      raw.now()};
   });
   state.released = members(in, from->released());
+  if (from->decision() != nullptr) state.decision = get(in, from->decision());
   return state;
 }
 

@@ -75,10 +75,8 @@ Ref<wire::Evidence> put(FlatBufferBuilder& to, const membership::Evidence& evide
 }
 
 Ref<wire::WedgeReport> put(FlatBufferBuilder& to, const membership::WedgeReport& report) {
-  const auto& [epoch, groups, prepared, told_step] = report;
-  const auto told =
-      told_step ? flatbuffers::Optional<std::uint64_t>(*told_step) : flatbuffers::nullopt;
-  return wire::CreateWedgeReport(to, epoch.value(), put(to, groups), prepared, told);
+  const auto& [epoch, groups, prepared] = report;
+  return wire::CreateWedgeReport(to, epoch.value(), put(to, groups), prepared);
 }
 
 Ref<wire::ProcessInfo> put(FlatBufferBuilder& to, const membership::ProcessInfo& process) {
@@ -326,9 +324,17 @@ auto put(FlatBufferBuilder& to, const membership::Answer& message) {
   return wire::CreateAnswer(to, id, accepted, put(to, text));
 }
 
+auto put(FlatBufferBuilder& to, const membership::Decision& decision) {
+  const auto& [cuts, committed_step, without] = decision;
+  std::vector<std::uint64_t> numbers;
+  for (const Incarnation incarnation : without) numbers.push_back(incarnation.value());
+  const auto cuts_at = put(to, cuts);
+  return wire::CreateDecision(to, cuts_at, committed_step, to.CreateVector(numbers));
+}
+
 auto put(FlatBufferBuilder& to, const membership::DurableState& state) {
   const auto& [config, view, next_incarnation, term, state_exists, ended, losses, progress_seen,
-               newcomers_from, planned, released] = state;
+               newcomers_from, planned, released, decision] = state;
   const auto& [ranks, ranks_min, spares, on_loss, replacements_max, restart_unattached] = config;
   const auto config_at = wire::CreateJobConfig(to, ranks, ranks_min, spares, number(on_loss),
                                                replacements_max, restart_unattached);
@@ -344,9 +350,11 @@ auto put(FlatBufferBuilder& to, const membership::DurableState& state) {
     changes.emplace_back(rank.value(), vacate, now, incarnation.value());
   const auto planned_at = to.CreateVectorOfStructs(changes);
   const auto released_at = put(to, released);
-  return wire::CreateDurableState(
-      to, kProtocolVersion, config_at, put(to, view), next_incarnation.value(), term, state_exists,
-      ended_at, losses_at, progress_seen.value(), newcomers_from.value(), planned_at, released_at);
+  const auto decision_at = decision ? put(to, *decision) : Ref<wire::Decision>();
+  return wire::CreateDurableState(to, kProtocolVersion, config_at, put(to, view),
+                                  next_incarnation.value(), term, state_exists, ended_at, losses_at,
+                                  progress_seen.value(), newcomers_from.value(), planned_at,
+                                  released_at, decision_at);
 }
 
 template <class Root>

@@ -24,7 +24,7 @@ inline membership::Evidence evidence(membership::EvidenceKind kind) {
           .signal = 9};
 }
 inline membership::WedgeReport report() {
-  return {.epoch = Epoch(9), .groups = {{0, 17}, {3, 0}}, .prepared = 11, .told_step = 10};
+  return {.epoch = Epoch(9), .groups = {{0, 17}, {3, 0}}, .prepared = 11};
 }
 inline std::vector<Member> lost() {
   return {{Rank(2), Incarnation(5)}, {Rank(0), Incarnation(1ULL << 63)}};
@@ -183,7 +183,9 @@ inline std::vector<membership::DurableState> durable_states() {
       .progress_seen = Epoch(4),
       .newcomers_from = Incarnation(9),
       .planned = {{Rank(2), Incarnation(77), true, true}, {Rank(1), Incarnation(0), false, false}},
-      .released = {{Rank(0), Incarnation(1)}}};
+      .released = {{Rank(0), Incarnation(1)}},
+      .decision = membership::Decision{
+          .cuts = {{0, 17}, {3, 4}}, .committed_step = 12, .without = {Incarnation(4)}}};
   return {membership::DurableState{}, full};
 }
 

@@ -82,11 +82,7 @@ void HostAgent::on(const host::FromCoordinator& event) {
 AgentHello HostAgent::hello() const {
   AgentHello hello{.agent = id_, .installed = installed_};
   for (const auto& [incarnation, process] : processes_) hello.processes.push_back(process);
-  if (words_ != Words::Open && words_ != Words::Wedging) {
-    hello.wedged = report_;
-    // A decision that is being written may already have been seen.
-    if (decision_ && words_ == Words::Deciding) hello.wedged->told_step = decision_->committed_step;
-  }
+  if (words_ != Words::Open && words_ != Words::Wedging) hello.wedged = report_;
   return hello;
 }
 

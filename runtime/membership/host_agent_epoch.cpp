@@ -22,19 +22,6 @@ bool contains(const std::vector<Member>& members, Incarnation incarnation) {
                      [incarnation](const Member& m) { return m.incarnation == incarnation; });
 }
 
-void merge_cuts(std::vector<WedgeReport::GroupCut>& into,
-                const std::vector<WedgeReport::GroupCut>& from) {
-  for (const WedgeReport::GroupCut& cut : from) {
-    const auto it = std::find_if(into.begin(), into.end(),
-                                 [&cut](const auto& known) { return known.group == cut.group; });
-    if (it == into.end()) {
-      into.push_back(cut);
-    } else {
-      it->completed = std::max(it->completed, cut.completed);
-    }
-  }
-}
-
 }  // namespace
 
 // ---- a planned end
@@ -215,11 +202,6 @@ void HostAgent::write_decision() {
 void HostAgent::on(const host::DecisionWritten& event) {
   if (event.epoch != installed_.epoch || words_ != Words::Deciding) return;
   words_ = Words::Decided;
-  // The first verdict that a word gets is the one that it keeps, and that later rounds take over.
-#ifndef REGROUP_MUTANT_FORGET_TOLD_STEP
-  if (!report_.told_step) report_.told_step = decision_->committed_step;
-#endif
-  merge_cuts(report_.groups, decision_->cuts);
   send(DecisionStored{installed_.epoch, decision_->round});
   if (asked_ && asked_->epoch == installed_.epoch && asked_->round > decision_->round) report();
   try_install();

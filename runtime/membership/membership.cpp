@@ -168,7 +168,7 @@ void Membership::hello(const Event& event) {
   agent.silent_since.reset();
   if (agent.lost) {
     agent.lost = false;
-    if (state_ == State::Wedged) revive(id, hello);
+    if (state_ == State::Gathering || state_ == State::Wedged) revive(id, hello);
   }
   absorb(id, hello);
   if (state_ != State::Gathering) send_phase(id);

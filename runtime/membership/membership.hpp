@@ -131,6 +131,8 @@ class Membership {
   [[nodiscard]] State state() const { return state_; }
   /// The view last made (installed, or on its way in Installing). Epoch 0: none yet.
   [[nodiscard]] const View& view() const { return durable_.view; }
+  /// Whether the view's epoch is decided, and without this member: it never comes back.
+  [[nodiscard]] bool was_left_behind(Incarnation incarnation) const;
   /// State, epoch, who is missing and why, in one line for people.
   [[nodiscard]] std::string explain() const;
   /// Exit code and reason once Failed or Ended.
@@ -161,11 +163,6 @@ class Membership {
     std::optional<WedgeReport> report;  ///< of the current round
     bool stored = false;                ///< the current decision
     Epoch parked;                       ///< all its members stand at the end of a step of it
-  };
-  struct Decision {
-    Epoch epoch;
-    std::vector<WedgeReport::GroupCut> cuts;
-    std::uint64_t committed_step = 0;
   };
 
   // Cells of the table: they take knowledge in; react() draws the conclusions. table.cpp says which
@@ -246,8 +243,6 @@ class Membership {
   void follow_plan();
   void drop_plan();
   void vacate_planned();
-  void fill_later(Rank rank);
-  [[nodiscard]] bool all_parked() const;
   void carry_out_plan();
   bool carry_out(PlannedChange& change);
   [[nodiscard]] bool may_release(Incarnation incarnation) const;
@@ -263,8 +258,10 @@ class Membership {
   void resume();
   void begin_round(const std::string& why);
   void check_reports();
-  bool exclude_outdone();
   void decide();
+  [[nodiscard]] Decision draw_decision() const;
+  void note_progress();
+  void leave_behind();
   void check_stored();
   void check_installed();
   void install();
@@ -323,7 +320,6 @@ class Membership {
   Round round_;
   std::vector<Member> round_lost_;  ///< what the round in progress knows to be lost
   std::vector<Member> removed_;     ///< who left with the view being installed
-  std::optional<Decision> decision_;
   std::optional<TimePoint> hold_until_;
   std::optional<TimePoint> resend_at_;
   std::optional<TimePoint> armed_;

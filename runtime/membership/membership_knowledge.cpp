@@ -71,6 +71,13 @@ void Membership::absorb(AgentId id, const AgentHello& hello) {
   }
 }
 
+/// Whether the decision of this epoch goes on without it.
+bool Membership::was_left_behind(Incarnation incarnation) const {
+  if (!durable_.decision) return false;
+  const auto& without = durable_.decision->without;
+  return std::find(without.begin(), without.end(), incarnation) != without.end();
+}
+
 /// Whether a view left this process out that had, or may have had, a seat: a removed member, or a
 /// newcomer whose seat another one took. The views in between may be known to nobody any more, so
 /// what counts is when it was started. `seen`: the last view that its host knows.
@@ -96,6 +103,8 @@ void Membership::absorb_process(AgentId id, const ProcessInfo& info, Epoch seen)
     const bool too_late =
         state_ != State::Gathering && (state_ != State::Wedged || !is_member(info.incarnation));
     if (too_late) revoke(info.incarnation, "its host was given up");
+    if (was_left_behind(info.incarnation))
+      revoke(info.incarnation, "an earlier decision went on without it");
     // The coordinator that decided so is no more: it never comes back.
     const bool runs = info.state != ProcessState::Gone && info.state != ProcessState::Finished;
 #ifndef REGROUP_MUTANT_REMOVED_MEMBER_READMITTED
@@ -132,6 +141,7 @@ void Membership::revive(AgentId id, const AgentHello& hello) {
     if (process->evidence.kind != EvidenceKind::AgentLost) continue;
     // Only this epoch is undecided: who was removed by an earlier view stays removed.
     if (process->seat && !is_member(info.incarnation)) continue;
+    if (was_left_behind(info.incarnation)) continue;
     if (info.state == ProcessState::Gone || info.state == ProcessState::Finished) continue;
     process->state = ProcessState::Starting;
     process->revoked = false;
@@ -284,9 +294,8 @@ void Membership::seat_member(Incarnation incarnation) {
 /// member, newcomers.
 void Membership::order_holders(Rank rank) {
   const auto seat = static_cast<std::size_t>(rank.value());
-  if (seat >= durable_.view.seats.size()) return;
-  const Incarnation member = durable_.view.seats[seat];
-  if (find(member) == nullptr) return;
+  const auto& seats = durable_.view.seats;
+  const Incarnation member = seat < seats.size() ? seats[seat] : Incarnation{};
   std::vector<Incarnation>& holders = in_seat_[rank];
   const auto rest = std::stable_partition(holders.begin(), holders.end(), [&](Incarnation holder) {
     return holder != member && !is_alive(*find(holder));

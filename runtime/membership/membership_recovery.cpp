@@ -142,7 +142,6 @@ void Membership::begin_round(const std::string& why) {
   ++rounds_;
   round_ = Round{(durable_.term << 32) | rounds_};
   round_lost_ = lost_members();
-  decision_.reset();
   hold_until_.reset();
   parking_ = false;
   for (auto& [id, agent] : agents_) {
@@ -163,55 +162,36 @@ void Membership::check_reports() {
     waiting_for_ = why;
     return;
   }
-  if (exclude_outdone()) {
-    begin_round("an earlier decision went on without a host that is back");
-    return;
-  }
   decide();
 }
 
-/// A decision that somebody was told counted every host that took part in it. A host whose members
-/// completed more, or had not prepared the step that it committed, was given up by the coordinator
-/// that decided. What it completed is revoked on the others, and it cannot apply what it never
-/// prepared, so it cannot go on.
-bool Membership::exclude_outdone() {
-  std::map<std::uint32_t, std::uint64_t> told;
-  std::optional<std::uint64_t> told_step;
-  for (const auto& [id, agent] : agents_) {
-    if (!agent.report || !agent.report->told_step) continue;
-    told_step = std::max(told_step, agent.report->told_step);
-    for (const auto& cut : agent.report->groups) {
-      told[cut.group] = std::max(told[cut.group], cut.completed);
-    }
-  }
-#ifdef REGROUP_MUTANT_OUTDONE_HOST_STAYS
-  return false;
+/// One decision an epoch. What survivors were told must stand, also when this coordinator dies and
+/// the next one reaches others than they: where there are others, it is durable before it is told.
+void Membership::decide() {
+  const bool again = durable_.decision.has_value();
+  if (!again) durable_.decision = draw_decision();
+  const std::size_t without = durable_.decision->without.size();
+  leave_behind();
+  note_progress();
+#ifndef REGROUP_MUTANT_DECISION_NOT_DURABLE
+  const bool changed = !again || durable_.decision->without.size() != without;
+  if (changed && agents_.size() > 1) persist();
 #endif
-  if (!told_step) return false;
-  bool excluded = false;
-  for (const auto& [id, agent] : agents_) {
-    if (!agent.report || agent.report->told_step) continue;
-    const auto& groups = agent.report->groups;
-    const bool ahead = std::any_of(groups.begin(), groups.end(), [&told](const auto& cut) {
-      return cut.completed > told[cut.group];
-    });
-    if (!ahead && agent.report->prepared >= *told_step) continue;
-    for (const Incarnation incarnation : survivors()) {
-      if (find(incarnation)->agent != id) continue;
-      revoke(incarnation, "an earlier decision went on without it");
-      excluded = true;
-    }
+  std::string text =
+      fmt::format("step {} is the last one committed ({})", durable_.decision->committed_step,
+                  again ? "decided before" : "prepared by all");
+  for (const auto& cut : durable_.decision->cuts) {
+    text += fmt::format(", group {} is done up to {}", cut.group, cut.completed);
   }
-  return excluded;
+  enter(State::Draining, text);
+  for (const auto& [id, agent] : agents_) send_phase(id);
 }
 
-/// Cut: the highest number that anybody completed, per group. Step: what a survivor was told
-/// already, else the step that every reporting member has prepared.
-void Membership::decide() {
-  Decision decision{.epoch = durable_.view.epoch};
+/// Cut: the highest number that anybody completed, per group. Step: the one that every reporting
+/// member has prepared.
+Decision Membership::draw_decision() const {
   std::map<std::uint32_t, std::uint64_t> cuts;
   std::vector<std::uint64_t> prepared;
-  std::optional<std::uint64_t> told;
   for (const auto& [id, agent] : agents_) {
     if (!agent.report) continue;
 #ifdef REGROUP_MUTANT_CUT_OF_SURVIVORS_ONLY
@@ -225,9 +205,6 @@ void Membership::decide() {
       cuts[cut.group] = std::max(cuts[cut.group], cut.completed);
     }
     prepared.push_back(agent.report->prepared);
-#ifndef REGROUP_MUTANT_FORGET_TOLD_STEP
-    if (agent.report->told_step) told = std::max(told.value_or(0), *agent.report->told_step);
-#endif
   }
   std::sort(prepared.begin(), prepared.end());
 #ifdef REGROUP_MUTANT_COMMIT_ON_MAJORITY
@@ -236,7 +213,7 @@ void Membership::decide() {
   const std::uint64_t lowest = prepared.empty() ? 0 : prepared.front();
 #endif
   // Whoever has not even entered the epoch has prepared what was committed before it.
-  decision.committed_step = std::max(told.value_or(lowest), durable_.view.resume_step - 1);
+  Decision decision{.committed_step = std::max(lowest, durable_.view.resume_step - 1)};
   for (const auto& [group, completed] : cuts) {
 #ifdef REGROUP_MUTANT_NO_FLUSH
     decision.cuts.push_back({group, 0});
@@ -244,28 +221,34 @@ void Membership::decide() {
     decision.cuts.push_back({group, completed});
 #endif
   }
-  const bool progress = decision.committed_step >= durable_.view.resume_step;
-  if (progress) {
-    // All members prepared a step of this epoch, so all of them had entered it with the state.
-    for (const Incarnation incarnation : durable_.view.seats) {
-      if (Process* member = find(incarnation)) member->holds_state = true;
-    }
-    durable_.state_exists = true;
-    if (durable_.progress_seen < durable_.view.epoch) {
-      durable_.progress_seen = durable_.view.epoch;
-      losses_changed_ = !durable_.losses.empty();
-      history_.clear();
-      spare_history_.progress();
-    }
+  return decision;
+}
+
+/// All members prepared a step of this epoch, so all of them had entered it with the state.
+void Membership::note_progress() {
+  if (durable_.decision->committed_step < durable_.view.resume_step) return;
+  for (const Incarnation incarnation : durable_.view.seats) {
+    if (Process* member = find(incarnation)) member->holds_state = true;
   }
-  std::string text = fmt::format("step {} is the last one committed ({})", decision.committed_step,
-                                 told ? "a survivor was told so" : "prepared by all");
-  for (const auto& cut : decision.cuts) {
-    text += fmt::format(", group {} is done up to {}", cut.group, cut.completed);
+  durable_.state_exists = true;
+  if (durable_.progress_seen == durable_.view.epoch) return;
+  durable_.progress_seen = durable_.view.epoch;
+  losses_changed_ = !durable_.losses.empty();
+  history_.clear();
+  spare_history_.progress();
+}
+
+/// Whom the decision goes on without: a later coordinator may reach only those, and they are a
+/// quorum too.
+void Membership::leave_behind() {
+  for (const Member& member : round_lost_) {
+    const Process* process = find(member.incarnation);
+    const bool confirmed = process != nullptr && !process->revoked;
+    if (confirmed || was_left_behind(member.incarnation)) continue;
+#ifndef REGROUP_MUTANT_LEFT_BEHIND_FORGOTTEN
+    durable_.decision->without.push_back(member.incarnation);
+#endif
   }
-  decision_ = std::move(decision);
-  enter(State::Draining, text);
-  for (const auto& [id, agent] : agents_) send_phase(id);
 }
 
 void Membership::check_stored() {
@@ -281,7 +264,7 @@ void Membership::install() {
   View next;
   next.epoch = Epoch{durable_.view.epoch.value() + 1};
   next.parent = durable_.view.epoch == Epoch{} ? 0 : digest(durable_.view);
-  if (decision_) next.resume_step = decision_->committed_step + 1;
+  if (durable_.decision) next.resume_step = durable_.decision->committed_step + 1;
 #ifdef REGROUP_MUTANT_RESUME_ONE_TOO_EARLY
   next.resume_step = std::max<std::uint64_t>(next.resume_step, 2) - 1;
 #endif
@@ -303,6 +286,7 @@ void Membership::install() {
   round_lost_.clear();
   durable_.view = std::move(next);
   durable_.newcomers_from = next_incarnation_;
+  durable_.decision.reset();
   index_view();
 #ifndef REGROUP_MUTANT_SKIP_PERSIST
   persist();
@@ -346,9 +330,9 @@ void Membership::send_phase(AgentId id) {
       break;
     case State::Draining:
     case State::Replacing:
-      if (!hosts_member(id) || !decision_) break;
-      send(id, StoreDecision{epoch, round_, decision_->cuts, decision_->committed_step,
-                             with_revoked(round_lost_)});
+      if (!hosts_member(id) || !durable_.decision) break;
+      send(id, StoreDecision{epoch, round_, durable_.decision->cuts,
+                             durable_.decision->committed_step, with_revoked(round_lost_)});
       break;
   }
 }

@@ -173,10 +173,6 @@ bool Membership::fill_by_policy(Rank rank, Incarnation last, std::uint32_t& spar
       note("vacant", verdict.why);
       vacant_.insert(rank);
       return true;
-    case SeatAction::FillLater:
-      note("carry_on", verdict.why);
-      fill_later(rank);
-      return true;
     case SeatAction::EndJob:
       // The exit code is the first cause's own; the death is known before its exit status is.
       if (status_unknown(*find(last)) && hold()) return false;
@@ -211,7 +207,8 @@ void Membership::give_seat(Incarnation spare, Rank rank) {
 
 SeatLoss Membership::loss_of(Rank rank, Incarnation last, bool spare_left) {
   Process& process = *find(last);
-  const std::uint64_t step = decision_ ? decision_->committed_step + 1 : durable_.view.resume_step;
+  const std::uint64_t step =
+      durable_.decision ? durable_.decision->committed_step + 1 : durable_.view.resume_step;
 #ifndef REGROUP_MUTANT_LOSSES_NOT_COUNTED
   if (!process.counted) remember({rank, last, step, now_});
 #endif
@@ -235,7 +232,6 @@ SeatLoss Membership::loss_of(Rank rank, Incarnation last, bool spare_left) {
           .evidence = process.evidence,
           .attached = process.joined,
           .others_attached = others,
-          .state_exists = durable_.state_exists,
           .start_gave_up = process.gave_up,
           .step = step,
           .losses_in_step = history.in_step(step),

@@ -74,9 +74,10 @@ class Machine : public ::testing::Test {
     ASSERT_EQ(machine_.state(), State::Steady);
   }
   /// Rank 0 dies; the round that this begins.
-  Round lose_first() {
+  Round lose_first() { return lose(0); }
+  Round lose(std::uint32_t rank) {
     const Effects effects =
-        from(0, ProcessLost{Incarnation{1}, {.kind = EvidenceKind::Reaped, .signal = 9}});
+        from(rank, ProcessLost{Incarnation{rank + 1}, {.kind = EvidenceKind::Reaped, .signal = 9}});
     for (const Effect& effect : effects) {
       const auto* send = std::get_if<SendTo>(&effect);
       if (send == nullptr) continue;
@@ -114,15 +115,19 @@ TEST_F(Machine, TheCutIsTheHighestAndTheStepTheLowest) {
   EXPECT_EQ(store->cuts, (std::vector<WedgeReport::GroupCut>{{0, 9}, {4, 1}}));
 }
 
-TEST_F(Machine, WhatASurvivorWasToldHolds) {
-  form(2);
-  const Round round = lose_first();
+TEST_F(Machine, WhatIsDecidedHoldsInALaterRound) {
+  form(3);
+  Round round = lose_first();
+  (void)from(0, Wedged{round, report(9, 6)});
+  (void)from(1, Wedged{round, report(9, 7)});
+  ASSERT_NE(decision(from(2, Wedged{round, report(9, 7)})), nullptr);
+  round = lose(2);
   (void)from(0, Wedged{round, report(9, 7)});
-  WedgeReport told = report(9, 7);
-  told.told_step = 6;
-  const Effects effects = from(1, Wedged{round, told});
+  (void)from(1, Wedged{round, report(10, 7)});
+  const Effects effects = from(2, Wedged{round, report(9, 7)});
   ASSERT_NE(decision(effects), nullptr);
   EXPECT_EQ(decision(effects)->committed_step, 6U);
+  EXPECT_EQ(decision(effects)->cuts, (std::vector<WedgeReport::GroupCut>{{0, 9}}));
 }
 
 TEST_F(Machine, AnswersOfOtherRoundsAndEpochsDoNotCount) {

@@ -254,9 +254,8 @@ std::string to_text(const View& view) {
 }
 
 std::string to_text(const WedgeReport& report) {
-  std::string text = fmt::format("epoch={} done={} prepared={}", report.epoch.value(),
-                                 cuts(report.groups), report.prepared);
-  return report.told_step ? text + fmt::format(" told={}", *report.told_step) : text;
+  return fmt::format("epoch={} done={} prepared={}", report.epoch.value(), cuts(report.groups),
+                     report.prepared);
 }
 
 std::string to_text(const DurableState& state) {
@@ -271,6 +270,12 @@ std::string to_text(const DurableState& state) {
                         change.vacate ? " vacate" : "");
   }
   if (!state.released.empty()) text += " released=" + list(state.released);
+  if (const auto& decision = state.decision) {
+    text += fmt::format(" decided cuts={} committed={}", cuts(decision->cuts),
+                        decision->committed_step);
+    for (const Incarnation without : decision->without)
+      text += fmt::format(" without {}", without.value());
+  }
   return state.ended ? text + fmt::format(" ended={}", state.ended->exit_code) : text;
 }
 

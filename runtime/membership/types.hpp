@@ -60,8 +60,7 @@ struct WedgeReport {
     bool operator==(const GroupCut&) const = default;
   };
   std::vector<GroupCut> groups;
-  std::uint64_t prepared = 0;              ///< lowest prepared step over the members it reports
-  std::optional<std::uint64_t> told_step;  ///< committed step that a survivor was already told
+  std::uint64_t prepared = 0;  ///< lowest prepared step over the members it reports
   bool operator==(const WedgeReport&) const = default;
 };
 
@@ -266,6 +265,16 @@ struct PlannedChange {
   bool operator==(const PlannedChange&) const = default;
 };
 
+/// What is decided of an epoch, once and for all: whoever decides next in this epoch says the same.
+struct Decision {
+  std::vector<WedgeReport::GroupCut> cuts;
+  std::uint64_t committed_step = 0;
+  /// Members that it goes on without though their hosts have not confirmed their end. They never
+  /// come back.
+  std::vector<Incarnation> without;
+  bool operator==(const Decision&) const = default;
+};
+
 /// The coordinator's durable state.
 struct DurableState {
   JobConfig config;
@@ -280,6 +289,7 @@ struct DurableState {
   Incarnation newcomers_from{1};  ///< processes from here on were started after the view was made
   std::vector<PlannedChange> planned;  ///< asked for and not carried out yet
   std::vector<Member> released;        ///< left by a planned change, and not known to have ended
+  std::optional<Decision> decision;    ///< of the epoch of `view`
   bool operator==(const DurableState&) const = default;
 };
 

@@ -45,7 +45,7 @@ void World::line(const std::string& text) {
     for_each_running(what, false);
   } else if (verb == "heal") {  // heal all | heal 3
     for_each_running(what, true);
-  } else if (verb == "words") {  // words epoch=1 prepared=2 done=7 [agent=0] [told=2]
+  } else if (verb == "words") {  // words epoch=1 prepared=2 done=7 [agent=0]
     set_words(words);
   } else if (verb == "kill") {  // kill r2 | kill 3: beacon, then reaped by SIGKILL
     const Incarnation victim = member(what);
@@ -114,11 +114,10 @@ void World::configure(const Words& words) {
     const std::string key = words[i].substr(0, words[i].find('='));
     const std::string value = words[i].substr(words[i].find('=') + 1);
     if (key == "on_loss") {
-      config_.on_loss = value == "shrink"     ? OnLoss::Shrink
-                        : value == "abort"    ? OnLoss::Abort
-                        : value == "replace"  ? OnLoss::Replace
-                        : value == "carry_on" ? OnLoss::CarryOn
-                                              : OnLoss::Replay;
+      config_.on_loss = value == "shrink"    ? OnLoss::Shrink
+                        : value == "abort"   ? OnLoss::Abort
+                        : value == "replace" ? OnLoss::Replace
+                                             : OnLoss::Replay;
       continue;
     }
     const auto count = static_cast<std::uint32_t>(number(value));
@@ -181,7 +180,6 @@ void World::set_words(const Words& words) {
     if (key == "epoch") report.epoch = Epoch{value};
     if (key == "prepared") report.prepared = value;
     if (key == "done") report.groups = {{0, value}};
-    if (key == "told") report.told_step = value;
   }
   for (auto& [id, host] : hosts_) {
     if (!only || *only == id) host.words[report.epoch] = report;

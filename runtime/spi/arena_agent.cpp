@@ -20,14 +20,13 @@ ArenaReport read_report(const SharedSlots& arena, std::span<const int> step_memb
   std::optional<std::uint64_t> prepared;
   for (int rank = 0; rank < arena.members(); ++rank) {
     report.completed = std::max(report.completed, read(arena.group_word(rank)).number);
-    const WordState step = read(arena.step_word(rank));
-    if (step.decided) report.told_step = std::max(report.told_step.value_or(0), step.number);
     const bool counts =
         step_members.empty() || std::ranges::find(step_members, rank) != step_members.end();
-    // A decided word no longer says what its member prepared.
-    if (counts && !step.decided) prepared = std::min(prepared.value_or(step.number), step.number);
+    if (!counts) continue;
+    const std::uint64_t step = read(arena.step_word(rank)).number;
+    prepared = std::min(prepared.value_or(step), step);
   }
-  report.prepared = prepared.value_or(report.told_step.value_or(0));
+  report.prepared = prepared.value_or(0);
   return report;
 }
 

@@ -16,12 +16,12 @@ namespace regroup::spi {
 void wedge_all(const SharedSlots& arena);
 
 struct ArenaReport {
-  std::uint64_t completed = 0;             ///< highest completed operation over all members
-  std::uint64_t prepared = 0;              ///< lowest prepared step over the members asked for
-  std::optional<std::uint64_t> told_step;  ///< committed step that a member was already told
+  std::uint64_t completed = 0;  ///< highest completed operation over all members
+  std::uint64_t prepared = 0;   ///< lowest prepared step over the members asked for
 };
-/// After wedge_all. `step_members`: group ranks whose step words count (an empty list: all); pass
-/// the world's arena for the step part, and ignore it of any other.
+/// After wedge_all; after decide_all it still leads to the same decision. `step_members`: group
+/// ranks whose step words count (an empty list: all); pass the world's arena for the step part, and
+/// ignore it of any other.
 [[nodiscard]] ArenaReport read_report(const SharedSlots& arena,
                                       std::span<const int> step_members = {});
 

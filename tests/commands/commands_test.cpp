@@ -142,7 +142,9 @@ TEST_F(Commands, AStoppedCoordinatorDelaysARecoveryAndChangesNoResult) {
   EXPECT_EQ(report["coordinator_losses"], 1);
 }
 
-TEST_F(Commands, ANewcomerThatIsAwaitedIsNamed) {
+class TenSeconds : public Commands {};
+
+TEST_F(TenSeconds, ANewcomerThatIsAwaitedIsNamed) {
   end();
   std::filesystem::remove(stop());
   const std::string go = (dir_.path() / "go").string();

@@ -62,6 +62,7 @@ class Nobody final : public launcher::JobControl {
   std::optional<launcher::Wish> wish(std::uint64_t) override { return launcher::Wish{}; }
   Status kill_coordinator() override { return {}; }
   std::optional<metrics::Doing> doing(Rank) override { return metrics::Doing{}; }
+  Result<json> flight(Rank) override { return json::object(); }
   void refused_other_user() override {}
 };
 

@@ -3,10 +3,12 @@
 # usage: install_test.sh SOURCE BUILD CASE
 set -euo pipefail
 source_dir="$1" build_dir="$2" what="$3"
-# The same commands compile the same code in another folder: let ccache see that, if there is one.
-export CCACHE_NOHASHDIR=1
 scratch="$(mktemp -d)"
-trap 'rm -rf "$scratch"' EXIT
+# Beside the build tree: the same commands compile the same code there, and the sources have the
+# same names, relative ones too. So ccache, if there is one, has all of it.
+export CCACHE_NOHASHDIR=1
+consumer="$(mktemp -d "$build_dir.consumer.XXXXXX")"
+trap 'rm -rf "$scratch" "$consumer"' EXIT
 prefix="$scratch/prefix"
 
 fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
@@ -14,16 +16,16 @@ fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
 configure() {
   local launcher=()
   command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
-  cmake -S "$source_dir/tests/install/consumer" -B "$scratch/consumer" -G Ninja \
+  cmake -S "$source_dir/tests/install/consumer" -B "$consumer" -G Ninja \
     -DCMAKE_BUILD_TYPE=RelWithDebInfo "${launcher[@]}" "$@"
 }
 
 # Runs the consumer alone and, where the command is at hand, as a job of two ranks.
 run_consumer() {
   local regroup="$1" output
-  output="$("$scratch/consumer/consumer")" || fail "a job of one rank"
+  output="$("$consumer/consumer")" || fail "a job of one rank"
   [[ "$output" == "size 1 sum 1" ]] || fail "a job of one rank printed: $output"
-  output="$("$regroup" run -n 2 --log-dir "$scratch/runs" -- "$scratch/consumer/consumer")" ||
+  output="$("$regroup" run -n 2 --log-dir "$scratch/runs" -- "$consumer/consumer")" ||
     fail "a job of two ranks"
   [[ "$(grep -c 'size 2 sum 3' <<<"$output")" == 2 ]] || fail "a job of two ranks printed: $output"
 }
@@ -34,7 +36,7 @@ case "$what" in
   find_package)
     install_tree
     configure -DCMAKE_PREFIX_PATH="$prefix"
-    cmake --build "$scratch/consumer"
+    cmake --build "$consumer"
     run_consumer "$prefix/bin/regroup"
     ;;
   wrong_version)
@@ -48,7 +50,7 @@ case "$what" in
     ;;
   subdirectory)
     configure -DREGROUP_SOURCE="$source_dir"
-    cmake --build "$scratch/consumer" -j 2 --target consumer
+    cmake --build "$consumer" -j 2 --target consumer
     run_consumer "$build_dir/bin/regroup"
     ;;
   symbols)

@@ -212,7 +212,10 @@ TEST_F(Recovery, WhoHoldsUpAnOperationIsNamed) {
   EXPECT_EQ(job.wait(), 143);
 }
 
-TEST_F(Recovery, WhoHasNotAttachedIsNamedAfterTenSeconds) {
+/// What is told when somebody has been awaited for ten seconds: these tests wait, side by side.
+class TenSeconds : public Recovery {};
+
+TEST_F(TenSeconds, WhoHasNotAttachedIsNamed) {
   // Rank 1 starts its program only when asked to.
   Job job(script({"-n", "2"}, "[ $RANK = 1 ] && exec sleep 1000; exec "));
   ASSERT_TRUE(job.wait_for("E-WAIT-1")) << job.out() << job.err();
@@ -221,7 +224,7 @@ TEST_F(Recovery, WhoHasNotAttachedIsNamedAfterTenSeconds) {
   EXPECT_EQ(job.wait(), 143);
 }
 
-TEST_F(Recovery, ARankThatIsStoppedBeforeItAttachedIsSaidToBe) {
+TEST_F(TenSeconds, ARankThatIsStoppedBeforeItAttachedIsSaidToBe) {
   Job job(script({"-n", "2"}, "[ $RANK = 1 ] && kill -STOP $$; exec "));
   ASSERT_TRUE(job.wait_for("E-WAIT-1")) << job.out() << job.err();
   EXPECT_TRUE(job.wait_for("has not attached, is stopped)")) << job.err();
@@ -229,7 +232,7 @@ TEST_F(Recovery, ARankThatIsStoppedBeforeItAttachedIsSaidToBe) {
   EXPECT_EQ(job.wait(), 143);
 }
 
-TEST_F(Recovery, ASpareThatDoesNotComeIsNamedWhileTheSeatWaitsForIt) {
+TEST_F(TenSeconds, ASpareThatDoesNotComeIsNamedWhileTheSeatWaitsForIt) {
   Job job(script({"-n", "2", "--spares", "1"}, "[ $REGROUP_SPARE = 1 ] && exec sleep 1000; exec ",
                  "kill=1"));
   ASSERT_TRUE(job.wait_for("E-WAIT-1")) << job.out() << job.err();
@@ -238,7 +241,7 @@ TEST_F(Recovery, ASpareThatDoesNotComeIsNamedWhileTheSeatWaitsForIt) {
   EXPECT_EQ(job.wait(), 143);
 }
 
-TEST_F(Recovery, WhoDoesNotEndIsNamedWhileTheGraceRuns) {
+TEST_F(TenSeconds, WhoDoesNotEndIsNamedWhileTheGraceRuns) {
   Job job({"run", "-n", "1", "--grace", "1h", "--log-dir", logs().string(), "--", "/bin/sh", "-c",
            "trap '' TERM; echo ready; while :; do sleep 0.05; done"});
   ASSERT_TRUE(job.wait_for("0: ready")) << job.err();

@@ -186,7 +186,7 @@ TEST(Job, BlockingOperationsInCrossedOrderEndAtTheirDeadline) {
   EXPECT_FALSE(job.lines_with("DeadlineExceeded").empty()) << story(job);
 }
 
-TEST(Job, WaitingForARankThatHasLeftEndsTheJob) {
+TEST(TenSeconds, WaitingForARankThatHasLeftEndsTheJob) {
   const auto job = run_job({"-n", "2"}, {"leave"}, {}, 40);
   EXPECT_FALSE(job.timed_out) << story(job);
   EXPECT_EQ(job.exit_code, 1) << story(job);

@@ -246,8 +246,7 @@ class Trial {
     spi::wedge_all(arena_.slots);
     spi::wake_all(arena_.slots);
     const auto report = spi::read_report(arena_.slots);
-    spi::decide_all(arena_.slots, survivors, report.completed,
-                    report.told_step.value_or(report.prepared));
+    spi::decide_all(arena_.slots, survivors, report.completed, report.prepared);
     spi::wake_all(arena_.slots);
   }
 

@@ -159,6 +159,7 @@ class Help(unittest.TestCase):
 
 
 PROGRAM = Path(os.environ["BIN_DIR"]) / "example_03_lose_and_replace"
+DIGITS = Path(os.environ["BIN_DIR"]) / "example_04_digits"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -251,6 +252,28 @@ class Trace(Job):
         phases = {s["name"] for s in spans if s["cat"] == "recovery"}
         self.assertTrue({"detect", "install"} <= phases, phases)
         self.assertEqual(json.loads(regroup("trace", self.logs).stdout), trace)
+
+    def test_of_a_running_job_the_ranks_that_run(self):
+        logs = self.folder / "running"
+        shutil.rmtree(logs, ignore_errors=True)
+        words = ["run", "-n", "2", "--log-dir", logs, "--", DIGITS, "--epochs", "3000"]
+        with subprocess.Popen(
+            [str(REGROUP), *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as job:
+            try:
+                while b"  loss " not in (line := job.stdout.readline()):
+                    self.assertTrue(line, "it ended early")
+                traced = regroup("trace", logs)
+                self.assertIsNone(job.poll())
+            finally:
+                job.kill()
+                job.stdout.read()
+        self.assertEqual((traced.returncode, traced.stderr), (0, ""))
+        spans = [e for e in json.loads(traced.stdout)["traceEvents"] if e["ph"] == "X"]
+        for rank in range(2):
+            done = [s for s in spans if s["pid"] == rank and s["cat"] == "done"]
+            self.assertIn("all_reduce", {s["name"] for s in done}, rank)
+        self.assertTrue(all(s["ts"] >= 0 and s["dur"] >= 0 for s in spans))
 
 
 if __name__ == "__main__":

@@ -166,9 +166,8 @@ void Agents::report_words(std::uint32_t host, EpochMemory& memory) {
     for (std::uint32_t g = 0; g < core_.swarm.groups; ++g) {
       completed[g] = std::max(completed[g], spi::read(block.lanes[g].word).number);
     }
-    const spi::WordState step = spi::read(block.step);
-    report.prepared = first ? step.number : std::min(report.prepared, step.number);
-    if (step.decided) report.told_step = step.number;
+    const std::uint64_t step = spi::read(block.step).number;
+    report.prepared = first ? step : std::min(report.prepared, step);
     first = false;
   }
   for (std::uint32_t g = 0; g < core_.swarm.groups; ++g) report.groups.push_back({g, completed[g]});

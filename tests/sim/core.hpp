@@ -19,7 +19,7 @@ class Core {
  public:
   Core(std::uint64_t seed, bool keeps_text)
       : random(seed), swarm(draw_swarm(random)), trace(keeps_text), checks(swarm) {
-    swarm.change = draw_changes(seed);
+    draw_additions(seed, swarm);
   }
 
   void after(Nanos delay, std::function<void()> act);

@@ -24,19 +24,17 @@ struct Arguments {
   std::optional<std::uint64_t> replay;
   bool verbose = false;
   bool safety_only = false;
-  bool decided_crashes = false;
   bool check_cells = false;
   bool expect_violation = false;
 };
 
 constexpr const char* kUsage =
     "usage: regroup-sim [--schedules N] [--seed S] [--replay SEED] [--verbose] [--safety-only]\n"
-    "                   [--decided-crashes] [--check-cells] [--expect-violation]\n"
+    "                   [--check-cells] [--expect-violation]\n"
     "  --schedules N        runs the seeds S, S+1, ... S+N-1 (default 1000)\n"
     "  --replay SEED        runs one seed twice, compares the two traces, prints the last lines\n"
     "  --verbose            with --replay: prints the whole trace\n"
     "  --safety-only        stops each schedule before its liveness mode\n"
-    "  --decided-crashes    coordinators die while a decision is acted on that is not durable\n"
     "  --check-cells        fails when a (state, event) cell was not reached and nothing says why\n"
     "  --expect-violation   succeeds when a violation is found: for mutants\n";
 
@@ -56,8 +54,6 @@ std::optional<Arguments> parse(int argc, char** argv) {
       arguments.verbose = true;
     } else if (flag == "--safety-only") {
       arguments.safety_only = true;
-    } else if (flag == "--decided-crashes") {
-      arguments.decided_crashes = true;
     } else if (flag == "--check-cells") {
       arguments.check_cells = true;
     } else if (flag == "--expect-violation") {
@@ -76,24 +72,21 @@ std::optional<Arguments> parse(int argc, char** argv) {
 }
 
 Options options_of(const Arguments& arguments, bool keeps_text) {
-  return {.keeps_text = keeps_text,
-          .safety_only = arguments.safety_only,
-          .decided_crashes = arguments.decided_crashes};
+  return {.keeps_text = keeps_text, .safety_only = arguments.safety_only};
 }
 
-void print_violation(const Arguments& arguments, const Outcome& outcome, std::size_t lines_max) {
+void print_violation(const Outcome& outcome, std::size_t lines_max) {
   const std::size_t from = outcome.lines.size() > lines_max ? outcome.lines.size() - lines_max : 0;
   for (std::size_t i = from; i < outcome.lines.size(); ++i) fmt::print("  {}\n", outcome.lines[i]);
   if (!outcome.violation) return;
-  fmt::print("VIOLATION of {}: {}\nreplay: regroup-sim{} --replay {}\n",
-             outcome.violation->property, outcome.violation->text,
-             arguments.decided_crashes ? " --decided-crashes" : "", outcome.seed);
+  fmt::print("VIOLATION of {}: {}\nreplay: regroup-sim --replay {}\n", outcome.violation->property,
+             outcome.violation->text, outcome.seed);
 }
 
 int replay(const Arguments& arguments) {
   const Outcome first = run_schedule(*arguments.replay, options_of(arguments, true));
   const Outcome second = run_schedule(*arguments.replay, options_of(arguments, false));
-  print_violation(arguments, first, arguments.verbose ? first.lines.size() : 40);
+  print_violation(first, arguments.verbose ? first.lines.size() : 40);
   fmt::print("seed {}: {} events, {} operations, trace hash {:016x}; {}\n", first.seed,
              first.events, first.operations, first.hash, first.end);
   if (first.hash != second.hash) {
@@ -177,7 +170,7 @@ int explore(const Arguments& arguments) {
     seed_under_way = arguments.seed + i;
     const Outcome outcome = run_schedule(arguments.seed + i, options);
     if (outcome.violation) {
-      print_violation(arguments, run_schedule(outcome.seed, options_of(arguments, true)), 40);
+      print_violation(run_schedule(outcome.seed, options_of(arguments, true)), 40);
       fmt::print("found after {} schedules\n", i + 1);
       return arguments.expect_violation ? 0 : 1;
     }

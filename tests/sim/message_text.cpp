@@ -24,7 +24,6 @@ std::string text(const WedgeReport& report) {
   std::string out = fmt::format("epoch {} prepared {}", report.epoch.value(), report.prepared);
   for (const auto& cut : report.groups)
     out += fmt::format(" group {} completed {}", cut.group, cut.completed);
-  if (report.told_step) out += fmt::format(" told {}", *report.told_step);
   return out;
 }
 

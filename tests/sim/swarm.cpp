@@ -122,15 +122,13 @@ Swarm draw_swarm(Random& random) {
   return swarm;
 }
 
-void add_decided_crashes(Random& random, Swarm& swarm) {
-  if (swarm.hosts == 1) return;
-  swarm.partition = 0.005 + 0.045 * random.unit();
-  swarm.crash_when_decided = 0.2 + 0.8 * random.unit();
-}
-
-double draw_changes(std::uint64_t seed) {
-  Random random(seed ^ 0x6368616e676573ULL);
-  return random.chance(0.35) ? 0.005 + 0.05 * random.unit() : 0.0;
+void draw_additions(std::uint64_t seed, Swarm& swarm) {
+  Random changes(seed ^ 0x6368616e676573ULL);
+  if (changes.chance(0.35)) swarm.change = 0.005 + 0.05 * changes.unit();
+  Random decided(seed ^ 0x64656369646564ULL);
+  if (swarm.hosts == 1 || !decided.chance(0.5)) return;
+  swarm.partition = 0.005 + 0.045 * decided.unit();
+  swarm.crash_when_decided = 0.2 + 0.8 * decided.unit();
 }
 
 }  // namespace regroup::sim

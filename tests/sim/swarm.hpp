@@ -67,10 +67,9 @@ struct Swarm {
 
 /// Draws the swarm of one seed.
 [[nodiscard]] Swarm draw_swarm(Random& random);
-/// Hosts come and go, and coordinators die while somebody acts on a decision that is not durable.
-void add_decided_crashes(Random& random, Swarm& swarm);
-/// How often planned changes are asked for: drawn by itself, so that a seed without them means what
-/// it meant before there were any.
-[[nodiscard]] double draw_changes(std::uint64_t seed);
+/// What came later, each drawn by itself: a seed without it means what it meant before. How often
+/// planned changes are asked for; coordinators that die while somebody acts on a decision, and
+/// hosts that come and go meanwhile.
+void draw_additions(std::uint64_t seed, Swarm& swarm);
 
 }  // namespace regroup::sim

@@ -24,7 +24,6 @@ class World {
         ranks_(core_),
         agents_(core_, ranks_, faults_),
         coordinator_(core_, agents_, faults_) {
-    if (options.decided_crashes) add_decided_crashes(core_.random, core_.swarm);
     ranks_.listen(&agents_);
     core_.swarm.safety_time = core_.random.between(200 * kMillisecond, 4 * kSecond);
     if (core_.swarm.steps != 0) ranks_.end_after(core_.swarm.steps);
@@ -222,7 +221,8 @@ class World {
           coordinator_.is_isolated(process->host) || agents_.is_lost(process->host);
       if (is_away)
         ++away;
-      else if (process->alive && !process->exited && evict_asked_.count(who) == 0)
+      else if (process->alive && !process->exited && evict_asked_.count(who) == 0 &&
+               !coordinator_.machine()->was_left_behind(who))
         ++here;
     }
     return here < away;

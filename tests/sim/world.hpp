@@ -14,9 +14,8 @@
 namespace regroup::sim {
 
 struct Options {
-  bool keeps_text = false;       ///< keep the trace's lines
-  bool safety_only = false;      ///< stop before liveness mode
-  bool decided_crashes = false;  ///< see add_decided_crashes
+  bool keeps_text = false;   ///< keep the trace's lines
+  bool safety_only = false;  ///< stop before liveness mode
 };
 
 struct Outcome {
@@ -33,8 +32,7 @@ struct Outcome {
   std::vector<std::string> lines;  ///< the trace, when it was kept
 };
 
-/// Runs one schedule. The outcome is a function of (seed, safety_only, decided_crashes) and of the
-/// code alone.
+/// Runs one schedule. The outcome is a function of (seed, safety_only) and of the code alone.
 [[nodiscard]] Outcome run_schedule(std::uint64_t seed, const Options& options);
 
 }  // namespace regroup::sim
