@@ -257,10 +257,12 @@ void Membership::drop_plan() {
   persist();
 }
 
-/// A seat that was to be vacated and lost its process is not filled again.
+/// A seat that was to be vacated and lost its process is not filled again, unless others were lost
+/// too, and too few would be left: then it is a loss like any other.
 void Membership::vacate_planned() {
   std::erase_if(durable_.planned, [this](const PlannedChange& change) {
     if (!change.vacate || live_holder(change.rank)) return false;
+    if (seats_left_without(change.rank) < std::max(durable_.config.ranks_min, 1U)) return true;
     note("vacant", fmt::format("rank {} was lost before it could leave: its seat stays vacant",
                                change.rank.value()));
     vacant_.insert(change.rank);
