@@ -3,22 +3,19 @@
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
-import time
 import unittest
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "tests/mpirun"))
-from cells import launchers, processes_with  # noqa: E402
+from cells import PATIENCE_S, await_none_with, launchers  # noqa: E402
 
 BIN, SCRATCH = map(os.path.abspath, sys.argv[1:3])
 BUILD = HERE.parent / "build"
 RANKS = 3
-PATIENCE_S = 60
 ROW_FIELDS = {
     "collective": str,
     "ranks": int,
@@ -257,20 +254,9 @@ class Killed(unittest.TestCase):
             os.kill(pids[0], signal.SIGKILL)
             job.communicate(timeout=PATIENCE_S)
         self.assertEqual(job.returncode, 137)
-        self.await_the_end_of_all_with(mark.encode())
+        await_none_with({mark.encode()})
         self.assertEqual(os.listdir(temporary), [])
         self.assertEqual([name for name in os.listdir(folder) if "regroup-perf" in name], [])
-
-    def await_the_end_of_all_with(self, mark):
-        until = time.monotonic() + PATIENCE_S
-        while left := processes_with({mark}):
-            self.assertLess(time.monotonic(), until, f"left behind: {left}")
-            try:
-                ended = os.pidfd_open(left[0])
-            except ProcessLookupError:
-                continue
-            select.select([ended], [], [], 1)
-            os.close(ended)
 
 
 class UnderLaunchers(unittest.TestCase):

@@ -122,6 +122,33 @@ def processes_with(variables):
     return found
 
 
+def await_none_with(variables):
+    """They end without our help."""
+    until = time.monotonic() + 20
+    while left := processes_with(variables):
+        check(time.monotonic() < until, f"left behind: {[describe(pid) for pid in left]}")
+        try:
+            ended = os.pidfd_open(left[0])
+        except ProcessLookupError:
+            continue
+        select.select([ended], [], [], 1)
+        os.close(ended)
+
+
+def kill_all_with(variables):
+    for pid in processes_with(variables):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def end_of(process):
+    """Exit code, standard output, standard error."""
+    out, err = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, out, err
+
+
 def parent_of(pid):
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
 
@@ -180,22 +207,10 @@ class Run:
         """All that carries the job's or the test's mark ends, without our help."""
         variables = {self.marker.encode()}
         variables |= {f"REGROUP_JOB_ID={e['job']}".encode() for e in self.events("job_started")}
-        until = time.monotonic() + 20
-        while left := processes_with(variables):
-            check(time.monotonic() < until, f"left behind: {[describe(pid) for pid in left]}")
-            try:
-                ended = os.pidfd_open(left[0])
-            except ProcessLookupError:
-                continue
-            select.select([ended], [], [], 1)
-            os.close(ended)
+        await_none_with(variables)
 
     def end(self):
-        for pid in processes_with({self.marker.encode()}):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        kill_all_with({self.marker.encode()})
         self.process.kill()
         self.process.wait()
         self.process.stdout.close()

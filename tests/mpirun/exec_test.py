@@ -10,8 +10,9 @@ import tempfile
 import unittest
 from pathlib import Path
 
+from cells import end_of
+
 REGROUP = os.environ["REGROUP_BINARY"]
-PATIENCE_S = 60
 
 
 def torchrun(rank, size, local=None):
@@ -42,9 +43,7 @@ class Place:
                                         stderr=subprocess.PIPE)
 
     def end(self):
-        """Exit code, standard output, standard error."""
-        out, err = self.process.communicate(timeout=PATIENCE_S)
-        return self.process.returncode, out, err
+        return end_of(self.process)
 
 
 class ExecTest(unittest.TestCase):

@@ -9,8 +9,9 @@ import tempfile
 import unittest
 from pathlib import Path
 
+from cells import PATIENCE_S, end_of, kill_all_with, processes_with
+
 REGROUP = os.environ["REGROUP_BINARY"]
-PATIENCE_S = 60
 
 # Starts the places as Open MPI would: the words from regroup on, in each of them.
 PLACES = """
@@ -29,7 +30,7 @@ class Started:
     """One regroup mpirun, and whether anything of it is left."""
 
     def __init__(self, directory, words, **variables):
-        self.marker = f"REGROUP_TEST={directory}"
+        self.marker = {f"REGROUP_TEST={directory}".encode()}
         environment = {k: v for k, v in os.environ.items() if not k.startswith("REGROUP_")}
         environment.update(variables, REGROUP_TEST=directory)
         self.process = subprocess.Popen(
@@ -37,28 +38,13 @@ class Started:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def end(self):
-        """Exit code, standard output, standard error."""
-        out, err = self.process.communicate(timeout=PATIENCE_S)
-        return self.process.returncode, out, err
+        return end_of(self.process)
 
     def left(self):
-        found = []
-        for entry in Path("/proc").iterdir():
-            try:
-                environment = (entry / "environ").read_bytes()
-                state = (entry / "stat").read_text().rpartition(") ")[2][0]
-            except OSError:
-                continue
-            if self.marker.encode() in environment.split(b"\0") and state not in "ZX":
-                found.append(int(entry.name))
-        return found
+        return processes_with(self.marker)
 
     def kill(self):
-        for pid in self.left():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        kill_all_with(self.marker)
         self.process.communicate()
 
 
