@@ -114,7 +114,7 @@ TEST(Workload, ValuesRoundOnceToNearestEven) {
 
 /// The result that all ranks together must give, made from what each of them contributes.
 TEST(Workload, CheckAcceptsTheRightResultAndCountsEachWrongElement) {
-  Workload w = make_workload(Collective::AllReduce, 5000, DType::F32, ReduceOp::Sum, 0, 3);
+  const Workload w = make_workload(Collective::AllReduce, 5000, DType::F32, ReduceOp::Sum, 0, 3);
   Buffers mine(w, 1);
   mine.fill(4);
   EXPECT_EQ(mine.count_wrong(4), w.count);  // nothing was written yet

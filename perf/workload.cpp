@@ -61,19 +61,6 @@ std::string_view name(Collective collective) {
   return "?";
 }
 
-std::string_view name(DType type) {
-  switch (type) {
-    case DType::F64: return "f64";
-    case DType::F32: return "f32";
-    case DType::F16: return "f16";
-    case DType::BF16: return "bf16";
-    case DType::I32: return "i32";
-    case DType::I64: return "i64";
-    case DType::U8: return "u8";
-  }
-  return "?";
-}
-
 std::string_view nccl_name(DType type) {
   switch (type) {
     case DType::F64: return "double";
@@ -83,17 +70,6 @@ std::string_view nccl_name(DType type) {
     case DType::I32: return "int32";
     case DType::I64: return "int64";
     case DType::U8: return "uint8";
-  }
-  return "?";
-}
-
-std::string_view name(ReduceOp op) {
-  switch (op) {
-    case ReduceOp::Sum: return "sum";
-    case ReduceOp::Avg: return "avg";
-    case ReduceOp::Prod: return "prod";
-    case ReduceOp::Min: return "min";
-    case ReduceOp::Max: return "max";
   }
   return "?";
 }

@@ -11,6 +11,8 @@
 
 #include <regroup/regroup.hpp>
 
+#include "spi/operation.hpp"
+
 namespace regroup::perf {
 
 enum class Collective : std::uint8_t {
@@ -27,8 +29,7 @@ inline constexpr std::array kCollectives = {
     Collective::ReduceScatter, Collective::Barrier, Collective::SendRecv};
 
 [[nodiscard]] std::string_view name(Collective collective);
-[[nodiscard]] std::string_view name(DType type);
-[[nodiscard]] std::string_view name(ReduceOp op);
+using spi::name;  // of types and operations
 /// nccl-tests' word for a type, for the table that its readers parse.
 [[nodiscard]] std::string_view nccl_name(DType type);
 /// `all_reduce`, `allreduce` and `all-reduce` are one collective; types go by our name or nccl's.
