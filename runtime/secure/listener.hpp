@@ -43,6 +43,8 @@ class Listener {
   /// Memory: `counters` outlives this object. Errors: ResourceExhausted.
   static Result<Listener> make(base::Fd listening, TlsContext context,
                                const RefusalCounters& counters, Options options);
+  Listener(const Listener&) = delete;
+  Listener& operator=(const Listener&) = delete;
   Listener(Listener&&) noexcept;
   Listener& operator=(Listener&&) noexcept;
   ~Listener();

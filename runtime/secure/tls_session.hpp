@@ -59,6 +59,8 @@ class TlsSession {
  public:
   /// `agent` is what an agent names itself; a coordinator's end ignores it. Errors: Internal.
   static Result<TlsSession> make(const TlsContext& context, membership::AgentId agent);
+  TlsSession(const TlsSession&) = delete;
+  TlsSession& operator=(const TlsSession&) = delete;
   TlsSession(TlsSession&&) noexcept;
   TlsSession& operator=(TlsSession&&) noexcept;
   ~TlsSession();
