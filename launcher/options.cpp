@@ -42,18 +42,13 @@ std::string_view name(OnLoss policy) {
 Result<OnLoss> parse_on_loss(std::string_view text) {
   for (const OnLoss policy :
        {OnLoss::Replay, OnLoss::CarryOn, OnLoss::Replace, OnLoss::Shrink, OnLoss::Abort}) {
-    if (name(policy) != text) continue;
-    if (policy == OnLoss::CarryOn) {
-      return Status(Code::Unsupported,
-                    fmt::format("--on-loss {} is not offered yet; choose replay, replace, shrink "
-                                "or abort",
-                                text));
-    }
-    return policy;
+    if (name(policy) == text) return policy;
   }
   return Status(
       Code::InvalidArgument,
-      fmt::format("--on-loss {}: no such policy; choose replay, replace, shrink or abort", text));
+      fmt::format("--on-loss {}: no such policy; choose replay, carry_on, replace, shrink "
+                  "or abort",
+                  text));
 }
 
 Result<ControlKind> parse_control(std::string_view text) {
@@ -72,8 +67,9 @@ Refusal check_options(RunOptions& options) {
                   fmt::format("-n {}: the number of ranks lies between 1 and {} on one host",
                               options.ranks, kRanksMax));
   }
-  if (options.ranks_min == 0)
-    options.ranks_min = options.on_loss == OnLoss::Shrink ? 1 : options.ranks;
+  const bool goes_on_smaller =
+      options.on_loss == OnLoss::Shrink || options.on_loss == OnLoss::CarryOn;
+  if (options.ranks_min == 0) options.ranks_min = goes_on_smaller ? 1 : options.ranks;
   if (options.ranks_min < 1 || options.ranks_min > options.ranks) {
     return refuse(
         "E-USE-3",

@@ -19,7 +19,8 @@ namespace regroup::launcher {
 void describe_job_options(CLI::App& app, RunOptions& options, Typed& typed) {
   app.add_option("--min", options.ranks_min, "go on with as few as this many");
   app.add_option("--spares", options.spares, "processes kept warm to take over a lost seat");
-  app.add_option("--on-loss", typed.on_loss, "replay (default), replace, shrink or abort");
+  app.add_option("--on-loss", typed.on_loss,
+                 "replay (default), carry_on, replace, shrink or abort");
   app.add_flag("--restart", options.restart, "replace programs too that never attach");
   app.add_option("--max-replacements", options.replacements_max,
                  "per seat and hour, losses without progress only (default 10)");

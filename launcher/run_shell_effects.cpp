@@ -202,7 +202,7 @@ void RunShell::perform(const host::MakeView& effect) {
     if (RankProcess* process = find(member.incarnation)) tell_view(*process, effect.cause);
   }
   post(host::ViewMade{effect.view.epoch});
-  arenas_.prepare_next(options_.on_loss == OnLoss::Shrink);
+  arenas_.prepare_next(options_.on_loss == OnLoss::Shrink || options_.on_loss == OnLoss::CarryOn);
   narrator_.view_installed(effect.view, newcomers, effect.local.size() - newcomers.size(),
                            Clock::now());
   look_at_wishes();

@@ -110,11 +110,15 @@ Work::~Work() {
 }
 bool Work::done() const { return impl_ == nullptr || impl_->done(); }
 Status Work::wait() { return impl_ ? impl_->wait() : no_group(); }
+Contributors Work::contributors() const { return impl_ ? impl_->contributors() : Contributors(); }
 
 ProcessGroup::ProcessGroup(std::shared_ptr<engine::GroupImpl> impl) : impl_(std::move(impl)) {}
-int ProcessGroup::rank() const { return impl_ ? impl_->rank() : -1; }
-int ProcessGroup::size() const { return impl_ ? impl_->size() : 0; }
+int ProcessGroup::rank() const { return impl_ ? impl_->public_rank() : -1; }
+int ProcessGroup::size() const { return impl_ ? impl_->public_size() : 0; }
 std::string ProcessGroup::name() const { return impl_ ? impl_->name() : std::string(); }
+Contributors ProcessGroup::contributors() const {
+  return impl_ ? impl_->contributors() : Contributors();
+}
 Epoch ProcessGroup::epoch() const { return impl_ ? impl_->epoch() : Epoch(); }
 
 Status ProcessGroup::size_mismatch(std::string_view operation, std::size_t in, std::size_t out) {

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstring>
 #include <functional>
+#include <utility>
 
 #include "base/check.hpp"
 #include "engine/job.hpp"
@@ -58,9 +59,10 @@ bool overlaps(const void* a, std::size_t a_bytes, const void* b, std::size_t b_b
 
 }  // namespace
 
-void WorkImpl::finish(Status status) {
+void WorkImpl::finish(Status status, Contributors contributors) {
   const std::lock_guard lock(mutex_);
   status_ = std::move(status);
+  contributors_ = std::move(contributors);
   changed_.notify_all();
 }
 
@@ -73,6 +75,11 @@ Status WorkImpl::wait() {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return status_.has_value(); });
   return *status_;
+}
+
+Contributors WorkImpl::contributors() const {
+  const std::lock_guard lock(mutex_);
+  return contributors_;
 }
 
 /// Tells beacon page and ledger about one operation, from construction to end().
@@ -168,10 +175,36 @@ Status GroupImpl::bind(std::shared_ptr<OpenGroup> group, Epoch epoch) {
         },
         this};
   }
+  if (std::exchange(result_is_current_, false)) last_result_ = contributors_now();
   runner_.emplace(group->arena.slots, me_, options);
   group_ = std::move(group);
   epoch_ = epoch;
+  if (public_seats().empty() || !job_.carries_on() || job_.keeps_prologue()) renumber();
   return {};
+}
+
+Epoch GroupImpl::epoch() const {
+  const auto share = job_.hold_epoch();
+  return epoch_;
+}
+
+Contributors GroupImpl::contributors_now() const {
+  Contributors here{.epoch = epoch_};
+  for (const Rank seat : group_->seats) here.ranks.push_back(seat.value());
+  return here;
+}
+
+Contributors GroupImpl::contributors() const {
+  const auto share = job_.hold_epoch();
+  return result_is_current_ ? contributors_now() : last_result_;
+}
+
+void GroupImpl::note_result(Contributors* result) {
+  if (result == nullptr) {
+    result_is_current_ = true;
+  } else {
+    *result = contributors_now();
+  }
 }
 
 bool GroupImpl::wedged() const {
@@ -193,6 +226,11 @@ Status GroupImpl::end_epoch(std::string_view why) const {
       epoch_, fmt::format("rank {}: group \"{}\": {}", job_.seat().rank.value(), name_, why));
 }
 
+void GroupImpl::end_epoch_for(std::string_view why) {
+  runner_->wedge();
+  (void)end_epoch(why);
+}
+
 void GroupImpl::leave() {
   if (!runner_) return;
   if (const auto damage = runner_->look_for_damage()) (void)end_epoch(*damage);
@@ -210,9 +248,9 @@ Status GroupImpl::validate_collective(const collective::OpSpec& spec) const {
     return {Code::InvalidArgument,
             fmt::format("{} elements are more than memory can hold", spec.count)};
   }
-  if (spec.root < 0 || spec.root >= size()) {
-    return {Code::InvalidArgument,
-            fmt::format("root {} is not in group \"{}\" of {} ranks", spec.root, name_, size())};
+  if (spec.root < 0 || spec.root >= public_size()) {
+    return {Code::InvalidArgument, fmt::format("root {} is not in group \"{}\" of {} ranks",
+                                               spec.root, name_, public_size())};
   }
   const bool reduces = spec.kind == OpKind::AllReduce || spec.kind == OpKind::Reduce || scatters;
   const bool integer =
@@ -221,14 +259,15 @@ Status GroupImpl::validate_collective(const collective::OpSpec& spec) const {
     return {Code::InvalidArgument,
             "the average of integers is not defined; use Sum and divide, or a float type"};
   }
-  const bool sends = spi::sends(spec.kind, spec.root, me_) && spec.kind != OpKind::Barrier;
-  const bool receives = spi::receives(spec.kind, spec.root, me_) && spec.kind != OpKind::Barrier;
+  const int me = public_rank();
+  const bool sends = spi::sends(spec.kind, spec.root, me) && spec.kind != OpKind::Barrier;
+  const bool receives = spi::receives(spec.kind, spec.root, me) && spec.kind != OpKind::Barrier;
   if (bytes > 0 && ((sends && spec.in == nullptr) || (receives && spec.out == nullptr))) {
     return {Code::InvalidArgument,
             fmt::format("the {} buffer is null", sends && spec.in == nullptr ? "input" : "output")};
   }
   if (!sends || !receives || bytes == 0) return {};
-  const auto world = static_cast<std::size_t>(size());
+  const auto world = static_cast<std::size_t>(public_size());
   const auto in_bytes = scatters ? bytes * world : bytes;
   const auto out_bytes = gathers ? bytes * world : bytes;
   if (overlaps(spec.in, in_bytes, spec.out, out_bytes) && spec.in != spec.out) {
@@ -247,10 +286,10 @@ Status GroupImpl::validate(const Request& request) const {
   }
   if (auto status = job_.usable(); !status) return status;
   if (request.kind == Request::Kind::Collective) return validate_collective(request.spec);
-  if (request.other < 0 || request.other >= size() || request.other == me_) {
+  if (request.other < 0 || request.other >= public_size() || request.other == public_rank()) {
     return {Code::InvalidArgument,
-            fmt::format("rank {} of group \"{}\" cannot exchange messages with rank {} of {}", me_,
-                        name_, request.other, size())};
+            fmt::format("rank {} of group \"{}\" cannot exchange messages with rank {} of {}",
+                        public_rank(), name_, request.other, public_size())};
   }
   const auto* const data = request.kind == Request::Kind::Send ? request.spec.in : request.spec.out;
   if (request.spec.count > 0 && data == nullptr)
@@ -285,8 +324,17 @@ std::span<std::byte> GroupImpl::result_of(const Request& request) const {
 
 Status GroupImpl::perform(const Request& request) {
   auto status = validate(request);
-  if (status && pending_.load(std::memory_order_acquire) != 0) return start(request)->wait();
-  if (status) status = perform_now(request, false);
+  if (status && pending_.load(std::memory_order_acquire) != 0) {
+    const auto work = start(request);
+    status = work->wait();
+    const auto share = job_.hold_epoch();
+    if (status) {
+      last_result_ = work->contributors();
+      result_is_current_ = false;
+    }
+    return status;
+  }
+  if (status) status = perform_now(request, false, nullptr);
   return noted(std::move(status));
 }
 
@@ -302,16 +350,34 @@ std::shared_ptr<WorkImpl> GroupImpl::start(const Request& request) {
   pending_.fetch_add(1, std::memory_order_acq_rel);
   async_->submit([this, request, work] {
     auto status = validate(request);
-    if (status) status = noted(perform_now(request, true));
+    Contributors contributors;
+    if (status) status = noted(perform_now(request, true, &contributors));
     pending_.fetch_sub(1, std::memory_order_acq_rel);
-    work->finish(std::move(status));
+    work->finish(std::move(status), std::move(contributors));
   });
   return work;
 }
 
-Status GroupImpl::perform_now(const Request& request, bool background) {
-  if (job_.keeps_prologue()) return perform_in_prologue(request, background);
-  return to_status(request, run(request, background, request.deadline()));
+Status GroupImpl::perform_now(const Request& request, bool background, Contributors* result) {
+  if (job_.guides_calls()) [[unlikely]]
+    return perform_guided(request, background, result);
+  const auto outcome = run(request, background, request.deadline());
+  if (!outcome.ok()) return to_status(request, outcome);
+  note_result(result);
+  return {};
+}
+
+Status GroupImpl::perform_guided(const Request& request, bool background, Contributors* result) {
+  if (!job_.keeps_prologue()) return perform_carrying_on(request, background, result);
+  auto status = perform_in_prologue(request, background);
+  const auto share = job_.hold_epoch();
+  if (status) note_result(result);
+  return status;
+}
+
+bool GroupImpl::keeps_input(const Request& request) const {
+  // Inside a step that is begun again the buffers are computed anew, so that no copy is kept there.
+  return request.options.keep_input && (job_.carries_on() || !job_.in_step());
 }
 
 Outcome GroupImpl::run(const Request& request, bool background, spi::Deadline until) {
@@ -323,7 +389,7 @@ template <class Once>
 Outcome GroupImpl::verified(const Request& request, Once&& once) {
   if (!job_.verifies() || !ResultCheck::covers(request)) return once(request);
   std::optional<InputCopy> input;
-  if (request.options.keep_input && !job_.in_step()) input.emplace(request, size(), me_);
+  if (keeps_input(request)) input.emplace(request, size(), me_);
   const ResultCheck check(request, size(), me_);
   const auto outcome = once(request);
   if (!outcome.ok()) {
@@ -367,8 +433,7 @@ Outcome GroupImpl::run_once(const Request& request, bool background, spi::Deadli
   operation_name_ =
       request.label != nullptr ? request.label : metrics::name(request.operation).data();
   auto spec = request.spec;
-  // Inside a step the buffers are computed anew after a loss, so that no copy is kept there.
-  spec.keep_input = request.options.keep_input && !job_.in_step();
+  spec.keep_input = keeps_input(request);
   Scope scope(*this, request, bytes, !background);
   auto outcome = execute(request, spec, until);
   if (outcome.ok()) [[likely]] {
@@ -394,7 +459,7 @@ Outcome GroupImpl::settle(const Request& request, Outcome outcome) {
   return runner_->settle(Clock::now() + kCauseTimeout);
 }
 
-Status GroupImpl::to_status(const Request& request, const Outcome& outcome) {
+Status GroupImpl::to_status(const Request& request, const Outcome& outcome) const {
   if (outcome.ok()) return {};
   const Where where{.epoch = epoch_, .group = name_, .sequence = Sequence(outcome.number)};
   switch (outcome.kind) {
@@ -423,11 +488,11 @@ Status GroupImpl::to_status(const Request& request, const Outcome& outcome) {
   REGROUP_UNREACHABLE("outcome");
 }
 
-Status GroupImpl::perform_inside(const Request& request) {
+Status GroupImpl::perform_inside(const Request& request, spi::Deadline until) {
   return to_status(request, verified(request, [&](const Request& each) {
                      operation_name_ =
                          each.label != nullptr ? each.label : metrics::name(each.operation).data();
-                     return settle(each, execute(each, each.spec, spi::kNoDeadline));
+                     return settle(each, execute(each, each.spec, until));
                    }));
 }
 
@@ -444,10 +509,14 @@ Outcome GroupImpl::execute(const Request& request, const collective::OpSpec& spe
 }
 
 Status GroupImpl::commit(std::uint64_t step) {
-  if (pending_.load(std::memory_order_acquire) == 0) return commit_now(step, false);
+  if (pending_.load(std::memory_order_acquire) == 0) return commit_here(step, false);
   WorkImpl work;
-  async_->submit([&] { work.finish(commit_now(step, true)); });
+  async_->submit([&] { work.finish(commit_here(step, true)); });
   return work.wait();
+}
+
+Status GroupImpl::commit_here(std::uint64_t step, bool background) {
+  return job_.carries_on() ? commit_carrying_on(step, background) : commit_now(step, background);
 }
 
 Status GroupImpl::commit_now(std::uint64_t step, bool background) {
@@ -470,7 +539,7 @@ Result<std::shared_ptr<GroupImpl>> GroupImpl::split(int color, int key, std::str
     std::int64_t key;
   };
   const Choice mine{color, key};
-  std::vector<Choice> all(static_cast<std::size_t>(size()));
+  std::vector<Choice> all(static_cast<std::size_t>(public_size()));
   Request request;
   request.operation = metrics::Operation::Split;
   request.spec = {.kind = OpKind::AllGather,
@@ -480,8 +549,9 @@ Result<std::shared_ptr<GroupImpl>> GroupImpl::split(int color, int key, std::str
                   .out = all.data()};
   if (auto status = perform(request); !status) return status;
   if (color < 0) {
-    return Status(Code::FailedPrecondition,
-                  fmt::format("rank {} joins no group \"{}\": its color is negative", me_, name));
+    return Status(
+        Code::FailedPrecondition,
+        fmt::format("rank {} joins no group \"{}\": its color is negative", public_rank(), name));
   }
   std::vector<std::size_t> chosen;
   for (std::size_t i = 0; i < all.size(); ++i) {
@@ -490,7 +560,7 @@ Result<std::shared_ptr<GroupImpl>> GroupImpl::split(int color, int key, std::str
   std::ranges::stable_sort(chosen, {}, [&](std::size_t i) { return all[i].key; });
   std::vector<Rank> seats;
   seats.reserve(chosen.size());
-  for (const auto i : chosen) seats.push_back(group_->seats[i]);
+  for (const auto i : chosen) seats.push_back(public_seats()[i]);
   return job_.group(fmt::format("{}/{}", name, color), seats);
 }
 

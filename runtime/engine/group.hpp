@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -28,14 +29,17 @@ class JobImpl;
 class WorkImpl {
  public:
   explicit WorkImpl(std::optional<Status> done = std::nullopt) : status_(std::move(done)) {}
-  void finish(Status status);
+  void finish(Status status, Contributors contributors = {});
   [[nodiscard]] bool done() const;
   Status wait();
+  /// Once it is done.
+  [[nodiscard]] Contributors contributors() const;
 
  private:
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::optional<Status> status_;
+  Contributors contributors_;
 };
 
 /// Everything that one call of an operation needs. Memory: as the public call says.
@@ -71,11 +75,24 @@ class GroupImpl {
   /// In a forked child, where the queue's thread does not exist and cannot be waited for.
   void abandon_in_child() { (void)async_.release(); }
 
+  /// In the communicator of the epoch.
   [[nodiscard]] int rank() const { return me_; }
   [[nodiscard]] int size() const { return group_ ? static_cast<int>(group_->seats.size()) : 0; }
+  /// As the program counts: the communicator's, but under carry_on those of the step's beginning.
+  [[nodiscard]] int public_rank() const { return numbers().mine; }
+  [[nodiscard]] int public_size() const { return static_cast<int>(public_seats().size()); }
+  [[nodiscard]] const std::vector<Rank>& public_seats() const { return numbers().seats; }
+  /// The program is to count the ranks that are there now. Any thread.
+  void renumber() { number_as(group_->seats); }
+  /// It is to count these, of which some may be vacant by now.
+  void number_as(const std::vector<Rank>& seats);
   [[nodiscard]] const std::string& name() const { return name_; }
   [[nodiscard]] const std::vector<Rank>& present_seats() const { return group_->seats; }
-  [[nodiscard]] Epoch epoch() const { return epoch_; }
+  [[nodiscard]] Epoch epoch() const;
+  /// Of the last blocking operation that was Ok.
+  [[nodiscard]] Contributors contributors() const;
+  /// Ends its epoch on purpose.
+  void end_epoch_for(std::string_view why);
   /// Its epoch is over.
   [[nodiscard]] bool wedged() const;
   /// This rank leaves the job: what others wait for must say what this rank did.
@@ -92,19 +109,32 @@ class GroupImpl {
   Status commit(std::uint64_t step);
   Result<std::shared_ptr<GroupImpl>> split(int color, int key, std::string_view name);
   /// For the entry into an epoch: runs without prologue, validation or ledger.
-  Status perform_inside(const Request& request);
+  Status perform_inside(const Request& request, spi::Deadline until = spi::kNoDeadline);
 
  private:
   class Scope;
   Status validate(const Request& request) const;
   Status validate_collective(const collective::OpSpec& spec) const;
-  Status perform_now(const Request& request, bool background);
+  /// `result` null: the operation is the program's last blocking one.
+  Status perform_now(const Request& request, bool background, Contributors* result);
+  Status perform_guided(const Request& request, bool background, Contributors* result);
+  void note_result(Contributors* result);
+  [[nodiscard]] Contributors contributors_now() const;
   /// Tells the job of a failure that is no loss; passes the status on.
   Status noted(Status status);
   /// group_prologue.cpp: a call before the first step, which outlives losses.
   Status perform_in_prologue(const Request& request, bool background);
   collective::Outcome run_and_confirm(const Request& request, const PrologueCall& call,
                                       bool background, spi::Deadline until);
+  collective::Outcome confirm(bool background, spi::Deadline until);
+  /// group_carry_on.cpp: calls that go on in the next epoch by themselves.
+  Status perform_carrying_on(const Request& request, bool background, Contributors* result);
+  collective::Outcome run_uniformly(const Request& request, bool background, spi::Deadline until);
+  Status commit_carrying_on(std::uint64_t step, bool background);
+  [[nodiscard]] Request wired(const Request& request) const;
+  [[nodiscard]] Status may_carry_on(const Request& request) const;
+  [[nodiscard]] Status may_repeat(const Request& request, const collective::Outcome& outcome) const;
+  [[nodiscard]] bool keeps_input(const Request& request) const;
   collective::Outcome run(const Request& request, bool background, spi::Deadline until);
   collective::Outcome run_once(const Request& request, bool background, spi::Deadline until);
   template <class Once>
@@ -113,11 +143,12 @@ class GroupImpl {
   collective::Outcome execute(const Request& request, const collective::OpSpec& spec,
                               spi::Deadline until);
   collective::Outcome settle(const Request& request, collective::Outcome outcome);
+  Status commit_here(std::uint64_t step, bool background);
   Status commit_now(std::uint64_t step, bool background);
   Status end_epoch(std::string_view why) const;
   static bool epoch_is_over(void* group);
   static void tell_of_wedge(void* group);
-  Status to_status(const Request& request, const collective::Outcome& outcome);
+  Status to_status(const Request& request, const collective::Outcome& outcome) const;
   [[nodiscard]] PrologueCall call_of(const Request& request) const;
   [[nodiscard]] std::span<std::byte> result_of(const Request& request) const;
   void on_instant(collective::Instant instant, std::uint64_t number, std::int64_t chunk);
@@ -127,6 +158,16 @@ class GroupImpl {
   std::shared_ptr<OpenGroup> group_;
   Epoch epoch_;
   int me_ = -1;
+  struct Numbers {
+    std::vector<Rank> seats;
+    int mine = -1;
+  };
+  [[nodiscard]] const Numbers& numbers() const { return *numbers_.load(std::memory_order_acquire); }
+  std::mutex numbers_mutex_;
+  std::deque<Numbers> all_numbers_{{}};  ///< of all its epochs, while other threads may read them
+  std::atomic<const Numbers*> numbers_{&all_numbers_.front()};
+  bool result_is_current_ = false;  ///< the last result is of this communicator
+  Contributors last_result_;        ///< otherwise: of which one
   std::optional<collective::SlotRunner> runner_;
   std::atomic<bool> closed_{false};
   std::uint64_t prologue_calls_ = 0;     ///< collectives of this life that are done

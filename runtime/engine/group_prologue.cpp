@@ -53,17 +53,21 @@ Outcome GroupImpl::run_and_confirm(const Request& request, const PrologueCall& c
   if (!outcome.ok()) return outcome;
   // No memory for it: a newcomer will be told so, the others go on.
   (void)job_.record(call, result_of(request));
-  Request confirm;
-  confirm.operation = metrics::Operation::Barrier;
-  confirm.spec.kind = spi::OpKind::Barrier;
-  confirm.label = "confirm";
-  auto confirmed = run(confirm, background, until);
+  auto confirmed = confirm(background, until);
   if (!confirmed.ok()) {
     job_.prologue().take_back(call);
     return confirmed;
   }
   job_.prologue().confirm(call);
   return outcome;
+}
+
+Outcome GroupImpl::confirm(bool background, spi::Deadline until) {
+  Request barrier;
+  barrier.operation = metrics::Operation::Barrier;
+  barrier.spec.kind = spi::OpKind::Barrier;
+  barrier.label = "confirm";
+  return run(barrier, background, until);
 }
 
 }  // namespace regroup::engine

@@ -68,8 +68,10 @@ Status JobImpl::start(TimePoint until) {
   holds_state_ = !seat().replacement;
   if (StateCheck::wanted()) state_check_.emplace();
   verifies_ = ResultCheck::wanted();
-  const bool refills = seat().on_loss == OnLoss::Replay || seat().on_loss == OnLoss::Replace;
+  const bool refills = seat().on_loss == OnLoss::Replay || seat().on_loss == OnLoss::Replace ||
+                       seat().on_loss == OnLoss::CarryOn;
   meets_ = refills && seat().ranks > 1;
+  carries_on_ = meets_ && seat().on_loss == OnLoss::CarryOn;
   if (auto status = prologue_.inherit(link_->take_kept(kPrologue)); !status) return status;
   auto view = link_->await_view(Epoch(0), until);
   if (!view) return view.error();
@@ -107,6 +109,8 @@ Status JobImpl::usable() const {
 }
 
 Status JobImpl::bind(std::shared_ptr<OpenView> view) {
+  // Another thread may have done it.
+  if (bound_ != nullptr && view->view.epoch <= epoch()) return {};
   bound_ = std::move(view);
   return bind_groups();
 }
@@ -119,16 +123,17 @@ Status JobImpl::bind_groups() {
     if (group == nullptr) group = std::make_shared<GroupImpl>(*this, open->name);
     if (auto status = group->bind(open, bound_->view.epoch); !status) return status;
   }
-  world_ = groups_[bound_->groups.front()->name];
+  if (world_ == nullptr) world_ = groups_[bound_->groups.front()->name];
   return {};
 }
 
 Result<std::shared_ptr<GroupImpl>> JobImpl::group(const std::string& name,
                                                   const std::vector<Rank>& seats) {
-  if (!keeps_prologue()) return find_or_attach(name, seats);
+  if (!guides_calls()) return find_or_attach(name, seats);
   for (Epoch than{};;) {
     auto share = share_epoch(than, spi::kNoDeadline);
     if (!share) return share.error();
+    if (auto status = given_up(); !status) return status;
     auto found = find_or_attach(name, seats);
     if (found || found.error().code() != Code::RankLost) return found;
     than = epoch();
@@ -140,7 +145,12 @@ Result<std::shared_ptr<GroupImpl>> JobImpl::find_or_attach(const std::string& na
   {
     const std::lock_guard lock(groups_mutex_);
     if (const auto found = groups_.find(name); found != groups_.end()) {
-      if (found->second->present_seats() == seats) return found->second;
+      if (found->second->public_seats() == seats) return found->second;
+      if (carries_on_ && found->second->present_seats() == present(seats, bound_->view)) {
+        // Made by the others, and bound here after a rank of it was lost.
+        found->second->number_as(seats);
+        return found->second;
+      }
       return Status(Code::InvalidArgument,
                     fmt::format("group \"{}\" exists already with other ranks", name));
     }
@@ -202,11 +212,11 @@ Status JobImpl::catch_up(Epoch than, TimePoint until) {
     Status status;
     if (epoch() <= than || world_->wedged()) {
       const auto before = bound_->view.seats;
-      const bool called_in_it = epoch() == than;
+      const bool called_in_it = epoch() == than && !entered_once_;
       status = await_next_view(until);
       if (status && called_in_it && bound_->view.seats == before) return lost(than, "", 0);
     } else {
-      status = meet();
+      status = meet(false, until);
     }
     if (!status && status.code() != Code::RankLost && status.code() != Code::Revoked) {
       book(Category::Compute);
@@ -219,7 +229,10 @@ Status JobImpl::catch_up(Epoch than, TimePoint until) {
 
 // ---- epochs ------------------------------------------------------------------------------------
 
-bool JobImpl::must_enter() const { return entered_ != epoch() || world_->wedged(); }
+bool JobImpl::must_enter() const {
+  const auto share = hold_epoch();
+  return entered_ != epoch() || world_->wedged();
+}
 
 Status JobImpl::prepare_first_entry() {
   if (entered_once_) return {};
@@ -235,16 +248,12 @@ Status JobImpl::enter(bool goes_on) {
   if (auto status = usable(); !status) return status;
   if (auto status = too_often_damaged(); !status) return give_up(std::move(status));
   if (auto status = prepare_first_entry(); !status) return status;
-  while (must_enter() || (goes_on && at_planned_end())) {
-    Status status;
-    if (world_->wedged()) {
-      status = await_next_view(spi::kNoDeadline);
-    } else if (at_planned_end()) {
-      status = link_->parked(epoch());
-      if (status) status = await_next_view(spi::kNoDeadline);
-    } else {
-      status = enter_bound();
-    }
+  // Behind its last step a rank has nothing to do with those that are left in a later epoch.
+  if (carries_on_ && entered_once_ && !goes_on) return {};
+  if (carries_on_ && in_step_)
+    (void)give_up_step({Code::Revoked, "the program began its step again without a commit"});
+  for (Standing now = standing(goes_on); now != Standing::Inside; now = standing(goes_on)) {
+    auto status = move_on(now);
     if (!status && link_->released()) {
       book(Category::Drain);
       return status;
@@ -258,26 +267,68 @@ Status JobImpl::enter(bool goes_on) {
   return {};
 }
 
-Status JobImpl::await_next_view(TimePoint until) {
-  book(Category::Reform);
-  // Whoever wrote over a word may have wedged it: then the agent knows of nothing. If it does know,
-  // it drops this.
-  if (!link_->has_newer(epoch()))
-    (void)link_->send_end_epoch(epoch(), "this rank found the words of its epoch wedged");
-  auto view = link_->await_view(epoch(), until);
+JobImpl::Standing JobImpl::standing(bool goes_on) const {
+  const auto share = hold_epoch();
+  if (world_->wedged()) return Standing::Over;
+  if (entered_ != epoch()) return Standing::Outside;
+  if (!given_up()) return Standing::GivenUp;
+  return goes_on && at_planned_end() ? Standing::PlannedEnd : Standing::Inside;
+}
+
+Status JobImpl::move_on(Standing from) {
+  if (from == Standing::Outside) {
+    const std::unique_lock alone(epoch_mutex_);
+    return enter_bound();
+  }
+  Epoch left;
+  {
+    const auto share = hold_epoch();
+    left = epoch();
+    if (from == Standing::GivenUp) world_->end_epoch_for("a step is begun again");
+  }
+  if (from == Standing::PlannedEnd) {
+    if (auto status = link_->parked(left); !status) return status;
+  } else {
+    tell_of_wedge(left);
+  }
+  // Other threads of the program may bring their calls to an end meanwhile.
+  auto view = next_view(left, spi::kNoDeadline);
   if (!view) return view.error();
-  book(Category::Connect);
+  const std::unique_lock alone(epoch_mutex_);
+  return bind(std::move(*view));
+}
+
+// Whoever wrote over a word may have wedged it: then the agent knows of nothing. If it does know,
+// it drops this.
+void JobImpl::tell_of_wedge(Epoch wedged) {
+  if (!link_->has_newer(wedged))
+    (void)link_->send_end_epoch(wedged, "this rank found the words of its epoch wedged");
+}
+
+Result<std::shared_ptr<OpenView>> JobImpl::next_view(Epoch than, TimePoint until) {
+  book(Category::Reform);
+  auto view = link_->await_view(than, until);
+  if (view) book(Category::Connect);
+  return view;
+}
+
+Status JobImpl::await_next_view(TimePoint until) {
+  tell_of_wedge(epoch());
+  auto view = next_view(epoch(), until);
+  if (!view) return view.error();
   return bind(std::move(*view));
 }
 
 Status JobImpl::enter_bound() {
-  control::Entered report{.epoch = epoch()};
   if (meets_ && met_ < epoch()) {
-    if (auto status = meet(); !status) return status;
+    if (auto status = meet(true, spi::kNoDeadline); !status) return status;
+    if (entered_ == epoch()) return {};  // the members go on where they are
   }
+  control::Entered report{.epoch = epoch()};
   if (auto status = exchange_and_heal(report); !status) return status;
   entered_ = epoch();
   entered_once_ = true;
+  begin_anew();
   return link_->entered(std::move(report));
 }
 
@@ -304,27 +355,38 @@ class JobImpl::HealRecord {
   JobImpl& job_;
 };
 
+struct JobImpl::MeetInfo {
+  PrologueInfo prologue;
+  Stand stand = Stand::Outside;
+};
+
 // The members of a new epoch tell each other how far they are in the prologue, so that newcomers
-// know which calls to answer and which to make.
-Status JobImpl::meet() {
+// know which calls to answer and which to make; and whether they can go on with their step.
+Status JobImpl::meet(bool in_next, TimePoint until) {
   book(Category::ReplaceWait);
   const HealRecord record(*this);
-  const PrologueInfo mine = prologue_.info();
-  std::vector<PrologueInfo> all(static_cast<std::size_t>(world_->size()));
+  const MeetInfo mine{prologue_.info(), stand(in_next)};
+  std::vector<MeetInfo> all(static_cast<std::size_t>(world_->size()));
   Request request;
   request.operation = metrics::Operation::Heal;
   request.label = "join";
   request.spec = {.kind = spi::OpKind::AllGather,
                   .dtype = DType::I64,
-                  .count = sizeof(PrologueInfo) / sizeof(std::int64_t),
+                  .count = sizeof(MeetInfo) / sizeof(std::int64_t),
                   .in = &mine,
                   .out = all.data()};
-  if (auto status = world_->perform_inside(request); !status) return status;
-  auto agreement = agree_on_prologue(all);
+  if (auto status = world_->perform_inside(request, until); !status) return status;
+  std::vector<PrologueInfo> prologues;
+  std::vector<Stand> stands;
+  for (const MeetInfo& info : all) {
+    prologues.push_back(info.prologue);
+    stands.push_back(info.stand);
+  }
+  auto agreement = agree_on_prologue(prologues);
   if (!agreement) return agreement.error();
   if (auto status = prologue_.settle(*agreement); !status) return status;
   met_ = epoch();
-  return {};
+  return carries_on_ ? settle_stands(stands, in_next) : Status();
 }
 
 Status JobImpl::exchange_and_heal(control::Entered& report) {
@@ -368,6 +430,9 @@ Status JobImpl::inherit_mirror(std::uint64_t step) {
   base::Fd kept = link_->take_kept(kMirror);
   const bool was_vacant = !kept;
   if (was_vacant) kept = link_->take_kept(kVacantMirror);
+  // Lost before it had one: the others carried on without it, and its own state is that of the
+  // start.
+  if (!kept && carries_on_) return {};
   if (!kept) {
     return {Code::Internal,
             fmt::format("rank {} took over its seat at step {} but was given no mirror of its "
@@ -416,7 +481,7 @@ Status JobImpl::begin_step(std::uint64_t step, bool retry) {
 }
 
 Status JobImpl::left_open() const {
-  if (!in_step_ || must_enter()) return {};
+  if (!in_step_ || must_enter() || !given_up()) return {};
   const std::lock_guard lock(failure_mutex_);
   if (!step_failure_) return step_failure_;
   return {Code::FailedPrecondition,
@@ -470,6 +535,7 @@ Status JobImpl::commit(std::uint64_t step) {
   {
     const std::lock_guard lock(failure_mutex_);
     damaged_attempts_ = 0;
+    messages_ = false;
   }
   const std::lock_guard lock(ledger_lock_);
   ledger_->end_replay(now_ns());

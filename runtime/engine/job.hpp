@@ -3,11 +3,13 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <shared_mutex>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -92,6 +94,10 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   /// True while calls are recorded, so that a newcomer can be answered and a loss survived: before
   /// the first enter(), where the policy fills a lost seat again.
   [[nodiscard]] bool keeps_prologue() const { return !entered_once_ && meets_; }
+  /// Calls go on by themselves after a loss.
+  [[nodiscard]] bool carries_on() const { return carries_on_; }
+  /// Either of the two.
+  [[nodiscard]] bool guides_calls() const { return carries_on_ || keeps_prologue(); }
   [[nodiscard]] PrologueProgress& prologue() { return prologue_; }
   /// Records a call before it is confirmed.
   Status record(const PrologueCall& call, std::span<const std::byte> result);
@@ -100,6 +106,27 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   /// are, and holds it: while the share lives nobody rewires the groups. Blocks. Errors: Revoked
   /// when epoch `than` ended though nobody was lost, DeadlineExceeded, and those of meet().
   Result<EpochShare> share_epoch(Epoch than, TimePoint until);
+  /// Under carry_on: while it lives nobody rewires the groups, which may be about to meet.
+  [[nodiscard]] EpochShare hold_epoch() const;
+
+  // ---- carrying on (job_carry_on.cpp): any thread
+  // -----------------------------------------------------------------------------------------------
+
+  /// Binds the next view after `lost`, in which the members have not met yet; then `check` says
+  /// whether this rank goes on in it. Blocks. Errors: those of a view, of the check.
+  Status follow(Epoch lost, TimePoint until, const std::function<Status()>& check);
+  /// This rank does not go on with its step: until next() every call answers `why`, which is
+  /// returned.
+  Status give_up_step(Status why);
+  [[nodiscard]] Status given_up() const;
+  /// A send or recv was called: a loss before the next commit cannot be carried on over it.
+  void note_message();
+  /// False behind the last commit of a program with steps: others may have ended.
+  [[nodiscard]] bool steps_to_go() const {
+    return in_step_ || steps_given_ == 0 || applied_ < steps_given_;
+  }
+  /// Under the share of the epoch.
+  void note_committed(std::uint64_t step);
 
   /// The status of an operation that was lost with `epoch`: names who and why.
   Status lost(Epoch epoch, const std::string& group, std::uint64_t sequence);
@@ -128,9 +155,28 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   Status enter_bound();
   /// The program stands at the end of the last step of its epoch.
   [[nodiscard]] bool at_planned_end() const;
+  /// Where the program stands when it asks for the next step.
+  enum class Standing : std::uint8_t { Inside, Outside, GivenUp, PlannedEnd, Over };
+  [[nodiscard]] Standing standing(bool goes_on) const;
+  Status move_on(Standing from);
+  void tell_of_wedge(Epoch wedged);
+  Result<std::shared_ptr<OpenView>> next_view(Epoch than, TimePoint until);
   Status await_next_view(TimePoint until);
   Status catch_up(Epoch than, TimePoint until);
-  Status meet();
+  /// Where a member stands when it meets the others in a new epoch. Travels as it is.
+  enum class Stand : std::uint64_t {
+    Outside,       ///< it does not hold the state, or does not go on with its step
+    BetweenSteps,  ///< it is in next()
+    InStep,
+  };
+  struct MeetInfo;
+  Status meet(bool in_next, TimePoint until);
+  [[nodiscard]] Stand stand(bool in_next) const;
+  Status settle_stands(std::span<const Stand> all, bool in_next);
+  /// The step is to begin again, or the next one: with the ranks that are there now.
+  void begin_anew();
+  /// From here on the program counts the ranks that are there now.
+  void renumber();
   class HealRecord;
   Status exchange_and_heal(control::Entered& report);
   Status prepare_first_entry();
@@ -153,7 +199,8 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   metrics::FastClock clock_;
   std::optional<metrics::Ledger> ledger_;
 
-  std::shared_mutex epoch_mutex_;    ///< in the prologue: who rewires groups holds it alone
+  /// In the prologue, and under carry_on: who rewires groups holds it alone.
+  mutable std::shared_mutex epoch_mutex_;
   std::shared_ptr<OpenView> bound_;  ///< the epoch that the program uses
   std::shared_ptr<GroupImpl> world_;
   mutable std::mutex groups_mutex_;
@@ -171,7 +218,10 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   bool in_step_ = false;
   std::uint64_t current_step_ = 0;
   mutable std::mutex failure_mutex_;
-  Status step_failure_;  ///< first failure in this step that is no loss
+  Status step_failure_;    ///< first failure in this step that is no loss
+  Status given_up_;        ///< not Ok: why this rank does not go on with its step; as the one above
+  bool messages_ = false;  ///< sent or received since the last commit; likewise
+  Epoch numbered_;         ///< under carry_on: whose ranks the program counts
   int attempt_ = 0;
   int damaged_attempts_ = 0;  ///< since the last commit; under failure_mutex_
   Status last_damage_;
@@ -180,7 +230,8 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   std::optional<KeptMemory> mirror_memory_;
   std::optional<Mirror> mirror_;
   PrologueProgress prologue_;
-  bool meets_ = false;    ///< the policy fills seats, so that members meet newcomers
+  bool meets_ = false;  ///< the policy fills seats, so that members meet newcomers
+  bool carries_on_ = false;
   Epoch met_ = Epoch(1);  ///< last epoch whose members agreed; in the first all begin alike
 };
 

@@ -67,9 +67,9 @@ Status Mirror::read(std::uint64_t step, const RegisteredState& state) const {
 
 Status Mirror::read_newest(const RegisteredState& state) const {
   const auto& steps = header().steps;
-  return read(
-      std::max(steps[0].load(std::memory_order_acquire), steps[1].load(std::memory_order_acquire)),
-      state);
+  const std::uint64_t newest =
+      std::max(steps[0].load(std::memory_order_acquire), steps[1].load(std::memory_order_acquire));
+  return newest == 0 ? Status() : read(newest, state);
 }
 
 }  // namespace regroup::engine

@@ -28,7 +28,8 @@ class Mirror {
   void write(std::uint64_t step, const RegisteredState& state);
   /// Errors: FailedPrecondition when that step's generation is not there.
   Status read(std::uint64_t step, const RegisteredState& state) const;
-  /// The newest generation: of a seat that was vacant since, whose own state stood still.
+  /// The newest generation: of a seat that was vacant since, whose own state stood still. Nothing
+  /// is read of one that never committed a step: its successor begins as it did.
   Status read_newest(const RegisteredState& state) const;
 
  private:

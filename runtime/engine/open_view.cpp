@@ -7,16 +7,6 @@ namespace {
 
 constexpr Epoch kSingleEpoch{1};
 
-/// Seats of a group that nobody holds in this view take no part in it.
-std::vector<Rank> present(const std::vector<Rank>& seats, const membership::View& view) {
-  std::vector<Rank> there;
-  for (const Rank seat : seats) {
-    const auto index = static_cast<std::size_t>(seat.value());
-    if (index < view.seats.size() && view.seats[index] != Incarnation()) there.push_back(seat);
-  }
-  return there;
-}
-
 Result<std::shared_ptr<OpenGroup>> checked(std::shared_ptr<OpenGroup> group) {
   if (static_cast<std::size_t>(group->arena.slots.members()) != group->seats.size()) {
     return Status(Code::Internal,
@@ -33,6 +23,15 @@ Result<std::shared_ptr<OpenGroup>> single_group(std::uint32_t id, const std::str
 }
 
 }  // namespace
+
+std::vector<Rank> present(const std::vector<Rank>& seats, const membership::View& view) {
+  std::vector<Rank> there;
+  for (const Rank seat : seats) {
+    const auto index = static_cast<std::size_t>(seat.value());
+    if (index < view.seats.size() && view.seats[index] != Incarnation()) there.push_back(seat);
+  }
+  return there;
+}
 
 Result<std::shared_ptr<OpenGroup>> open_group(Epoch epoch,
                                               const control::ViewInstalled::Group& group,

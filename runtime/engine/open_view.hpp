@@ -30,6 +30,10 @@ struct OpenView {
   std::string cause;                               ///< why the epoch before ended
 };
 
+/// Those of `seats` that somebody holds in this view; the others take no part in it.
+[[nodiscard]] std::vector<Rank> present(const std::vector<Rank>& seats,
+                                        const membership::View& view);
+
 /// Maps what came with the message; takes the descriptors. Errors: InvalidArgument,
 /// ResourceExhausted.
 Result<std::shared_ptr<OpenView>> open_view(const control::ViewInstalled& message,

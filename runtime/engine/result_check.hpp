@@ -19,6 +19,8 @@ class InputCopy {
  public:
   InputCopy(const Request& request, int members, int me);
   void restore() const;
+  /// The output covers the input.
+  [[nodiscard]] bool covers() const { return !bytes_.empty(); }
 
  private:
   std::byte* at_ = nullptr;

@@ -243,6 +243,8 @@ class Membership {
   void follow_plan();
   void drop_plan();
   void vacate_planned();
+  void fill_later(Rank rank);
+  [[nodiscard]] bool all_parked() const;
   void carry_out_plan();
   bool carry_out(PlannedChange& change);
   [[nodiscard]] bool may_release(Incarnation incarnation) const;

@@ -11,7 +11,9 @@ namespace regroup::membership {
 
 namespace {
 
-bool fills_seats(OnLoss policy) { return policy == OnLoss::Replay || policy == OnLoss::Replace; }
+bool fills_seats(OnLoss policy) {
+  return policy == OnLoss::Replay || policy == OnLoss::Replace || policy == OnLoss::CarryOn;
+}
 
 /// Requests are no steps: an operation that ends early is run again by the caller.
 bool without_steps(OnLoss policy) { return policy == OnLoss::Replace; }
@@ -97,13 +99,12 @@ std::string Membership::refuse_change() const {
   if (any_seat_over()) return "the job is ending: a rank has ended with 0 already";
   switch (durable_.config.on_loss) {
     case OnLoss::Replay:
+    case OnLoss::CarryOn:
     case OnLoss::Replace:
     case OnLoss::Shrink: return {};
-    case OnLoss::CarryOn:
     case OnLoss::Abort: break;
   }
-  return fmt::format("--on-loss {} keeps the members that the job began with",
-                     durable_.config.on_loss == OnLoss::Abort ? "abort" : "carry_on");
+  return "--on-loss abort keeps the members that the job began with";
 }
 
 std::string Membership::refuse_drain(Incarnation incarnation, std::uint32_t stay) const {
@@ -270,8 +271,29 @@ void Membership::vacate_planned() {
   });
 }
 
+/// The ranks go on without this seat for now; a newcomer joins when they stand at the end of a
+/// step.
+void Membership::fill_later(Rank rank) {
+  std::erase_if(durable_.planned,
+                [rank](const PlannedChange& change) { return change.rank == rank; });
+  durable_.planned.push_back({rank, Incarnation{}, false, false});
+  vacant_.insert(rank);
+}
+
+/// Whether every member that is left stands at the end of the same step.
+bool Membership::all_parked() const {
+  return std::all_of(agents_.begin(), agents_.end(), [this](const auto& entry) {
+    const auto& [id, agent] = entry;
+    return agent.lost || !hosts_member(id) || agent.parked == durable_.view.epoch;
+  });
+}
+
 void Membership::carry_out_plan() {
-  std::erase_if(durable_.planned, [this](PlannedChange& change) { return carry_out(change); });
+  // Whoever comes into the middle of a step would have it begun again.
+  const bool in_step = durable_.config.on_loss == OnLoss::CarryOn && !all_parked();
+  std::erase_if(durable_.planned, [this, in_step](PlannedChange& change) {
+    return (!in_step || change.now) && carry_out(change);
+  });
 }
 
 /// Whether this change is done. All seats are filled or vacant, and the decision stands.

@@ -173,6 +173,10 @@ bool Membership::fill_by_policy(Rank rank, Incarnation last, std::uint32_t& spar
       note("vacant", verdict.why);
       vacant_.insert(rank);
       return true;
+    case SeatAction::FillLater:
+      note("carry_on", verdict.why);
+      fill_later(rank);
+      return true;
     case SeatAction::EndJob:
       // The exit code is the first cause's own; the death is known before its exit status is.
       if (status_unknown(*find(last)) && hold()) return false;
@@ -232,6 +236,7 @@ SeatLoss Membership::loss_of(Rank rank, Incarnation last, bool spare_left) {
           .evidence = process.evidence,
           .attached = process.joined,
           .others_attached = others,
+          .state_exists = durable_.state_exists,
           .start_gave_up = process.gave_up,
           .step = step,
           .losses_in_step = history.in_step(step),

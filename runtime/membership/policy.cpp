@@ -34,6 +34,7 @@ const char* name(SeatAction action) {
     case SeatAction::TakeSpare: return "TakeSpare";
     case SeatAction::RestartCold: return "RestartCold";
     case SeatAction::LeaveVacant: return "LeaveVacant";
+    case SeatAction::FillLater: return "FillLater";
     case SeatAction::EndJob: return "EndJob";
   }
   return "?";
@@ -101,31 +102,34 @@ SeatVerdict vacate(const JobConfig& config, const SeatLoss& loss, const std::str
                                          because, loss.seats_left, least));
 }
 
-SeatVerdict refill(const JobConfig& config, const SeatLoss& loss) {
+std::optional<SeatVerdict> poisoned(const JobConfig& config, const SeatLoss& loss) {
   // A program that never attaches has no steps that could be poisoned.
   const bool in_a_step = loss.attached || loss.others_attached;
   // Requests are no steps: what bounds a request that always kills is the allowance below.
   const bool counts_steps = config.on_loss != OnLoss::Replace;
-  if (in_a_step && counts_steps && loss.losses_in_step >= kPoisonedAt) {
-    const bool by_itself = loss.evidence.exit_code > 0 && loss.exited_alike >= loss.losses_in_step;
-    if (by_itself) {
-      return end(
-          exit_code_of(loss.evidence),
-          fmt::format("{}; the program itself exited with code {}, {} times at the same step "
-                      "({}), so trying again does not help: the step is poisoned",
-                      who(loss), loss.evidence.exit_code, loss.losses_in_step, loss.step));
-    }
+  if (!in_a_step || !counts_steps || loss.losses_in_step < kPoisonedAt) return std::nullopt;
+  const bool by_itself = loss.evidence.exit_code > 0 && loss.exited_alike >= loss.losses_in_step;
+  if (by_itself) {
     return end(exit_code_of(loss.evidence),
-               fmt::format("{}; that is the {}. loss of this rank in step {}: the step is poisoned",
-                           who(loss), loss.losses_in_step, loss.step));
+               fmt::format("{}; the program itself exited with code {}, {} times at the same step "
+                           "({}), so trying again does not help: the step is poisoned",
+                           who(loss), loss.evidence.exit_code, loss.losses_in_step, loss.step));
   }
-  if (loss.losses_recent > config.replacements_max) {
-    return vacate(
-        config, loss,
-        fmt::format(
-            "replaced {} times within an hour without a committed step (--max-replacements)",
-            config.replacements_max));
-  }
+  return end(exit_code_of(loss.evidence),
+             fmt::format("{}; that is the {}. loss of this rank in step {}: the step is poisoned",
+                         who(loss), loss.losses_in_step, loss.step));
+}
+
+std::string replaced_too_often(const JobConfig& config) {
+  return fmt::format(
+      "replaced {} times within an hour without a committed step (--max-replacements)",
+      config.replacements_max);
+}
+
+SeatVerdict refill(const JobConfig& config, const SeatLoss& loss) {
+  if (auto verdict = poisoned(config, loss)) return *verdict;
+  if (loss.losses_recent > config.replacements_max)
+    return vacate(config, loss, replaced_too_often(config));
   if (loss.spare_left) {
     return {.action = SeatAction::TakeSpare,
             .why = fmt::format("{}; a spare takes the seat", who(loss))};
@@ -134,6 +138,20 @@ SeatVerdict refill(const JobConfig& config, const SeatLoss& loss) {
     return vacate(config, loss, "it cannot be started again and no spare is left");
   return {.action = SeatAction::RestartCold,
           .why = fmt::format("{}; no spare is left, so the seat is started anew", who(loss))};
+}
+
+/// The others finish their step as a smaller world; before the first step there is none to finish.
+SeatVerdict carry_on(const JobConfig& config, const SeatLoss& loss) {
+  if (!loss.state_exists) return refill(config, loss);
+  if (auto verdict = poisoned(config, loss)) return *verdict;
+  if (loss.losses_recent > config.replacements_max)
+    return vacate(config, loss, replaced_too_often(config));
+  SeatVerdict verdict = vacate(config, loss, "--on-loss carry_on");
+  if (verdict.action != SeatAction::LeaveVacant) return verdict;
+  return {.action = SeatAction::FillLater,
+          .why = fmt::format("{}; {} of {} ranks carry on, and another process takes the seat at "
+                             "the end of a step",
+                             who(loss), loss.seats_left, config.ranks)};
 }
 
 }  // namespace
@@ -148,9 +166,7 @@ SeatVerdict decide_seat(const JobConfig& config, const SeatLoss& loss) {
     case OnLoss::Abort:
       return end(exit_code_of(loss.evidence), fmt::format("{}; --on-loss abort", who(loss)));
     case OnLoss::Shrink: return vacate(config, loss, "--on-loss shrink");
-    case OnLoss::CarryOn:
-      return end(kExitInternal,
-                 fmt::format("{}; --on-loss carry_on is not offered yet", who(loss)));
+    case OnLoss::CarryOn: return carry_on(config, loss);
     case OnLoss::Replay:
     case OnLoss::Replace: return refill(config, loss);
   }

@@ -42,6 +42,7 @@ enum class SeatAction : std::uint8_t {
   TakeSpare,    ///< a joined spare takes the seat, or a starting one as soon as it joined
   RestartCold,  ///< a new process is started for the seat
   LeaveVacant,  ///< the seat stays empty
+  FillLater,    ///< the others go on without it; somebody takes the seat at the end of a step
   EndJob,
 };
 [[nodiscard]] const char* name(SeatAction action);
@@ -53,6 +54,7 @@ struct SeatLoss {
   Evidence evidence;
   bool attached = true;              ///< it had joined
   bool others_attached = true;       ///< some other seat's process has joined
+  bool state_exists = true;          ///< some rank has begun its first step
   bool start_gave_up = false;        ///< the supervisor will not start this seat again
   std::uint64_t step = 1;            ///< the step that was being computed
   std::uint32_t losses_in_step = 1;  ///< of this seat in this step, this one included

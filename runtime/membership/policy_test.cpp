@@ -86,6 +86,26 @@ TEST(Policy, ShrinkNeverReplaces) {
   EXPECT_EQ(decide_seat(config, loss()).action, SeatAction::LeaveVacant);
 }
 
+TEST(Policy, CarryOnFillsTheSeatLater) {
+  JobConfig config = job();
+  config.on_loss = OnLoss::CarryOn;
+  EXPECT_EQ(decide_seat(config, loss()).action, SeatAction::FillLater);
+  SeatLoss early = loss();
+  early.state_exists = false;
+  EXPECT_EQ(decide_seat(config, early).action, SeatAction::TakeSpare);
+  SeatLoss often = loss();
+  often.losses_recent = config.replacements_max + 1;
+  EXPECT_EQ(decide_seat(config, often).action, SeatAction::LeaveVacant);
+  often.losses_in_step = kPoisonedAt;
+  EXPECT_NE(decide_seat(config, often).why.find("poisoned"), std::string::npos);
+  SeatLoss few = loss();
+  few.seats_left = 1;
+  const SeatVerdict verdict = decide_seat(config, few);
+  EXPECT_EQ(verdict.action, SeatAction::EndJob);
+  EXPECT_EQ(verdict.exit_code, kExitTemporary);
+  EXPECT_NE(verdict.why.find("--min 2"), std::string::npos) << verdict.why;
+}
+
 TEST(Policy, AProgramThatNeverAttachedIsNotReplacedUnlessAsked) {
   SeatLoss alone = loss();
   alone.attached = false;

@@ -114,10 +114,11 @@ void World::configure(const Words& words) {
     const std::string key = words[i].substr(0, words[i].find('='));
     const std::string value = words[i].substr(words[i].find('=') + 1);
     if (key == "on_loss") {
-      config_.on_loss = value == "shrink"    ? OnLoss::Shrink
-                        : value == "abort"   ? OnLoss::Abort
-                        : value == "replace" ? OnLoss::Replace
-                                             : OnLoss::Replay;
+      config_.on_loss = value == "shrink"     ? OnLoss::Shrink
+                        : value == "abort"    ? OnLoss::Abort
+                        : value == "replace"  ? OnLoss::Replace
+                        : value == "carry_on" ? OnLoss::CarryOn
+                                              : OnLoss::Replay;
       continue;
     }
     const auto count = static_cast<std::uint32_t>(number(value));

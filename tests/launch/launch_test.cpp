@@ -179,7 +179,6 @@ INSTANTIATE_TEST_SUITE_P(
                     Bad{{"run", "-n", "2", "--min", "3", "--", "true"}, 64, "E-USE-3"},
                     Bad{{"run", "-n", "2"}, 64, "E-USE-7"},
                     Bad{{"run", "-n", "2", "--timeout", "soon", "--", "true"}, 64, "E-USE-8"},
-                    Bad{{"run", "-n", "2", "--on-loss", "carry_on", "--", "true"}, 64, "carry_on"},
                     Bad{{"run", "-n", "2", "--on-loss", "panic", "--", "true"}, 64, "panic"},
                     Bad{{"run", "-n", "2", "--log-dir", "/proc/none", "--", "true"}, 77, "E-LOG-1"},
                     Bad{{"no-such-command"}, 64, "E-USE-1"}));

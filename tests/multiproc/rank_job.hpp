@@ -10,19 +10,27 @@
 
 namespace regroup::test {
 
-/// Runs `regroup run FLAGS --log-dir TEMP -- rank_program ARGUMENTS` to its end.
-inline Ended run_job(const std::vector<std::string>& flags,
-                     const std::vector<std::string>& arguments,
-                     const std::map<std::string, std::string>& environment = {}, int seconds = 60) {
+/// Runs `regroup run FLAGS --log-dir TEMP -- PROGRAM ARGUMENTS` to its end.
+inline Ended run_program(const std::string& program, const std::vector<std::string>& flags,
+                         const std::vector<std::string>& arguments,
+                         const std::map<std::string, std::string>& environment = {},
+                         int seconds = 60) {
   const TempDir temp;
   std::vector<std::string> words{"run", "--log-dir", (temp.path() / "logs").string()};
   words.insert(words.end(), flags.begin(), flags.end());
-  words.insert(words.end(), {"--", REGROUP_RANK_PROGRAM});
+  words.insert(words.end(), {"--", program});
   words.insert(words.end(), arguments.begin(), arguments.end());
   JobOptions options;
   options.patience = std::chrono::seconds(seconds);
   for (const auto& [key, value] : environment) options.environment.push_back(key + "=" + value);
   return run(words, std::move(options));
+}
+
+/// Of rank_program.
+inline Ended run_job(const std::vector<std::string>& flags,
+                     const std::vector<std::string>& arguments,
+                     const std::map<std::string, std::string>& environment = {}, int seconds = 60) {
+  return run_program(REGROUP_RANK_PROGRAM, flags, arguments, environment, seconds);
 }
 
 inline std::string story(const Ended& job) { return "--- out\n" + job.out + "--- err\n" + job.err; }

@@ -18,6 +18,10 @@
 /// Threads: each object may be used from one thread at a time; different groups from different
 /// threads.
 /// No hang: every call ends, with Ok or with an error that names the lost rank.
+/// Carrying on: under `--on-loss carry_on` all_reduce, reduce, barrier and commit() outlive a loss;
+/// they return what the ranks that are left hold, and contributors() says who that is. So does a
+/// broadcast whose root lives. What needs the lost rank (all_gather, reduce_scatter, a root, send
+/// and recv) returns RankLost on all ranks, and next() begins the step again without it.
 #pragma once
 
 #include <memory>
@@ -50,6 +54,14 @@ struct OpOptions {
   bool keep_input = true;
 };
 
+/// Who took part in an operation that ended with Ok: whose contributions a reduction or all_gather
+/// holds, and by how many Avg divided.
+struct Contributors {
+  Epoch epoch;             ///< of the communicator that carried it out; 0: no operation yet
+  std::vector<int> ranks;  ///< of the job (Job::rank()), in the order of the group
+  bool operator==(const Contributors&) const = default;
+};
+
 /// Handle of an asynchronous operation; it ends exactly once.
 /// Memory: the buffers of the operation stay valid and untouched until wait() has returned.
 /// Threads: may be moved to and waited for on any thread. Dropping it without wait() waits.
@@ -65,6 +77,8 @@ class REGROUP_EXPORT Work {
   [[nodiscard]] bool done() const;
   /// Blocks until the outcome is known, and returns it; a second call returns the same.
   Status wait();
+  /// After wait() returned Ok.
+  [[nodiscard]] Contributors contributors() const;
 
  private:
   friend class ProcessGroup;
@@ -74,6 +88,8 @@ class REGROUP_EXPORT Work {
 
 /// Ranks that reduce together. Survives views: after a loss it is wired anew for the next epoch.
 /// A handle: copies mean the same group. Group ranks are 0..size()-1 in seat order of the group.
+/// Under `--on-loss carry_on` a loss in mid step changes neither: they are those of the step's
+/// beginning until it is committed or begun again.
 ///
 /// Every collective: all ranks of the group call it with the same operation, count, type and root,
 /// in the same order; a mismatch is InvalidArgument on all of them with both sides named. Counts
@@ -88,6 +104,8 @@ class REGROUP_EXPORT ProcessGroup {
   [[nodiscard]] int size() const;  ///< seats of the group, vacant ones not counted
   [[nodiscard]] std::string name() const;
   [[nodiscard]] Epoch epoch() const;  ///< of the communicator in use
+  /// Of this group's last blocking operation that returned Ok. The same on all ranks of the group.
+  [[nodiscard]] Contributors contributors() const;
 
   /// out[i] = in[i] of all ranks combined; `count` elements in and out.
   Status all_reduce(const void* in, void* out, std::size_t count, DType type, ReduceOp op,

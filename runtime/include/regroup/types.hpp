@@ -109,7 +109,7 @@ inline constexpr int kReduceOpCount = 5;
 /// What happens when a rank is lost.
 enum class OnLoss : std::uint8_t {
   Replay,   ///< survivors stop at the step's start, the newcomer heals to it, all redo the step
-  CarryOn,  ///< survivors finish the step without the lost contribution
+  CarryOn,  ///< survivors finish the step without the lost contribution; a newcomer joins after it
   /// The operation fails fast, the group re-forms with a spare, the caller reruns the request
   Replace,
   Shrink,  ///< the seat stays vacant
