@@ -312,10 +312,14 @@ std::int32_t Membership::final_code(std::string& reason) const {
   reason = "all ranks have ended with 0";
   for (std::uint32_t seat = 0; seat < durable_.config.ranks; ++seat) {
     const Rank rank{static_cast<std::int32_t>(seat)};
-    const auto last = last_of(rank);
-    if (!last || vacant_.contains(rank)) continue;
+    const auto holders = in_seat_.find(rank);
+    if (holders == in_seat_.end() || vacant_.contains(rank)) continue;
+    // A newcomer that never came in says nothing; who was there before it does.
+    const auto last =
+        std::find_if(holders->second.rbegin(), holders->second.rend(),
+                     [this](Incarnation holder) { return !is_alive(*find(holder)); });
+    if (last == holders->second.rend() || ended_clean(*find(*last))) continue;
     const Process& process = *find(*last);
-    if (is_alive(process) || ended_clean(process)) continue;
     const int signal = process.evidence.signal;
     const bool from_outside = process.joined && process.evidence.exit_code <= 0 &&
                               (signal == 0 || signal == SIGKILL || signal == SIGTERM);

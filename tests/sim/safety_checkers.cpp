@@ -395,11 +395,14 @@ class Poisoned final : public Checker {
     step_ = r.number;
     for (std::size_t seat = 0; seat < r.view->seats.size(); ++seat) {
       auto& lives = lives_[seat];
+      const bool was_vacant = vacant_.count(seat) != 0;
       if (r.view->seats[seat].value() == 0) {
-        // Lost too often, it stays vacant; who fills it then is a person who scales up.
-        if (wished_) lives.clear();
+        vacant_.insert(seat);
         continue;
       }
+      vacant_.erase(seat);
+      // Lost too often, it stays vacant; who fills it then is a person who scales up.
+      if (was_vacant && wished_) lives.clear();
       lives.insert(r.view->seats[seat]);
       if (lives.size() <= lives_max_) continue;
       return fmt::format("rank {} is in its {}. life in step {}, {} are allowed", seat,
@@ -414,6 +417,7 @@ class Poisoned final : public Checker {
   std::size_t lives_max_;
   std::uint64_t step_ = 0;
   std::map<std::size_t, std::set<Incarnation>> lives_;
+  std::set<std::size_t> vacant_;
 };
 
 /// A planned end: all members stop at the end of the same step, so nothing is begun twice; and as
