@@ -224,7 +224,11 @@ void Report::on_installed(const Stamp& stamp, const json& fields) {
     for (std::size_t i = 0; i < seats->size(); ++i) {
       const json& seat = (*seats)[i];
       const Incarnation incarnation(seat.is_number_unsigned() ? seat.get<std::uint64_t>() : 0);
-      if (incarnation != Incarnation(0)) hold_seat(Rank(static_cast<std::int32_t>(i)), incarnation);
+      if (incarnation == Incarnation(0)) continue;
+      hold_seat(Rank(static_cast<std::int32_t>(i)), incarnation);
+      const auto holder = lives_.find(incarnation);
+      if (holder != lives_.end() && holder->second.seated == Epoch())
+        holder->second.seated = epoch_of(fields);
     }
   }
   views_.push_back(std::move(view));

@@ -63,6 +63,7 @@ class Report {
     std::int64_t detect_ns = 0;
     std::optional<metrics::Snapshot> time;
     std::size_t recovery = 0;  ///< 1 + index of the one that followed its loss
+    Epoch seated;              ///< of the first view that has it in a seat
   };
   struct Recovery {
     Epoch from, to;
@@ -98,6 +99,10 @@ class Report {
   [[nodiscard]] metrics::Snapshot seat_time(const std::vector<Incarnation>& holders,
                                             std::uint64_t& spare_ns) const;
   void add_end(metrics::SeatLedger& seat, const Life& last, std::int64_t cursor) const;
+  void add_vacancy(metrics::SeatLedger& seat, const Life& lost, std::int64_t cursor,
+                   std::int64_t until) const;
+  void add_between(metrics::SeatLedger& seat, const Life& before, const Life& next,
+                   std::int64_t cursor, std::int64_t began) const;
 
   nlohmann::json job_ = nlohmann::json::object();  ///< fields of job_started
   nlohmann::json ended_;                           ///< fields of job_ended; null while it runs

@@ -53,17 +53,39 @@ void Report::add_end(metrics::SeatLedger& seat, const Life& last, std::int64_t c
     seat.add_life(span(Category::Unknown, wall_ns_ - cursor));
     return;
   }
-  metrics::Gap gap{.died_ns = positive(cursor), .detected_ns = positive(*last.lost_ns)};
-  std::int64_t vacant_from = wall_ns_;
-  if (last.recovery != 0) {
-    const Recovery& recovery = recoveries_[last.recovery - 1];
+  add_vacancy(seat, last, cursor, wall_ns_);
+}
+
+/// From a loss on, until somebody else takes the seat.
+void Report::add_vacancy(metrics::SeatLedger& seat, const Life& lost, std::int64_t cursor,
+                         std::int64_t until) const {
+  metrics::Gap gap{.died_ns = positive(cursor), .detected_ns = positive(*lost.lost_ns)};
+  std::int64_t vacant_from = until;
+  if (lost.recovery != 0) {
+    const Recovery& recovery = recoveries_[lost.recovery - 1];
     gap.decided_ns = positive(recovery.decided_ns.value_or(0));
     // A view without this seat: from there on the job ran on with less than it asked for.
-    vacant_from = recovery.installed_ns.value_or(wall_ns_);
+    vacant_from = std::clamp(recovery.installed_ns.value_or(until), cursor, until);
   }
   gap.attached_ns = positive(vacant_from);
   seat.add_gap(gap);
-  seat.add_vacant(positive(wall_ns_ - vacant_from));
+  seat.add_vacant(positive(until - vacant_from));
+}
+
+void Report::add_between(metrics::SeatLedger& seat, const Life& before, const Life& next,
+                         std::int64_t cursor, std::int64_t began) const {
+  if (before.drained_ns) return seat.add_vacant(positive(began - cursor));
+  metrics::Gap gap{.died_ns = positive(cursor), .attached_ns = positive(began)};
+  gap.detected_ns = positive(before.lost_ns.value_or(0));
+  if (before.recovery != 0) {
+    const Recovery& recovery = recoveries_[before.recovery - 1];
+    // The others carried on without the seat.
+    if (before.lost_ns && recovery.installed_ns && next.seated > recovery.to)
+      return add_vacancy(seat, before, cursor, began);
+    gap.decided_ns = positive(recovery.decided_ns.value_or(0));
+  }
+  if (next.started_ns && *next.started_ns > cursor) gap.launched_ns = positive(*next.started_ns);
+  seat.add_gap(gap);
 }
 
 Snapshot Report::seat_time(const std::vector<Incarnation>& holders, std::uint64_t& spare_ns) const {
@@ -87,15 +109,8 @@ Snapshot Report::seat_time(const std::vector<Incarnation>& holders, std::uint64_
     began = std::max(began, cursor);
     if (before == nullptr) {
       seat.add_life(span(Category::Launch, began - cursor));
-    } else if (before->drained_ns) {
-      seat.add_vacant(positive(began - cursor));
     } else {
-      metrics::Gap gap{.died_ns = positive(cursor), .attached_ns = positive(began)};
-      gap.detected_ns = positive(before->lost_ns.value_or(0));
-      if (before->recovery != 0)
-        gap.decided_ns = positive(recoveries_[before->recovery - 1].decided_ns.value_or(0));
-      if (one.started_ns && *one.started_ns > cursor) gap.launched_ns = positive(*one.started_ns);
-      seat.add_gap(gap);
+      add_between(seat, *before, one, cursor, began);
     }
     // A process that never attached kept no ledger: what it did is not known.
     seat.add_life(time ? *time : span(Category::Unknown, ended - began));

@@ -196,6 +196,27 @@ TEST(Report, AVacantSeatIsDegradedFromTheViewWithoutIt) {
   EXPECT_EQ(ledger["degraded"], 790 * kMs);
 }
 
+TEST(Report, ASeatThatIsFilledLaterWasDegradedMeanwhile) {
+  Story story;
+  story.at(0, events::JobStarted{.job = "j", .ranks = 2, .on_loss = "carry_on"});
+  story.at(0, events::ProcessStarted{Rank(1), Incarnation(2), 5});
+  story.at(100, events::ViewInstalled{Epoch(1), {Incarnation(1), Incarnation(2)}, 1});
+  story.at(200, lost(1, 2, 1, 10));
+  story.at(201, events::Ledger{Rank(1), Incarnation(2), time_of(190, 0)});
+  story.at(205, events::Decided{Epoch(1), 1, 1, {}});
+  story.at(210, events::ViewInstalled{Epoch(2), {Incarnation(1), Incarnation(0)}, 2});
+  story.at(220, events::ProcessStarted{std::nullopt, Incarnation(3), 6});
+  story.at(700, events::ViewInstalled{Epoch(3), {Incarnation(1), Incarnation(3)}, 9});
+  story.at(1000, events::Ledger{Rank(1), Incarnation(3), time_of(300, 0, 480)});
+  story.at(1000, events::Finished{Rank(1), Incarnation(3), 0});
+  story.at(1000, events::JobEnded{0, "app", "", 2, 1});
+  const json ledger = story.report()["ledger"]["ranks"][1]["category_ns"];
+  EXPECT_EQ(ledger["compute"], 490 * kMs);
+  EXPECT_EQ(ledger["fail.detect"], 10 * kMs);
+  EXPECT_EQ(ledger["fail.reform"], 5 * kMs);
+  EXPECT_EQ(ledger["degraded"], 490 * kMs);
+}
+
 TEST(Report, AProgramThatNeverAttachedIsNotMeasured) {
   Story story;
   story.at(0, events::JobStarted{.job = "j", .ranks = 1});
