@@ -66,6 +66,8 @@ class Job:
         program += ["--resident-mib", plan.resident_mib]
         if plan.policy == "shrink":
             program.append("--shrinks")
+        if plan.policy == "carry_on":
+            program.append("--carries-on")
         if self.options.sabotage:
             program += ["--sabotage", self.options.sabotage]
         return [*run, "--log-dir", self.folder / "log", "--", *program]

@@ -3,6 +3,7 @@
 /// It prints `WRONG ...` for each thing that is not as promised, and at its end
 /// `chaos seat=R steps=S size=N digest=H`.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -33,6 +34,7 @@ struct Options {
   std::int64_t oracle_ranks = 0;
   std::uint64_t oracle_steps = 0;
   bool shrinks = false;
+  bool carries_on = false;
   std::string sabotage;
 };
 
@@ -73,6 +75,8 @@ class Course {
       if (model_.stop_at != 0) break;  // a newcomer, healed to the end
       step_ = loop.index();
       stop_ = 0;
+      // A seat's own state stands still while the others carry on without it.
+      if (options_.carries_on) generator_ = chaos::generator_of(options_.seed, job_.rank(), step_);
       sabotage();
       if (const Status status = perform(); !status) {
         check_status(status);
@@ -165,7 +169,9 @@ class Course {
     }
     // All hear all wishes; that of the first member counts.
     stop_ = all[3];
-    if (!options_.shrinks && members_.size() != static_cast<std::size_t>(job_.size()))
+    took_part(world_.contributors(), members_, "all_gather", true);
+    const bool may_lack = options_.shrinks || options_.carries_on;
+    if (!may_lack && members_.size() != static_cast<std::size_t>(job_.size()))
       wrong(fmt::format("{} of {} members", members_.size(), job_.size()));
     return {};
   }
@@ -185,11 +191,12 @@ class Course {
         !s) {
       return s;
     }
+    const auto seats = took_part(world_.contributors(), members_, "all_reduce");
     for (std::size_t i = 0; i < values.size(); ++i) {
       double total = 0;
-      for (const std::int64_t seat : members_)
+      for (const std::int64_t seat : seats)
         total += chaos::fraction_of(where(chaos::kMeansOfState), seat, i);
-      const double expected = total / static_cast<double>(members_.size());
+      const double expected = total / static_cast<double>(seats.size());
       if (means_[i] != expected) {
         wrong(fmt::format("mean of element {} is {}, not {}", i, means_[i], expected));
         break;
@@ -232,18 +239,38 @@ class Course {
     }
   }
 
+  /// Whose contributions a result holds: of those that began the step, all but the lost.
+  std::vector<std::int64_t> took_part(const regroup::Contributors& who,
+                                      const std::vector<std::int64_t>& counted, const char* what,
+                                      bool all = false) const {
+    const std::vector<std::int64_t> seats(who.ranks.begin(), who.ranks.end());
+    const bool may_lack = options_.carries_on && !all;
+    const bool plausible =
+        may_lack ? std::ranges::includes(counted, seats) && !seats.empty() : seats == counted;
+    const bool with_me = std::ranges::find(seats, job_.rank()) != seats.end();
+    if (!plausible || !with_me)
+      wrong(fmt::format("{}: contributions of {}, in a step of {}", what, fmt::join(seats, " "),
+                        fmt::join(counted, " ")));
+    return seats;
+  }
+
   Status reduce_all(const std::vector<std::uint64_t>& in, std::vector<std::uint64_t>& out,
                     std::uint64_t operation, bool async) {
     Status status;
+    regroup::Contributors who;
     if (async) {
-      status = world_.all_reduce_async(in.data(), out.data(), in.size(), DType::I64, ReduceOp::Sum)
-                   .wait();
+      auto work =
+          world_.all_reduce_async(in.data(), out.data(), in.size(), DType::I64, ReduceOp::Sum);
+      status = work.wait();
+      who = work.contributors();
     } else {
       status = world_.all_reduce(in.data(), out.data(), in.size(), DType::I64, ReduceOp::Sum);
+      who = world_.contributors();
     }
     // Done or not: the input is as it was.
     expect("input of all_reduce", in, chaos::line_of(where(operation), job_.rank()));
-    if (status) expect("all_reduce", out, sum_of(operation, members_));
+    if (status)
+      expect("all_reduce", out, sum_of(operation, took_part(who, members_, "all_reduce")));
     return status;
   }
   Status all_reduce(std::uint64_t operation, std::size_t count, bool async) {
@@ -286,7 +313,9 @@ class Course {
     fill(in, chaos::line_of(where(operation), job_.rank()));
     Status status = world_.reduce(in.data(), out.data(), count, DType::I64, ReduceOp::Sum, root);
     expect("input of reduce", in, chaos::line_of(where(operation), job_.rank()));
-    if (status && world_.rank() == root) expect("reduce", out, sum_of(operation, members_));
+    if (!status) return status;
+    const auto gave = took_part(world_.contributors(), members_, "reduce");
+    if (world_.rank() == root) expect("reduce", out, sum_of(operation, gave));
     return status;
   }
   /// Everybody sends to the next member and receives from the one before.
@@ -316,7 +345,10 @@ class Course {
     fill(inout, chaos::line_of(where(operation), job_.rank()));
     Status status =
         parity_.all_reduce(inout.data(), inout.data(), count, DType::I64, ReduceOp::Sum);
-    if (status) expect("all_reduce of the parity group", inout, sum_of(operation, seats));
+    if (status) {
+      const auto gave = took_part(parity_.contributors(), seats, "all_reduce of the parity group");
+      expect("all_reduce of the parity group", inout, sum_of(operation, gave));
+    }
     return status;
   }
 
@@ -360,6 +392,8 @@ int main(int argc, char** argv) {
   app.add_option("--oracle-ranks", options.oracle_ranks, "print what so many ranks end with");
   app.add_option("--oracle-steps", options.oracle_steps);
   app.add_flag("--shrinks", options.shrinks, "seats may stay vacant");
+  app.add_flag("--carries-on", options.carries_on,
+               "results may lack ranks: they are compared with those that contributed");
   app.add_option("--sabotage", options.sabotage,
                  "state, payload, hang or residue: tests of the test");
   CLI11_PARSE(app, argc, argv);

@@ -23,7 +23,7 @@ REPLAY_KINDS = {
 }
 SHRINK_KINDS = {"kill": 30, "burst": 6, "cascade": 10, "segv": 10, "pause": 14, "headless": 10}
 ABORT_KINDS = {"kill": 5, "segv": 3, "burst": 2, "headless": 2}
-POLICIES = {"replay": 76, "shrink": 12, "abort": 8}
+POLICIES = {"replay": 60, "carry_on": 16, "shrink": 12, "abort": 8}
 
 PAUSE_MS = (5, 180)
 FREEZE_MS = (2500, 4500)
