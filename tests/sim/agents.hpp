@@ -36,7 +36,7 @@ struct FaultCount {
   std::uint64_t coordinator_crashes = 0, crashes_healing = 0, crashes_of_spares = 0;
   std::uint64_t closed_channels = 0, damaged_chunks = 0, resumed_heals = 0, failed_heals = 0;
   std::uint64_t ignored_terms = 0, reordered = 0;
-  std::uint64_t changes = 0, released = 0, parked = 0;
+  std::uint64_t changes = 0, released = 0, parked = 0, carried_on = 0;
 };
 
 class Agents final : public RankNews {

@@ -33,6 +33,7 @@ struct Ending {
   std::uint64_t faults = 0;  ///< crashes, evictions, losses of hosts, self-made wedges
   std::uint64_t joins = 0;
   std::uint64_t rounds = 0;
+  std::uint64_t fills = 0;         ///< newcomers, each of whom may cost a round of its own
   std::uint64_t coordinators = 0;  ///< lives of the coordinator
 };
 

@@ -17,8 +17,8 @@ namespace regroup::sim {
 /// asked for.
 class Core {
  public:
-  Core(std::uint64_t seed, bool keeps_text)
-      : random(seed), swarm(draw_swarm(random)), trace(keeps_text), checks(swarm) {
+  Core(std::uint64_t seed, bool keeps_text, bool carry_on)
+      : random(seed), swarm(draw(random, carry_on)), trace(keeps_text), checks(swarm) {
     draw_additions(seed, swarm);
   }
 
@@ -51,6 +51,11 @@ class Core {
   bool calm = false;  ///< liveness mode: no new faults
 
  private:
+  static Swarm draw(Random& random, bool carry_on) {
+    Swarm drawn = draw_swarm(random);
+    if (carry_on) sim::carry_on(drawn);
+    return drawn;
+  }
   struct Entry {
     Nanos at;
     std::uint64_t order;

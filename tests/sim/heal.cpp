@@ -111,16 +111,47 @@ bool Ranks::await_all(Process& p, Holds holds) {
   return true;
 }
 
+/// The exchange as an operation of the world: done on all members, or on none.
+bool Ranks::join(Process& p) {
+  Block& mine = p.mine->blocks[static_cast<std::size_t>(p.seat->value())];
+  spi::Word& word = mine.lanes[0].word;
+  const auto verdict = spi::verdict(word, 1);
+  if (verdict) {
+    if (!*verdict) go(p, At::Next);
+    return *verdict;
+  }
+  if (spi::read(word).wedged) return false;  // the decision wakes its owner
+  if (!await_all(p, [](const Block& b) { return b.holding != Holding::Unknown; })) return false;
+  if (!spi::try_advance(word, 1)) return false;
+  changed(*p.mine, p.seat->value());
+  return true;
+}
+
 void Ranks::meet(Process& p) {
-  if (left_behind(p)) return;
-  if (!await_all(p, [](const Block& b) { return b.holding != Holding::Unknown; })) return;
+  if (carries_on()) {
+    if (!join(p)) return;
+  } else {
+    if (left_behind(p)) return;
+    if (!await_all(p, [](const Block& b) { return b.holding != Holding::Unknown; })) return;
+  }
   bool any = false;
   bool all = true;
+  bool in_step = false;
   for (const std::int32_t seat : p.mine->members[0]) {
-    const bool holds = p.mine->blocks[static_cast<std::size_t>(seat)].holding == Holding::State;
+    const Block& block = p.mine->blocks[static_cast<std::size_t>(seat)];
+    const bool holds = block.holding == Holding::State;
     any = any || holds;
     all = all && holds;
+    in_step = in_step || block.in_step;
   }
+#ifdef REGROUP_MUTANT_CARRY_ON_WITHOUT_AGREEMENT
+  if (p.interrupted) return go_on(p);
+#endif
+  if (all && in_step) {
+    if (p.interrupted) return go_on(p);
+    return entered(p);  // it was about to begin the step that others are in
+  }
+  p.interrupted = false;
   if (all) return entered(p);
   Record record = record_of(p, What::HealBegin);
   record.number = p.step;

@@ -65,7 +65,7 @@ class Cascade final : public AtEnd {
  public:
   [[nodiscard]] const char* property() const override { return "L6 cascade"; }
   Wrong at_end(const Ending& e) override {
-    if (e.rounds <= e.faults + 2 * e.coordinators) return std::nullopt;
+    if (e.rounds <= e.faults + e.fills + 2 * e.coordinators) return std::nullopt;
     return fmt::format("{} rounds after {} faults and {} lives of the coordinator", e.rounds,
                        e.faults, e.coordinators);
   }

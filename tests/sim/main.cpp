@@ -26,17 +26,23 @@ struct Arguments {
   bool safety_only = false;
   bool check_cells = false;
   bool expect_violation = false;
+  bool carry_on = false;
 };
+
+/// What else a replay has to be told.
+bool carries_on = false;
+const char* flags() { return carries_on ? "--carry-on " : ""; }
 
 constexpr const char* kUsage =
     "usage: regroup-sim [--schedules N] [--seed S] [--replay SEED] [--verbose] [--safety-only]\n"
-    "                   [--check-cells] [--expect-violation]\n"
+    "                   [--check-cells] [--expect-violation] [--carry-on]\n"
     "  --schedules N        runs the seeds S, S+1, ... S+N-1 (default 1000)\n"
     "  --replay SEED        runs one seed twice, compares the two traces, prints the last lines\n"
     "  --verbose            with --replay: prints the whole trace\n"
     "  --safety-only        stops each schedule before its liveness mode\n"
     "  --check-cells        fails when a (state, event) cell was not reached and nothing says why\n"
-    "  --expect-violation   succeeds when a violation is found: for mutants\n";
+    "  --expect-violation   succeeds when a violation is found: for mutants\n"
+    "  --carry-on           every job is one under --on-loss carry_on\n";
 
 bool number(const char* text, std::uint64_t& out) {
   char* end = nullptr;
@@ -58,6 +64,8 @@ std::optional<Arguments> parse(int argc, char** argv) {
       arguments.check_cells = true;
     } else if (flag == "--expect-violation") {
       arguments.expect_violation = true;
+    } else if (flag == "--carry-on") {
+      arguments.carry_on = carries_on = true;
     } else if (has_value && number(argv[i + 1], value) && flag == "--schedules") {
       arguments.schedules = value, ++i;
     } else if (has_value && number(argv[i + 1], value) && flag == "--seed") {
@@ -72,15 +80,17 @@ std::optional<Arguments> parse(int argc, char** argv) {
 }
 
 Options options_of(const Arguments& arguments, bool keeps_text) {
-  return {.keeps_text = keeps_text, .safety_only = arguments.safety_only};
+  return {.keeps_text = keeps_text,
+          .safety_only = arguments.safety_only,
+          .carry_on = arguments.carry_on};
 }
 
 void print_violation(const Outcome& outcome, std::size_t lines_max) {
   const std::size_t from = outcome.lines.size() > lines_max ? outcome.lines.size() - lines_max : 0;
   for (std::size_t i = from; i < outcome.lines.size(); ++i) fmt::print("  {}\n", outcome.lines[i]);
   if (!outcome.violation) return;
-  fmt::print("VIOLATION of {}: {}\nreplay: regroup-sim --replay {}\n", outcome.violation->property,
-             outcome.violation->text, outcome.seed);
+  fmt::print("VIOLATION of {}: {}\nreplay: regroup-sim {}--replay {}\n",
+             outcome.violation->property, outcome.violation->text, flags(), outcome.seed);
 }
 
 int replay(const Arguments& arguments) {
@@ -124,6 +134,7 @@ void add(FaultCount& sum, const FaultCount& one) {
   sum.changes += one.changes;
   sum.released += one.released;
   sum.parked += one.parked;
+  sum.carried_on += one.carried_on;
 }
 
 void print_faults(const FaultCount& f) {
@@ -134,12 +145,12 @@ void print_faults(const FaultCount& f) {
       "  {} partitions, {} hosts lost, {} coordinator crashes, {} channels closed by programs,\n"
       "  {} programs ignore TERM, {} chunks damaged, {} heals resumed, {} given up,\n"
       "  {} deliveries reordered between channels,\n"
-      "  {} changes asked for: {} ranks stopped for them, {} left\n",
+      "  {} changes asked for: {} ranks stopped for them, {} left; {} times a rank carried on\n",
       f.crashes, f.crashes_healing, f.crashes_of_spares, f.bursts, f.pauses, f.long_pauses,
       f.slow_kills, f.start_failures, f.self_wedges, f.evictions, f.stops, f.late_evidence,
       f.late_checks, f.messages_lost, f.messages_twice, f.partitions, f.hosts_lost,
       f.coordinator_crashes, f.closed_channels, f.ignored_terms, f.damaged_chunks, f.resumed_heals,
-      f.failed_heals, f.reordered, f.changes, f.parked, f.released);
+      f.failed_heals, f.reordered, f.changes, f.parked, f.released, f.carried_on);
 }
 
 /// The seed under way, for the handler below.
@@ -149,8 +160,8 @@ std::uint64_t seed_under_way = 0;
 /// A failed assertion of the shipped code is a finding like any other: say how to replay it.
 void on_abort(int) {
   char text[64];
-  const int length = std::snprintf(text, sizeof text, "replay: regroup-sim --replay %llu\n",
-                                   static_cast<unsigned long long>(seed_under_way));
+  const int length = std::snprintf(text, sizeof text, "replay: regroup-sim %s--replay %llu\n",
+                                   flags(), static_cast<unsigned long long>(seed_under_way));
   if (::write(STDERR_FILENO, text, static_cast<std::size_t>(length)) < 0) std::_Exit(3);
   if (violation_expected != 0) std::_Exit(0);
 }

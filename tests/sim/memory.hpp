@@ -64,6 +64,7 @@ struct Block {
   spi::Word step{0};
   std::uint64_t last_step = 0;  ///< announced (spi/planned_end.hpp)
   Holding holding = Holding::Unknown;
+  bool in_step = false;                 ///< under carry_on: in the middle of a step, with the state
   std::uint32_t heal_shared = 0;        ///< newest round of a heal for which `have` was said
   std::vector<std::uint64_t> have;      ///< a newcomer's resume map
   std::uint32_t heal_verified = 0;      ///< newest round whose digests it compared

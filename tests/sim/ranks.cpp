@@ -70,6 +70,8 @@ std::shared_ptr<EpochMemory> Ranks::memory(const membership::View& view) {
     }
   }
 #endif
+  // Under carry_on the members' join is an operation like any other: nobody knows of it alone.
+  if (carries_on()) made->operations[0].push_back({.number = 1});
   memories_.push_back(made);
   return made;
 }
@@ -207,8 +209,32 @@ void Ranks::next(Process& p) {
   core_.record(record);
   Block& block = p.mine->blocks[static_cast<std::size_t>(p.seat->value())];
   block.holding = p.has_state ? Holding::State : Holding::Nothing;
+  if (carries_on()) {
+    block.in_step = p.has_state && p.interrupted;
+    block.lanes[0].arrived = p.numbers[0] = 1;
+  }
   changed(*p.mine, p.seat->value());
   go(p, At::Meet);
+}
+
+/// A loss ended what it was doing; under carry_on it does it again in the next epoch.
+void Ranks::interrupt(Process& p, bool in_commit) {
+  if (carries_on()) {
+    p.interrupted = true;
+    p.in_commit = in_commit;
+#ifndef REGROUP_MUTANT_CARRY_ON_BEHIND_THE_LOST
+    if (!in_commit) p.index_in_step = p.operation.index;
+#endif
+  }
+  go(p, At::Next);
+}
+
+void Ranks::go_on(Process& p) {
+  p.interrupted = false;
+  ++carried_on_;
+  news_->entered(p);
+  const bool operates = !p.in_commit && choose_operation(p);
+  go(p, operates ? At::Enter : At::Prepare);
 }
 
 /// Whether some member announced the step just committed as the last one of this epoch.
@@ -260,8 +286,11 @@ std::uint32_t Ranks::operations_of(std::uint64_t step) const {
 Operation Ranks::plan(const EpochMemory& memory, std::uint64_t step, std::uint32_t index) const {
   const std::uint64_t dice = combine(core_.swarm.second_group * 7 + step, index);
   Operation operation{.step = step, .index = index};
-  if (core_.swarm.groups == 2 && (dice & 1) != 0 && !memory.members[1].empty()) operation.group = 1;
+  // Under carry_on the seats of a group may become fewer within a step, and no call changes for it.
+  const bool is_there = carries_on() || !memory.members[1].empty();
+  if (core_.swarm.groups == 2 && (dice & 1) != 0 && is_there) operation.group = 1;
   const auto& seats = memory.members[operation.group];
+  if (carries_on()) return operation;
   operation.root = seats[(dice >> 1) % seats.size()];
   const double share = static_cast<double>((dice >> 16) & 0xffff) / 65536.0;
   if (share >= core_.swarm.rooted || seats.size() == 1) return operation;
@@ -279,6 +308,8 @@ bool Ranks::choose_operation(Process& p) {
     auto& known = memory.operations[operation.group];
     if (known.size() < operation.number) known.push_back(operation);
     REGROUP_ASSERT(known.size() >= operation.number);
+    REGROUP_ASSERT(known[operation.number - 1].step == operation.step &&
+                   known[operation.number - 1].index == operation.index);
     p.operation = operation;
     p.input = input_of(p.state, operation, me);
     p.buffer = p.input;
@@ -447,7 +478,7 @@ void Ranks::revoked(Process& p) {
     record.other = p.input;
     core_.record(record);
   }
-  go(p, At::Next);
+  interrupt(p, false);
 }
 
 void Ranks::done(Process& p) {
@@ -517,7 +548,7 @@ void Ranks::step_verdict(Process& p) {
   Record record = record_of(p, What::StepAborted);
   record.number = p.step;
   core_.record(record);
-  go(p, At::Next);
+  interrupt(p, true);
 }
 
 void Ranks::committed(Process& p) {

@@ -83,6 +83,8 @@ struct Process {
   std::uint64_t applied = 0;      ///< last step applied to the state
   std::uint64_t state = 0;        ///< the state itself
   bool has_state = false;
+  bool interrupted = false;  ///< under carry_on: goes on in the next epoch ...
+  bool in_commit = false;    ///< ... with this commit, else with this operation
 
   std::unique_ptr<Healing> healing;  ///< of a newcomer; kept from epoch to epoch
   std::uint32_t heal_round = 0;      ///< of the epoch it entered
@@ -138,6 +140,7 @@ class Ranks {
   [[nodiscard]] std::uint64_t damaged_chunks() const { return damaged_chunks_; }
   [[nodiscard]] std::uint64_t resumed_heals() const { return resumed_heals_; }
   [[nodiscard]] std::uint64_t failed_heals() const { return failed_heals_; }
+  [[nodiscard]] std::uint64_t carried_on() const { return carried_on_; }
 
  private:
   void wake(Process& process, Nanos mean);
@@ -145,7 +148,13 @@ class Ranks {
   bool fate(Process& p);  ///< true: it died or paused instead of moving
   void next(Process& p);
   void leave(Process& p);
+  [[nodiscard]] bool carries_on() const {
+    return core_.swarm.job.on_loss == regroup::OnLoss::CarryOn;
+  }
+  void interrupt(Process& p, bool in_commit);
+  void go_on(Process& p);
   // heal.cpp
+  bool join(Process& p);
   void meet(Process& p);
   void share_map(Process& p);
   void plan_heal(Process& p);
@@ -201,6 +210,7 @@ class Ranks {
   std::uint64_t damaged_chunks_ = 0;
   std::uint64_t resumed_heals_ = 0;
   std::uint64_t failed_heals_ = 0;
+  std::uint64_t carried_on_ = 0;
   std::unique_ptr<StateImages> images_;
 };
 

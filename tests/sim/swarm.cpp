@@ -122,6 +122,11 @@ Swarm draw_swarm(Random& random) {
   return swarm;
 }
 
+void carry_on(Swarm& swarm) {
+  swarm.job.on_loss = OnLoss::CarryOn;
+  swarm.rooted = 0;
+}
+
 void draw_additions(std::uint64_t seed, Swarm& swarm) {
   Random changes(seed ^ 0x6368616e676573ULL);
   if (changes.chance(0.35)) swarm.change = 0.005 + 0.05 * changes.unit();

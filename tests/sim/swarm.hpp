@@ -67,6 +67,8 @@ struct Swarm {
 
 /// Draws the swarm of one seed.
 [[nodiscard]] Swarm draw_swarm(Random& random);
+/// The same job under carry_on, whose model has operations in which everybody receives.
+void carry_on(Swarm& swarm);
 /// What came later, each drawn by itself: a seed without it means what it meant before. How often
 /// planned changes are asked for; coordinators that die while somebody acts on a decision, and
 /// hosts that come and go meanwhile.

@@ -20,7 +20,7 @@ class World {
  public:
   World(std::uint64_t seed, const Options& options)
       : options_(options),
-        core_(seed, options.keeps_text),
+        core_(seed, options.keeps_text, options.carry_on),
         ranks_(core_),
         agents_(core_, ranks_, faults_),
         coordinator_(core_, agents_, faults_) {
@@ -41,6 +41,7 @@ class World {
     faults_.damaged_chunks = ranks_.damaged_chunks();
     faults_.resumed_heals = ranks_.resumed_heals();
     faults_.failed_heals = ranks_.failed_heals();
+    faults_.carried_on = ranks_.carried_on();
     faults_.reordered = core_.reordered();
     Outcome outcome;
     outcome.events = core_.events();
@@ -146,7 +147,9 @@ class World {
     if (beyond_repair_) return;
     Ending ending = judge(ended);
     ending.further_operations = ranks_.operations_done() - before;
-    ending.further_expected = further && !ended_before_liveness_ && faults_.stops == 0;
+    // Under carry_on nobody makes the second group's operations once it has no member.
+    const bool enough = !options_.carry_on || core_.swarm.groups == 1;
+    ending.further_expected = further && enough && !ended_before_liveness_ && faults_.stops == 0;
     core_.record({.what = What::Quiet});
     core_.checks.at_end(ending);
   }
@@ -185,6 +188,7 @@ class World {
       if (!ended) text += "; " + agents_.machine(process->host).explain();
     }
     if (!ended) ending.dead_in_view = dead_member();
+    if (options_.carry_on) ending.fills = ending.joins;
     const FaultCount& f = faults_;
     ending.faults = f.crashes + ranks_.pauses_short() + ranks_.pauses_long() + f.late_checks +
                     f.evictions + f.self_wedges + f.hosts_lost * core_.swarm.job.ranks +

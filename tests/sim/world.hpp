@@ -16,6 +16,7 @@ namespace regroup::sim {
 struct Options {
   bool keeps_text = false;   ///< keep the trace's lines
   bool safety_only = false;  ///< stop before liveness mode
+  bool carry_on = false;     ///< every job is one under carry_on
 };
 
 struct Outcome {
@@ -32,7 +33,8 @@ struct Outcome {
   std::vector<std::string> lines;  ///< the trace, when it was kept
 };
 
-/// Runs one schedule. The outcome is a function of (seed, safety_only) and of the code alone.
+/// Runs one schedule. The outcome is a function of (seed, safety_only, carry_on) and of the code
+/// alone.
 [[nodiscard]] Outcome run_schedule(std::uint64_t seed, const Options& options);
 
 }  // namespace regroup::sim
