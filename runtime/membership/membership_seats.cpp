@@ -315,9 +315,8 @@ std::int32_t Membership::final_code(std::string& reason) const {
     const auto holders = in_seat_.find(rank);
     if (holders == in_seat_.end() || vacant_.contains(rank)) continue;
     // A newcomer that never came in says nothing; who was there before it does.
-    const auto last =
-        std::find_if(holders->second.rbegin(), holders->second.rend(),
-                     [this](Incarnation holder) { return !is_alive(*find(holder)); });
+    const auto last = std::find_if(holders->second.rbegin(), holders->second.rend(),
+                                   [this](Incarnation holder) { return !is_alive(*find(holder)); });
     if (last == holders->second.rend() || ended_clean(*find(*last))) continue;
     const Process& process = *find(*last);
     const int signal = process.evidence.signal;

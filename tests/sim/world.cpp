@@ -190,9 +190,10 @@ class World {
     if (!ended) ending.dead_in_view = dead_member();
     if (options_.carry_on) ending.fills = ending.joins;
     const FaultCount& f = faults_;
+    // A host that is given up and comes back in the middle of a round begins two.
     ending.faults = f.crashes + ranks_.pauses_short() + ranks_.pauses_long() + f.late_checks +
                     f.evictions + f.self_wedges + f.hosts_lost * core_.swarm.job.ranks +
-                    f.partitions + f.messages_lost + f.start_failures + f.coordinator_crashes +
+                    2 * f.partitions + f.messages_lost + f.start_failures + f.coordinator_crashes +
                     f.stops + f.closed_channels + 2 * f.changes +
                     ranks_.failed_heals() * core_.swarm.job.ranks + (any_isolated() ? 1 : 0);
     return ending;
