@@ -40,10 +40,11 @@ target_include_directories(regroup_options INTERFACE
   $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/runtime>
   $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>)
 if(REGROUP_SANITIZE)
-  # Instrumented code takes twice as long to compile; a third of that goes with what a report does
-  # not need.
+  # Instrumented code takes twice as long to compile; half of that goes with what a report does not
+  # need, and with optimizing code that does little but wait for other processes (REGROUP_COLD).
   target_compile_options(regroup_options INTERFACE
-    -O1 -g1 -fsanitize=${REGROUP_SANITIZE} -fno-sanitize-recover=all)
+    $<IF:$<BOOL:$<TARGET_PROPERTY:REGROUP_COLD>>,-O0,-O1> -g1
+    -fsanitize=${REGROUP_SANITIZE} -fno-sanitize-recover=all)
   target_link_options(regroup_options INTERFACE -fsanitize=${REGROUP_SANITIZE})
   if(REGROUP_SANITIZE MATCHES "thread")
     # GCC cannot instrument stand-alone fences; the places that use one say what orders them.
@@ -88,6 +89,9 @@ function(regroup_test target)
   endif()
   add_executable(${target} ${arg_SOURCES})
   set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/test)
+  if(NOT arg_LABELS STREQUAL "unit")
+    set_target_properties(${target} PROPERTIES REGROUP_COLD TRUE)
+  endif()
   target_link_libraries(${target} PRIVATE
     ${arg_LIBRARIES} regroup_warnings regroup_options GTest::gmock GTest::gtest_main)
   gtest_discover_tests(${target} DISCOVERY_MODE PRE_TEST TEST_PREFIX "${target}." PROPERTIES
