@@ -131,8 +131,9 @@ class GroupImpl {
   Status perform_carrying_on(const Request& request, bool background, Contributors* result);
   collective::Outcome run_uniformly(const Request& request, bool background, spi::Deadline until);
   Status commit_carrying_on(std::uint64_t step, bool background);
-  [[nodiscard]] Request wired(const Request& request) const;
-  [[nodiscard]] Status may_carry_on(const Request& request) const;
+  /// `counted`: the seats that the program counted when it made the call.
+  [[nodiscard]] Request wired(const Request& request, const std::vector<Rank>& counted) const;
+  [[nodiscard]] Status may_carry_on(const Request& request, const std::vector<Rank>& counted) const;
   [[nodiscard]] Status may_repeat(const Request& request, const collective::Outcome& outcome) const;
   [[nodiscard]] bool keeps_input(const Request& request) const;
   collective::Outcome run(const Request& request, bool background, spi::Deadline until);

@@ -32,6 +32,7 @@ void GroupImpl::number_as(const std::vector<Rank>& seats) {
 Status GroupImpl::perform_carrying_on(const Request& request, bool background,
                                       Contributors* result) {
   const auto until = request.deadline();
+  const auto& counted = public_seats();  // lives as long as this group
   if (request.kind != Request::Kind::Collective) job_.note_message();
   for (;;) {
     Epoch lost;
@@ -39,8 +40,8 @@ Status GroupImpl::perform_carrying_on(const Request& request, bool background,
       const auto share = job_.share_epoch(Epoch{}, until);
       if (!share) return job_.give_up_step(share.error());
       if (auto status = job_.given_up(); !status) return status;
-      if (auto status = may_carry_on(request); !status) return job_.give_up_step(status);
-      const auto outcome = run_uniformly(wired(request), background, until);
+      if (auto status = may_carry_on(request, counted); !status) return job_.give_up_step(status);
+      const auto outcome = run_uniformly(wired(request, counted), background, until);
       if (outcome.ok()) [[likely]] {
         note_result(result);
         return {};
@@ -51,7 +52,7 @@ Status GroupImpl::perform_carrying_on(const Request& request, bool background,
       lost = epoch_;
     }
     // What cannot go on is known before the members meet, so that none of them goes on.
-    const auto check = [&] { return may_carry_on(request); };
+    const auto check = [&] { return may_carry_on(request, counted); };
     if (auto status = job_.follow(lost, until, check); !status) return job_.give_up_step(status);
   }
 }
@@ -71,9 +72,8 @@ Outcome GroupImpl::run_uniformly(const Request& request, bool background, spi::D
 }
 
 /// The same request in this communicator, which may have fewer ranks than the program counts.
-Request GroupImpl::wired(const Request& request) const {
+Request GroupImpl::wired(const Request& request, const std::vector<Rank>& counted) const {
   Request here = request;
-  const auto& counted = public_seats();
   if (counted == group_->seats) return here;
   const auto at = [&](int number) {
     const Rank seat = counted[static_cast<std::size_t>(number)];
@@ -88,8 +88,7 @@ Request GroupImpl::wired(const Request& request) const {
 }
 
 /// Whether the ranks that are left have all that the operation needs; the same on all of them.
-Status GroupImpl::may_carry_on(const Request& request) const {
-  const auto& counted = public_seats();
+Status GroupImpl::may_carry_on(const Request& request, const std::vector<Rank>& counted) const {
   if (counted == group_->seats) return {};
   const bool message = request.kind != Request::Kind::Collective;
   const bool rooted = !message && !spi::is_symmetric(request.spec.kind);

@@ -130,6 +130,16 @@ TEST_F(Change, NowEndsTheEpochInMidStep) {
   EXPECT_EQ(drained(), 1U) << job_->out();
 }
 
+TEST_F(Change, UnderCarryOnTheyLeaveAndComeAsWell) {
+  start({"-n", "4", "--spares", "1", "--on-loss", "carry_on"});
+  ask_and_wait({"drain", "1"});
+  ask_and_wait({"scale", "3"});
+  ask_and_wait({"scale", "4"});
+  stop(4);
+  expect_undisturbed();
+  EXPECT_EQ(drained(), 2U) << job_->out();
+}
+
 TEST_F(Change, ScaledDownAndUpAgain) {
   start({"-n", "4", "--min", "2"});
   ask_and_wait({"scale", "2"});
