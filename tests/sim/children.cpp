@@ -156,6 +156,7 @@ void Agents::parked(Process& process) {
 
 void Agents::goes_deaf(Process& process) {
   if (process.deaf || crashes_ >= core_.swarm.crashes_max) return;
+  if (!process.attached) return;  // it could not attach then, and is a program that never does
   ++crashes_;
   ++faults_.closed_channels;
   core_.record({.what = What::Deaf,
