@@ -179,7 +179,12 @@ Status GroupImpl::bind(std::shared_ptr<OpenGroup> group, Epoch epoch) {
   runner_.emplace(group->arena.slots, me_, options);
   group_ = std::move(group);
   epoch_ = epoch;
-  if (public_seats().empty() || !job_.carries_on() || job_.keeps_prologue()) renumber();
+  if (job_.repeats_prologue()) {
+    // As its predecessor did, whoever is missing by now; until its first step.
+    if (public_seats().empty()) group_->id == 0 ? number_as(job_.all_seats()) : renumber();
+  } else if (public_seats().empty() || !job_.carries_on() || job_.keeps_prologue()) {
+    renumber();
+  }
   return {};
 }
 
@@ -306,7 +311,7 @@ PrologueCall GroupImpl::call_of(const Request& request) const {
           .root = root,
           .count = request.spec.count,
           .group = name_,
-          .members = static_cast<std::uint32_t>(size()),
+          .members = static_cast<std::uint32_t>(public_size()),
           .message = request.kind != Request::Kind::Collective};
 }
 
@@ -314,10 +319,11 @@ std::span<std::byte> GroupImpl::result_of(const Request& request) const {
   const auto& spec = request.spec;
   if (request.kind == Request::Kind::Send) return {};
   if (request.kind == Request::Kind::Collective) {
-    if (spec.kind == OpKind::Barrier || !spi::receives(spec.kind, spec.root, me_)) return {};
+    if (spec.kind == OpKind::Barrier || !spi::receives(spec.kind, spec.root, public_rank()))
+      return {};
   }
   const auto copies = spec.kind == OpKind::AllGather && request.kind == Request::Kind::Collective
-                          ? static_cast<std::size_t>(size())
+                          ? static_cast<std::size_t>(public_size())
                           : 1;
   return {static_cast<std::byte*>(spec.out), copies * spec.count * size_of(spec.dtype)};
 }

@@ -22,7 +22,8 @@ Status GroupImpl::perform_in_prologue(const Request& request, bool background) {
     auto share = job_.share_epoch(than, until);
     if (!share) return share.error();
     // A seat that stays vacant changes the sizes of buffers: the program has to decide.
-    if (present_seats() != seats) return job_.lost(than, name_, index + 1);
+    if (present_seats() != seats && !job_.repeats_prologue())
+      return job_.lost(than, name_, index + 1);
     const auto call = call_of(request);
     auto answered = job_.prologue().answer(call, index, result_of(request));
     if (!answered) return answered.error();

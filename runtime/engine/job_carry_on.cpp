@@ -10,6 +10,17 @@ namespace regroup::engine {
 
 JobImpl::EpochShare JobImpl::hold_epoch() const { return EpochShare(epoch_mutex_); }
 
+bool JobImpl::repeats_prologue() const {
+  return carries_on_ && keeps_prologue() && prologue_.is_complete_for(seat().ranks);
+}
+
+std::vector<Rank> JobImpl::all_seats() const {
+  std::vector<Rank> all;
+  for (std::uint32_t rank = 0; rank < seat().ranks; ++rank)
+    all.emplace_back(static_cast<std::int32_t>(rank));
+  return all;
+}
+
 Status JobImpl::follow(Epoch lost, TimePoint until, const std::function<Status()>& check) {
   const std::unique_lock alone(epoch_mutex_);
   while (epoch() <= lost) {

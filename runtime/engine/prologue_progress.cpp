@@ -147,6 +147,15 @@ void PrologueProgress::close() {
   if (record_) record_->close();
 }
 
+bool PrologueProgress::is_complete_for(std::uint64_t members) const {
+  const std::lock_guard lock(mutex_);
+  if (!record_ || !record_->closed()) return false;
+  const auto all = record_->positions();
+  return std::ranges::any_of(all, [world = group_key("world", false), members](const auto& one) {
+    return one.group == world && one.members == members;
+  });
+}
+
 void PrologueProgress::finish() {
   const std::lock_guard lock(mutex_);
   over_ = true;

@@ -60,6 +60,8 @@ class PrologueProgress {
   void confirm(const PrologueCall& call);
   /// It did not happen after all.
   void take_back(const PrologueCall& call);
+  /// The predecessor's prologue is complete, and `members` took part in it as the world.
+  [[nodiscard]] bool is_complete_for(std::uint64_t members) const;
   /// A message is about to be sent or received.
   void note_message();
   /// This rank reached its first step.

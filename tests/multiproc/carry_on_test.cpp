@@ -141,6 +141,17 @@ TEST(CarryOnMore, FurtherLossesDuringTheRecovery) {
   }
 }
 
+/// Two newcomers come at once, and one dies as it meets the others: the calls that the other one
+/// makes before its first step are answered as its predecessor's were, by as many ranks.
+TEST(CarryOnMore, ANewcomersPrologueCountsTheRanksOfTheBeginning) {
+  const auto job = carry_on(3, "groups_until_full",
+                            "rank=1,inc=0,op=all_reduce,step=6:kill;rank=2,inc=0,op=all_reduce,"
+                            "step=6:kill;rank=2,inc=1,op=join:kill",
+                            {"--spares", "2"});
+  expect_right(job, 3, "two newcomers");
+  EXPECT_THAT(job.err, Not(HasSubstr("lost: killed by SIGABRT"))) << story(job);
+}
+
 TEST(CarryOnMore, AllButOneAreLostAtOnce) {
   const auto job = carry_on(4, "sums_until_full",
                             "rank=0,inc=0,op=all_reduce,step=6:kill;rank=1,inc=0,op=all_reduce,"
