@@ -88,10 +88,8 @@ function(regroup_test target)
     set(arg_TIMEOUT 120)
   endif()
   add_executable(${target} ${arg_SOURCES})
-  set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/test)
-  if(NOT arg_LABELS STREQUAL "unit")
-    set_target_properties(${target} PROPERTIES REGROUP_COLD TRUE)
-  endif()
+  set_target_properties(${target} PROPERTIES
+    RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/test REGROUP_COLD TRUE)
   target_link_libraries(${target} PRIVATE
     ${arg_LIBRARIES} regroup_warnings regroup_options GTest::gmock GTest::gtest_main)
   gtest_discover_tests(${target} DISCOVERY_MODE PRE_TEST TEST_PREFIX "${target}." PROPERTIES
