@@ -16,6 +16,7 @@
 #include <csignal>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "launcher/descendants.hpp"
 #include "launcher/environment.hpp"
@@ -327,9 +328,16 @@ void RunShell::sweep_all() {
   const TimePoint until = Clock::now() + kSweepMax;
   while (Clock::now() < until) {
     bool any = false;
-    for (const pid_t pid : descendants_of(::getpid())) {
-      if ((guardian_ && pid == guardian_->pid()) || (coordinator_ && pid == coordinator_->pid()))
-        continue;
+    const std::vector<pid_t> all = descendants_of(::getpid());
+    // The coordinator ends by itself, and whatever helps it to (a leak check at exit is a process).
+    std::vector<pid_t> spared;
+    if (coordinator_) {
+      spared = descendants_of(coordinator_->pid());
+      spared.push_back(coordinator_->pid());
+    }
+    if (guardian_) spared.push_back(guardian_->pid());
+    for (const pid_t pid : all) {
+      if (std::ranges::find(spared, pid) != spared.end()) continue;
       if (runs(pid)) ::kill(pid, SIGKILL);
       any = true;
     }

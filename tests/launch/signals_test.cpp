@@ -90,7 +90,8 @@ TEST_F(Signals, AHangUpIsNothingToAJobThatWasStartedWithoutOne) {
 
 TEST_F(Signals, AStoppedJobStandsStillAndGoesOnWithoutALoss) {
   Job job(line({"-n", "2", "--spares", "1", "--detect-budget", "500ms"}, {"signals"}));
-  ASSERT_TRUE(runs(job)) << job.err();
+  // The spare too: who starts later hears of the first round only that it is over.
+  ASSERT_TRUE(runs(job) && job.wait_for("s3: welcome")) << job.err();
   for (int round = 0; round < 2; ++round) {
     job.signal(SIGTSTP);
     ASSERT_TRUE(job.wait_stopped()) << job.err();
