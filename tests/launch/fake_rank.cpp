@@ -96,7 +96,6 @@ class FakeRank {
     signalfd_siginfo info{};
     while (signals_ && ::read(signals_.get(), &info, sizeof info) > 0) {
       fmt::print("signal={}\n", ::sigabbrev_np(static_cast<int>(info.ssi_signo)));
-      std::fflush(stdout);
       if (!actions_.contains("ask")) continue;
       // The first may be served from what was made ahead.
       for (const char* name : {"first", "second", "third"})
@@ -158,7 +157,6 @@ class FakeRank {
     seats_ = static_cast<int>(seats.size());
     fmt::print("view epoch={} seats={} groups={} resume={} cause={}\n", epoch_.value(),
                fmt::join(seats, ","), fds.size(), installed.view.resume_step, installed.cause);
-    std::fflush(stdout);
     send(control::Entered{epoch_, {}, 0});
     if (const auto keep = actions_.find("keep"); keep != actions_.end() && life_ == 0) {
       const base::Fd memory(::memfd_create("fake-mirror", MFD_CLOEXEC));
@@ -203,7 +201,6 @@ class FakeRank {
   }
 
   void work() {
-    std::fflush(stdout);
     if (epoch_ == Epoch{1}) {
       if (ordered("kill")) ::raise(SIGKILL);
       if (ordered("stop")) ::raise(SIGSTOP);
@@ -236,7 +233,6 @@ class FakeRank {
   void on(const control::Refused& refused, std::vector<base::Fd>&) {
     if (!actions_.contains("ask")) fail(refused.text);
     fmt::print("refused: {}\n", refused.text);
-    std::fflush(stdout);
   }
 
   std::map<std::string, std::string> actions_;
@@ -257,6 +253,7 @@ class FakeRank {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // a pipe, and somebody waits for each line
   std::map<std::string, std::string> actions;
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
