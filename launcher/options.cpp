@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "launcher/exit_codes.hpp"
+#include "membership/policy.hpp"
 
 namespace regroup::launcher {
 
@@ -67,9 +68,8 @@ Refusal check_options(RunOptions& options) {
                   fmt::format("-n {}: the number of ranks lies between 1 and {} on one host",
                               options.ranks, kRanksMax));
   }
-  const bool goes_on_smaller =
-      options.on_loss == OnLoss::Shrink || options.on_loss == OnLoss::CarryOn;
-  if (options.ranks_min == 0) options.ranks_min = goes_on_smaller ? 1 : options.ranks;
+  if (options.ranks_min == 0)
+    options.ranks_min = membership::goes_on_smaller(options.on_loss) ? 1 : options.ranks;
   if (options.ranks_min < 1 || options.ranks_min > options.ranks) {
     return refuse(
         "E-USE-3",

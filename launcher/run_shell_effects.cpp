@@ -8,6 +8,7 @@
 #include "launcher/descendants.hpp"
 #include "launcher/exit_codes.hpp"
 #include "launcher/run_shell.hpp"
+#include "membership/policy.hpp"
 
 namespace regroup::launcher {
 
@@ -202,7 +203,7 @@ void RunShell::perform(const host::MakeView& effect) {
     if (RankProcess* process = find(member.incarnation)) tell_view(*process, effect.cause);
   }
   post(host::ViewMade{effect.view.epoch});
-  arenas_.prepare_next(options_.on_loss == OnLoss::Shrink || options_.on_loss == OnLoss::CarryOn);
+  arenas_.prepare_next(membership::goes_on_smaller(options_.on_loss));
   narrator_.view_installed(effect.view, newcomers, effect.local.size() - newcomers.size(),
                            Clock::now());
   look_at_wishes();

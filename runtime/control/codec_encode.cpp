@@ -31,6 +31,14 @@ Ref<flatbuffers::Vector<std::int32_t>> put(FlatBufferBuilder& to, const std::vec
   return to.CreateVector(raw);
 }
 
+Ref<flatbuffers::Vector<std::uint64_t>> put(FlatBufferBuilder& to,
+                                            const std::vector<Incarnation>& incarnations) {
+  std::vector<std::uint64_t> raw;
+  raw.reserve(incarnations.size());
+  for (const Incarnation incarnation : incarnations) raw.push_back(incarnation.value());
+  return to.CreateVector(raw);
+}
+
 Ref<flatbuffers::Vector<const wire::MemberId*>> put(FlatBufferBuilder& to,
                                                     const std::vector<Member>& members) {
   std::vector<wire::MemberId> raw;
@@ -63,10 +71,7 @@ flatbuffers::Optional<std::int32_t> put(const std::optional<Rank>& seat) {
 
 Ref<wire::View> put(FlatBufferBuilder& to, const membership::View& view) {
   const auto& [epoch, seats, parent, resume_step] = view;
-  std::vector<std::uint64_t> raw;
-  raw.reserve(seats.size());
-  for (const Incarnation seat : seats) raw.push_back(seat.value());
-  return wire::CreateView(to, epoch.value(), to.CreateVector(raw), parent, resume_step);
+  return wire::CreateView(to, epoch.value(), put(to, seats), parent, resume_step);
 }
 
 Ref<wire::Evidence> put(FlatBufferBuilder& to, const membership::Evidence& evidence) {
@@ -270,10 +275,7 @@ auto put(FlatBufferBuilder& to, const membership::StopRequest& message) {
 }
 auto put(FlatBufferBuilder& to, const membership::DrainRequest& message) {
   const auto& [id, incarnations, now] = message;
-  std::vector<std::uint64_t> raw;
-  raw.reserve(incarnations.size());
-  for (const Incarnation incarnation : incarnations) raw.push_back(incarnation.value());
-  return wire::CreateDrainRequest(to, id, to.CreateVector(raw), now);
+  return wire::CreateDrainRequest(to, id, put(to, incarnations), now);
 }
 auto put(FlatBufferBuilder& to, const membership::ScaleRequest& message) {
   const auto& [id, seats, now] = message;
@@ -326,10 +328,8 @@ auto put(FlatBufferBuilder& to, const membership::Answer& message) {
 
 auto put(FlatBufferBuilder& to, const membership::Decision& decision) {
   const auto& [cuts, committed_step, without] = decision;
-  std::vector<std::uint64_t> numbers;
-  for (const Incarnation incarnation : without) numbers.push_back(incarnation.value());
   const auto cuts_at = put(to, cuts);
-  return wire::CreateDecision(to, cuts_at, committed_step, to.CreateVector(numbers));
+  return wire::CreateDecision(to, cuts_at, committed_step, put(to, without));
 }
 
 auto put(FlatBufferBuilder& to, const membership::DurableState& state) {

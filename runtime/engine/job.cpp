@@ -9,6 +9,7 @@
 #include "engine/group.hpp"
 #include "engine/live_links.hpp"
 #include "engine/result_check.hpp"
+#include "membership/policy.hpp"
 
 namespace regroup::engine {
 namespace {
@@ -68,9 +69,7 @@ Status JobImpl::start(TimePoint until) {
   holds_state_ = !seat().replacement;
   if (StateCheck::wanted()) state_check_.emplace();
   verifies_ = ResultCheck::wanted();
-  const bool refills = seat().on_loss == OnLoss::Replay || seat().on_loss == OnLoss::Replace ||
-                       seat().on_loss == OnLoss::CarryOn;
-  meets_ = refills && seat().ranks > 1;
+  meets_ = membership::fills_seats(seat().on_loss) && seat().ranks > 1;
   carries_on_ = meets_ && seat().on_loss == OnLoss::CarryOn;
   if (auto status = prologue_.inherit(link_->take_kept(kPrologue)); !status) return status;
   auto view = link_->await_view(Epoch(0), until);

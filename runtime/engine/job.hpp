@@ -96,12 +96,12 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   [[nodiscard]] bool keeps_prologue() const { return !entered_once_ && meets_; }
   /// Calls go on by themselves after a loss.
   [[nodiscard]] bool carries_on() const { return carries_on_; }
+  /// Either of the two.
+  [[nodiscard]] bool guides_calls() const { return carries_on_ || keeps_prologue(); }
   /// Under carry_on, of a newcomer before its first step: seats may be vacant that its predecessor
   /// counted, and it counts them too, since all its calls are answered from the record.
   [[nodiscard]] bool repeats_prologue() const;
   [[nodiscard]] std::vector<Rank> all_seats() const;  ///< of the job
-  /// Either of the two.
-  [[nodiscard]] bool guides_calls() const { return carries_on_ || keeps_prologue(); }
   [[nodiscard]] PrologueProgress& prologue() { return prologue_; }
   /// Records a call before it is confirmed.
   Status record(const PrologueCall& call, std::span<const std::byte> result);

@@ -11,10 +11,6 @@ namespace regroup::membership {
 
 namespace {
 
-bool fills_seats(OnLoss policy) {
-  return policy == OnLoss::Replay || policy == OnLoss::Replace || policy == OnLoss::CarryOn;
-}
-
 /// Requests are no steps: an operation that ends early is run again by the caller.
 bool without_steps(OnLoss policy) { return policy == OnLoss::Replace; }
 

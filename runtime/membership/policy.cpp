@@ -120,16 +120,18 @@ std::optional<SeatVerdict> poisoned(const JobConfig& config, const SeatLoss& los
                          who(loss), loss.losses_in_step, loss.step));
 }
 
-std::string replaced_too_often(const JobConfig& config) {
-  return fmt::format(
-      "replaced {} times within an hour without a committed step (--max-replacements)",
-      config.replacements_max);
+/// None: the seat may be filled again.
+std::optional<SeatVerdict> lost_too_often(const JobConfig& config, const SeatLoss& loss) {
+  if (auto verdict = poisoned(config, loss)) return verdict;
+  if (loss.losses_recent <= config.replacements_max) return std::nullopt;
+  return vacate(
+      config, loss,
+      fmt::format("replaced {} times within an hour without a committed step (--max-replacements)",
+                  config.replacements_max));
 }
 
 SeatVerdict refill(const JobConfig& config, const SeatLoss& loss) {
-  if (auto verdict = poisoned(config, loss)) return *verdict;
-  if (loss.losses_recent > config.replacements_max)
-    return vacate(config, loss, replaced_too_often(config));
+  if (auto verdict = lost_too_often(config, loss)) return *verdict;
   if (loss.spare_left) {
     return {.action = SeatAction::TakeSpare,
             .why = fmt::format("{}; a spare takes the seat", who(loss))};
@@ -143,9 +145,7 @@ SeatVerdict refill(const JobConfig& config, const SeatLoss& loss) {
 /// The others finish their step as a smaller world; before the first step there is none to finish.
 SeatVerdict carry_on(const JobConfig& config, const SeatLoss& loss) {
   if (!loss.state_exists) return refill(config, loss);
-  if (auto verdict = poisoned(config, loss)) return *verdict;
-  if (loss.losses_recent > config.replacements_max)
-    return vacate(config, loss, replaced_too_often(config));
+  if (auto verdict = lost_too_often(config, loss)) return *verdict;
   SeatVerdict verdict = vacate(config, loss, "--on-loss carry_on");
   if (verdict.action != SeatAction::LeaveVacant) return verdict;
   return {.action = SeatAction::FillLater,
@@ -155,6 +155,14 @@ SeatVerdict carry_on(const JobConfig& config, const SeatLoss& loss) {
 }
 
 }  // namespace
+
+bool fills_seats(OnLoss policy) {
+  return policy == OnLoss::Replay || policy == OnLoss::Replace || policy == OnLoss::CarryOn;
+}
+
+bool goes_on_smaller(OnLoss policy) {
+  return policy == OnLoss::Shrink || policy == OnLoss::CarryOn;
+}
 
 SeatVerdict decide_seat(const JobConfig& config, const SeatLoss& loss) {
   if (!loss.attached && !loss.others_attached && !config.restart_unattached) {

@@ -71,6 +71,10 @@ struct SeatVerdict {
   std::string why;
 };
 
+/// Whether a lost seat is filled again, at once or later.
+[[nodiscard]] bool fills_seats(OnLoss policy);
+/// Whether the ranks that are left go on as a smaller world, for good or meanwhile.
+[[nodiscard]] bool goes_on_smaller(OnLoss policy);
 /// The verdict on one lost seat.
 [[nodiscard]] SeatVerdict decide_seat(const JobConfig& config, const SeatLoss& loss);
 
