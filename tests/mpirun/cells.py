@@ -162,6 +162,9 @@ class Run:
         key, value = self.marker.split("=")
         environment = {k: v for k, v in os.environ.items() if not k.startswith("REGROUP_")}
         environment[key] = value
+        # A killed mpirun of Open MPI 5 leaves a folder named by its pid, and a later one of the
+        # same pid cannot start beside it.
+        environment["TMPDIR"] = directory
         self.output = ""
         self.process = subprocess.Popen(
             command, cwd=directory, env=environment, stdin=subprocess.DEVNULL,
