@@ -144,8 +144,9 @@ def run_block(bench, mode, iterations, warmups, checks):
     }
 
 
-def rank_main(rank, ranks, directory, port):
+def rank_main(rank, ranks, directory, ports):
     torch.set_num_threads(1)
+    port = int(os.read(ports, 8))
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     commands = open(os.path.join(directory, f"command.{rank}"), encoding="utf-8")
@@ -173,19 +174,24 @@ def rank_main(rank, ranks, directory, port):
 
 def main():
     ranks, directory = int(sys.argv[1]), sys.argv[2]
-    # No file: the directory goes away while we run.
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    # The store's threads hold locks of the C library now and then: a process that is forked beside
+    # them may wait for one for ever. So the ranks come first, and read the store's port.
+    ports = [os.pipe() for _ in range(ranks)]
     children = []
     for rank in range(ranks):
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
-                rank_main(rank, ranks, directory, store.port)
+                rank_main(rank, ranks, directory, ports[rank][0])
                 code = 0
             finally:
                 os._exit(code)
         children.append(pid)
+    # No file: the directory goes away while we run.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for _, to_rank in ports:
+        os.write(to_rank, f"{store.port}".encode())
     failed = 0
     for _ in children:
         _, status = os.wait()
