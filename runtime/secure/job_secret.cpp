@@ -25,16 +25,20 @@ Status failed(Code code, const char* what) {
 }  // namespace
 
 Result<JobSecret> JobSecret::make() {
-  base::Fd fd(::memfd_create("regroup-secret", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!fd) return failed(Code::ResourceExhausted, "memfd_create");
   std::array<std::byte, kBytes> random{};
   // Up to 256 bytes come whole or not at all.
   if (::getrandom(random.data(), random.size(), 0) != static_cast<ssize_t>(random.size()))
     return failed(Code::Internal, "getrandom");
-  const bool written =
-      ::pwrite(fd.get(), random.data(), random.size(), 0) == static_cast<ssize_t>(random.size());
+  Result<JobSecret> out = of(random);
   OPENSSL_cleanse(random.data(), random.size());
-  if (!written) return failed(Code::ResourceExhausted, "write");
+  return out;
+}
+
+Result<JobSecret> JobSecret::of(std::span<const std::byte, kBytes> bytes) {
+  base::Fd fd(::memfd_create("regroup-secret", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!fd) return failed(Code::ResourceExhausted, "memfd_create");
+  if (::pwrite(fd.get(), bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(kBytes))
+    return failed(Code::ResourceExhausted, "write");
   if (::fcntl(fd.get(), F_ADD_SEALS, kSeals) != 0) return failed(Code::Internal, "seal");
   return open(std::move(fd));
 }
@@ -57,6 +61,8 @@ Result<JobSecret> JobSecret::open(base::Fd fd) {
   (void)::madvise(at, kBytes, MADV_DONTFORK);
   return JobSecret(std::move(fd), static_cast<const std::byte*>(at));
 }
+
+void forget(std::span<std::byte> bytes) { OPENSSL_cleanse(bytes.data(), bytes.size()); }
 
 JobSecret::JobSecret(JobSecret&& other) noexcept
     : fd_(std::move(other.fd_)), at_(std::exchange(other.at_, nullptr)) {}

@@ -19,6 +19,8 @@ class JobSecret {
 
   /// A new one, from the kernel's random source. Errors: ResourceExhausted, Internal.
   static Result<JobSecret> make();
+  /// One that came over a starter's pipe. Errors: ResourceExhausted, Internal.
+  static Result<JobSecret> of(std::span<const std::byte, kBytes> bytes);
   /// One that was inherited. Errors: InvalidArgument (not such a memory file, or not sealed).
   static Result<JobSecret> open(base::Fd fd);
   JobSecret(JobSecret&& other) noexcept;
@@ -40,5 +42,8 @@ class JobSecret {
   base::Fd fd_;
   const std::byte* at_ = nullptr;
 };
+
+/// Overwrites what held a secret, so that no compiler leaves it out.
+void forget(std::span<std::byte> bytes);
 
 }  // namespace regroup::secure

@@ -1,7 +1,6 @@
 #include "secure/listener.hpp"
 
 #include <fmt/format.h>
-#include <netinet/in.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
@@ -9,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 #include <list>
+#include <string_view>
 #include <utility>
 
 namespace regroup::secure {
@@ -18,7 +18,7 @@ constexpr std::size_t kRecordHeaderBytes = 5;
 constexpr std::size_t kMessageHeaderBytes = 4;
 constexpr int kBacklog = 128;
 
-Status failed(const char* what) {
+Status failed(std::string_view what) {
   return {Code::ResourceExhausted, fmt::format("control port: {}: {}", what, std::strerror(errno))};
 }
 
@@ -57,19 +57,20 @@ HelloState look_at_hello(std::span<const std::byte> bytes) {
   return bytes.size() < kRecordHeaderBytes + record ? HelloState::Incomplete : HelloState::Whole;
 }
 
-Result<ListeningPort> ListeningPort::make() {
+Result<ListeningPort> ListeningPort::make(const SocketAddress& on) {
   ListeningPort out;
-  out.fd.reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t bytes = sizeof address;
-  if (!out.fd || ::bind(out.fd.get(), reinterpret_cast<sockaddr*>(&address), bytes) != 0 ||
+  out.fd.reset(::socket(on.family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  const SocketAddress any = on.with_port(0);
+  sockaddr_storage bound{};
+  socklen_t bytes = sizeof bound;
+  if (!out.fd || ::bind(out.fd.get(), any.get(), any.bytes()) != 0 ||
       ::listen(out.fd.get(), kBacklog) != 0 ||
-      ::getsockname(out.fd.get(), reinterpret_cast<sockaddr*>(&address), &bytes) != 0) {
-    return failed("cannot listen");
+      ::getsockname(out.fd.get(), reinterpret_cast<sockaddr*>(&bound), &bytes) != 0) {
+    return failed(fmt::format("cannot listen on {}", on.host()));
   }
-  out.port = ntohs(address.sin_port);
+  Result<SocketAddress> address = SocketAddress::from(reinterpret_cast<sockaddr*>(&bound), bytes);
+  if (!address) return address.error();
+  out.address = *address;
   return out;
 }
 

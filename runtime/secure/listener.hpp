@@ -13,16 +13,17 @@
 #include "base/fd.hpp"
 #include "secure/refusals.hpp"
 #include "secure/secure_channel.hpp"
+#include "secure/socket_address.hpp"
 #include "secure/tls_session.hpp"
 
 namespace regroup::secure {
 
-/// A listening socket on the loopback interface, on a port that is free.
+/// A listening socket on one address, on a port that is free.
 struct ListeningPort {
   base::Fd fd;  ///< close-on-exec, non-blocking
-  std::uint16_t port = 0;
-  /// Errors: ResourceExhausted.
-  static Result<ListeningPort> make();
+  SocketAddress address = SocketAddress::loopback();
+  /// `on`: its port counts for nothing. Errors: ResourceExhausted.
+  static Result<ListeningPort> make(const SocketAddress& on = SocketAddress::loopback());
 };
 
 /// Holds those who connected and have not proved anything yet, in a table of fixed size. Each of

@@ -1,6 +1,5 @@
 #include "secure/secure_channel.hpp"
 
-#include <arpa/inet.h>
 #include <fmt/format.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -27,7 +26,8 @@ Status gone(int error) {
 
 bool is_gone(int error) {
   return error == EPIPE || error == ECONNRESET || error == ECONNREFUSED || error == ETIMEDOUT ||
-         error == ECONNABORTED || error == EHOSTUNREACH || error == ENETUNREACH;
+         error == ECONNABORTED || error == EHOSTUNREACH || error == ENETUNREACH ||
+         error == ENETDOWN || error == EHOSTDOWN || error == EADDRNOTAVAIL;
 }
 
 /// Has connect() come to its end? The error that it ended with, EINPROGRESS while it goes on.
@@ -47,19 +47,16 @@ void no_delay(int fd) {
 
 }  // namespace
 
-Result<SecureChannel> SecureChannel::connect(const TlsContext& context, std::uint16_t port,
+Result<SecureChannel> SecureChannel::connect(const TlsContext& context, const SocketAddress& to,
                                              membership::AgentId agent) {
   Result<TlsSession> session = TlsSession::make(context, agent);
   if (!session) return session.error();
-  base::Fd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  base::Fd fd(::socket(to.family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  // A kernel without this family has no way there either.
+  if (!fd && errno == EAFNOSUPPORT) return gone(ENETUNREACH);
   if (!fd) return Status(Code::ResourceExhausted, std::string(failed("socket", errno).text()));
   no_delay(fd.get());
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  address.sin_port = htons(port);
-  if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 &&
-      errno != EINPROGRESS) {
+  if (::connect(fd.get(), to.get(), to.bytes()) != 0 && errno != EINPROGRESS) {
     return is_gone(errno) ? gone(errno) : failed("connect", errno);
   }
   SecureChannel channel(std::move(fd), std::move(*session));

@@ -13,6 +13,7 @@
 #include "base/fd.hpp"
 #include "control/codec.hpp"
 #include "secure/frame_reader.hpp"
+#include "secure/socket_address.hpp"
 #include "secure/tls_session.hpp"
 
 namespace regroup::secure {
@@ -29,8 +30,9 @@ class SecureChannel {
  public:
   static constexpr std::size_t kQueuedBytesMax = 4 * control::kMessageBytesMax;
 
-  /// An agent's end: begins to connect to `port` on this host. Errors: ResourceExhausted, Internal.
-  static Result<SecureChannel> connect(const TlsContext& context, std::uint16_t port,
+  /// An agent's end: begins to connect. Errors: ResourceExhausted, Cancelled (no way there),
+  /// Internal.
+  static Result<SecureChannel> connect(const TlsContext& context, const SocketAddress& to,
                                        membership::AgentId agent);
   /// A coordinator's end of an accepted connection, with what was read from it so far. Errors:
   /// Internal.

@@ -20,7 +20,7 @@ class Meeting {
       : secret_(JobSecret::make().value()),
         counters_(RefusalCounters::make().value()),
         port_(ListeningPort::make().value()),
-        number_(port_.port),
+        address_(port_.address),
         listener_(Listener::make(std::move(port_.fd),
                                  TlsContext::make(Role::Coordinator, secret_, "job").value(),
                                  counters_, {.agents = agents})
@@ -45,7 +45,7 @@ class Meeting {
   }
   std::optional<SecureChannel> meet(const JobSecret& secret, const std::string& job, AgentId id) {
     const TlsContext context = TlsContext::make(Role::Agent, secret, job).value();
-    SecureChannel agent = SecureChannel::connect(context, number_, id).value();
+    SecureChannel agent = SecureChannel::connect(context, address_, id).value();
     return meet(agent);
   }
 
@@ -53,7 +53,7 @@ class Meeting {
     return counters_.read().at(static_cast<std::size_t>(cause));
   }
   [[nodiscard]] const JobSecret& secret() const { return secret_; }
-  [[nodiscard]] std::uint16_t number() const { return number_; }
+  [[nodiscard]] const SocketAddress& address() const { return address_; }
 
   Status status;
 
@@ -61,7 +61,7 @@ class Meeting {
   JobSecret secret_;
   RefusalCounters counters_;
   ListeningPort port_;
-  std::uint16_t number_ = 0;
+  SocketAddress address_ = SocketAddress::loopback();
   Listener listener_;
 };
 
@@ -80,7 +80,7 @@ std::optional<control::Bytes> carry(SecureChannel& from, SecureChannel& to) {
 TEST(SecureChannel, CarriesMessagesOfAllSizesBothWays) {
   Meeting meeting(4);
   const TlsContext context = TlsContext::make(Role::Agent, meeting.secret(), "job").value();
-  SecureChannel agent = SecureChannel::connect(context, meeting.number(), AgentId{3}).value();
+  SecureChannel agent = SecureChannel::connect(context, meeting.address(), AgentId{3}).value();
   std::optional<SecureChannel> coordinator = meeting.meet(agent);
   ASSERT_TRUE(coordinator) << meeting.status.to_string();
   EXPECT_EQ(coordinator->agent(), AgentId{3});
@@ -101,7 +101,7 @@ TEST(SecureChannel, CarriesMessagesOfAllSizesBothWays) {
 TEST(SecureChannel, QueuesUpToItsLimitAndRefusesBeyondIt) {
   Meeting meeting;
   const TlsContext context = TlsContext::make(Role::Agent, meeting.secret(), "job").value();
-  SecureChannel agent = SecureChannel::connect(context, meeting.number(), AgentId{0}).value();
+  SecureChannel agent = SecureChannel::connect(context, meeting.address(), AgentId{0}).value();
   std::optional<SecureChannel> coordinator = meeting.meet(agent);
   ASSERT_TRUE(coordinator);
   const control::Bytes message(control::kMessageBytesMax, std::byte{7});

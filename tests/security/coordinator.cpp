@@ -142,7 +142,8 @@ bool Coordinator::agent_comes() {
   // A connection that ends without saying so is counted, sometimes: a reset is none.
   if (agent_) agent_->close();
   agent_.emplace(
-      secure::SecureChannel::connect(tcp_.context, port(), launcher::kLocalAgent).value());
+      secure::SecureChannel::connect(tcp_.context, tcp_.port.address, launcher::kLocalAgent)
+          .value());
   return answered();
 }
 

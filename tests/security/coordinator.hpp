@@ -62,7 +62,7 @@ class Coordinator {
   Coordinator& operator=(const Coordinator&) = delete;
   ~Coordinator();
 
-  [[nodiscard]] std::uint16_t port() const { return tcp_.port.port; }
+  [[nodiscard]] std::uint16_t port() const { return tcp_.port.address.port(); }
   [[nodiscard]] const secure::JobSecret& secret() const { return tcp_.secret; }
   [[nodiscard]] pid_t pid() const { return pid_; }
 
