@@ -15,7 +15,8 @@
 
 namespace regroup::control {
 
-/// No message is larger; a view of 100,000 seats (8 bytes each) still fits.
+/// No message is larger; a view of 100,000 seats (8 bytes each) still fits, and 240 members'
+/// addresses of 4 KiB each.
 inline constexpr std::size_t kMessageBytesMax = std::size_t{1} << 20;
 
 using Bytes = std::vector<std::byte>;

@@ -53,6 +53,16 @@ class Reader {
     return to;
   }
 
+  membership::MemberAddress address(const flatbuffers::Vector<std::uint8_t>* from) {
+    if (from != nullptr && from->size() > membership::kMemberAddressBytesMax) {
+      fail(Code::InvalidArgument,
+           fmt::format("damaged control message: a member's address of {} bytes, at most {}",
+                       from->size(), membership::kMemberAddressBytesMax));
+      return {};
+    }
+    return list<std::uint8_t>(from, [](std::uint8_t raw) { return std::byte{raw}; });
+  }
+
   template <class Enum>
   Enum one_of(std::uint8_t raw, Enum last, const char* what) {
     if (raw <= static_cast<std::uint8_t>(last)) return static_cast<Enum>(raw);
@@ -129,7 +139,16 @@ membership::ProcessInfo get(Reader& in, const wire::ProcessInfo* from) {
       .incarnation = Incarnation(from->incarnation()),
       .seat = seat(from->seat()),
       .state = in.one_of(from->state(), membership::ProcessState::Released, "state of a process"),
-      .evidence = get(in, from->evidence())};
+      .evidence = get(in, from->evidence()),
+      .address = in.address(from->address())};
+}
+
+std::vector<membership::SeatPlace> places(
+    Reader& in, const flatbuffers::Vector<flatbuffers::Offset<wire::SeatPlace>>* from) {
+  return in.tables(from, [&](const wire::SeatPlace* raw) {
+    return membership::SeatPlace{membership::AgentId(raw->host()), raw->life(),
+                                 in.address(raw->address())};
+  });
 }
 
 ViewInstalled::Group get(Reader& in, const wire::Group* from) {
@@ -144,7 +163,9 @@ ViewInstalled::Group get(Reader& in, const wire::Group* from) {
 Hello get(Reader& in, const wire::Hello* from) {
   return {.protocol = from->protocol(), .pid = from->pid(), .build = in.text(from->build())};
 }
-BeaconHeld get(Reader&, const wire::BeaconHeld*) { return {}; }
+BeaconHeld get(Reader& in, const wire::BeaconHeld* from) {
+  return {.address = in.address(from->address())};
+}
 AttachGroup get(Reader& in, const wire::AttachGroup* from) {
   return {.epoch = Epoch(from->epoch()),
           .name = in.text(from->name()),
@@ -193,7 +214,8 @@ ViewInstalled get(Reader& in, const wire::ViewInstalled* from) {
   return {
       .view = get(in, from->view()),
       .groups = in.tables(from->groups(), [&](const wire::Group* group) { return get(in, group); }),
-      .cause = in.text(from->cause())};
+      .cause = in.text(from->cause()),
+      .places = places(in, from->places())};
 }
 GroupReady get(Reader& in, const wire::GroupReady* from) {
   return {.epoch = Epoch(from->epoch()), .group = get(in, from->group())};
@@ -273,8 +295,8 @@ membership::AgentHello get(Reader& in, const wire::AgentHello* from) {
   if (from->wedged() != nullptr) hello.wedged = get(in, from->wedged());
   return hello;
 }
-membership::ProcessJoined get(Reader&, const wire::ProcessJoined* from) {
-  return {Incarnation(from->incarnation())};
+membership::ProcessJoined get(Reader& in, const wire::ProcessJoined* from) {
+  return {Incarnation(from->incarnation()), in.address(from->address())};
 }
 membership::ProcessHealed get(Reader&, const wire::ProcessHealed* from) {
   return {Incarnation(from->incarnation())};
@@ -312,7 +334,7 @@ membership::Parked get(Reader&, const wire::EpochParked* from) { return {Epoch(f
 // ---- coordinator -> agent ----
 
 membership::StartProcess get(Reader&, const wire::StartProcess* from) {
-  return {Incarnation(from->incarnation()), seat(from->seat())};
+  return {Incarnation(from->incarnation()), seat(from->seat()), from->life()};
 }
 membership::WedgeEpoch get(Reader& in, const wire::WedgeEpoch* from) {
   return {Epoch(from->epoch()), membership::Round(from->round()), members(in, from->lost())};
@@ -325,7 +347,8 @@ membership::StoreDecision get(Reader& in, const wire::StoreDecision* from) {
           .lost = members(in, from->lost())};
 }
 membership::InstallView get(Reader& in, const wire::InstallView* from) {
-  return {get(in, from->view()), members(in, from->lost()), members(in, from->released())};
+  return {get(in, from->view()), members(in, from->lost()), members(in, from->released()),
+          places(in, from->places())};
 }
 membership::EndJob get(Reader& in, const wire::EndJob* from) {
   return {from->exit_code(), in.text(from->reason())};
@@ -352,7 +375,12 @@ membership::DurableState get(Reader& in, const wire::DurableState* from) {
                  .spares = config.spares(),
                  .on_loss = in.one_of(config.on_loss(), OnLoss::Abort, "policy"),
                  .replacements_max = config.replacements_max(),
-                 .restart_unattached = config.restart_unattached()},
+                 .restart_unattached = config.restart_unattached(),
+                 .hosts =
+                     in.list<wire::HostPlan>(config.hosts(),
+                                             [](const wire::HostPlan& raw) {
+                                               return membership::HostPlan{raw.seats(), raw.used()};
+                                             })},
       .view = get(in, from->view()),
       .next_incarnation = Incarnation(from->next_incarnation()),
       .term = from->term(),

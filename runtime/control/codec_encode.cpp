@@ -64,6 +64,20 @@ Ref<flatbuffers::Vector<const wire::DonorBytes*>> put(FlatBufferBuilder& to,
   return to.CreateVectorOfStructs(raw);
 }
 
+Ref<flatbuffers::Vector<std::uint8_t>> put(FlatBufferBuilder& to,
+                                           const membership::MemberAddress& address) {
+  return to.CreateVector(reinterpret_cast<const std::uint8_t*>(address.data()), address.size());
+}
+
+Ref<flatbuffers::Vector<Ref<wire::SeatPlace>>> put(
+    FlatBufferBuilder& to, const std::vector<membership::SeatPlace>& places) {
+  std::vector<Ref<wire::SeatPlace>> raw;
+  raw.reserve(places.size());
+  for (const auto& [host, life, address] : places)
+    raw.push_back(wire::CreateSeatPlace(to, host.value(), life, put(to, address)));
+  return to.CreateVector(raw);
+}
+
 flatbuffers::Optional<std::int32_t> put(const std::optional<Rank>& seat) {
   if (!seat) return flatbuffers::nullopt;
   return seat->value();
@@ -85,9 +99,10 @@ Ref<wire::WedgeReport> put(FlatBufferBuilder& to, const membership::WedgeReport&
 }
 
 Ref<wire::ProcessInfo> put(FlatBufferBuilder& to, const membership::ProcessInfo& process) {
-  const auto& [incarnation, seat, state, evidence] = process;
-  return wire::CreateProcessInfo(to, incarnation.value(), put(seat), number(state),
-                                 put(to, evidence));
+  const auto& [incarnation, seat, state, evidence, address] = process;
+  const auto evidence_at = put(to, evidence);
+  return wire::CreateProcessInfo(to, incarnation.value(), put(seat), number(state), evidence_at,
+                                 put(to, address));
 }
 
 Ref<wire::Group> put(FlatBufferBuilder& to, const ViewInstalled::Group& group) {
@@ -101,7 +116,10 @@ auto put(FlatBufferBuilder& to, const Hello& message) {
   const auto& [protocol, pid, build] = message;
   return wire::CreateHello(to, protocol, pid, put(to, build));
 }
-auto put(FlatBufferBuilder& to, const BeaconHeld&) { return wire::CreateBeaconHeld(to); }
+auto put(FlatBufferBuilder& to, const BeaconHeld& message) {
+  const auto& [address] = message;
+  return wire::CreateBeaconHeld(to, put(to, address));
+}
 auto put(FlatBufferBuilder& to, const AttachGroup& message) {
   const auto& [epoch, name, seats] = message;
   return wire::CreateAttachGroup(to, epoch.value(), put(to, name), put(to, seats));
@@ -140,12 +158,14 @@ auto put(FlatBufferBuilder& to, const Assign& message) {
   return wire::CreateAssign(to, seat.value(), to.CreateVectorOfStrings(kept), life);
 }
 auto put(FlatBufferBuilder& to, const ViewInstalled& message) {
-  const auto& [view, groups, cause] = message;
+  const auto& [view, groups, cause, places] = message;
   std::vector<Ref<wire::Group>> raw;
   raw.reserve(groups.size());
   for (const ViewInstalled::Group& group : groups) raw.push_back(put(to, group));
   const auto view_at = put(to, view);
-  return wire::CreateViewInstalled(to, view_at, to.CreateVector(raw), put(to, cause));
+  const auto groups_at = to.CreateVector(raw);
+  const auto cause_at = put(to, cause);
+  return wire::CreateViewInstalled(to, view_at, groups_at, cause_at, put(to, places));
 }
 auto put(FlatBufferBuilder& to, const GroupReady& message) {
   const auto& [epoch, group] = message;
@@ -234,8 +254,8 @@ auto put(FlatBufferBuilder& to, const membership::AgentHello& message) {
   return wire::CreateAgentHello(to, agent.value(), view, to.CreateVector(raw), report);
 }
 auto put(FlatBufferBuilder& to, const membership::ProcessJoined& message) {
-  const auto& [incarnation] = message;
-  return wire::CreateProcessJoined(to, incarnation.value());
+  const auto& [incarnation, address] = message;
+  return wire::CreateProcessJoined(to, incarnation.value(), put(to, address));
 }
 auto put(FlatBufferBuilder& to, const membership::ProcessHealed& message) {
   const auto& [incarnation] = message;
@@ -289,8 +309,8 @@ auto put(FlatBufferBuilder& to, const membership::Parked& message) {
 // ---- coordinator -> agent ----
 
 auto put(FlatBufferBuilder& to, const membership::StartProcess& message) {
-  const auto& [incarnation, seat] = message;
-  return wire::CreateStartProcess(to, incarnation.value(), put(seat));
+  const auto& [incarnation, seat, life] = message;
+  return wire::CreateStartProcess(to, incarnation.value(), put(seat), life);
 }
 auto put(FlatBufferBuilder& to, const membership::WedgeEpoch& message) {
   const auto& [epoch, round, lost] = message;
@@ -303,10 +323,11 @@ auto put(FlatBufferBuilder& to, const membership::StoreDecision& message) {
                                    put(to, lost));
 }
 auto put(FlatBufferBuilder& to, const membership::InstallView& message) {
-  const auto& [view, lost, released] = message;
+  const auto& [view, lost, released, places] = message;
   const auto view_at = put(to, view);
   const auto lost_at = put(to, lost);
-  return wire::CreateInstallView(to, view_at, lost_at, put(to, released));
+  const auto released_at = put(to, released);
+  return wire::CreateInstallView(to, view_at, lost_at, released_at, put(to, places));
 }
 auto put(FlatBufferBuilder& to, const membership::EndJob& message) {
   const auto& [exit_code, reason] = message;
@@ -335,9 +356,13 @@ auto put(FlatBufferBuilder& to, const membership::Decision& decision) {
 auto put(FlatBufferBuilder& to, const membership::DurableState& state) {
   const auto& [config, view, next_incarnation, term, state_exists, ended, losses, progress_seen,
                newcomers_from, planned, released, decision] = state;
-  const auto& [ranks, ranks_min, spares, on_loss, replacements_max, restart_unattached] = config;
+  const auto& [ranks, ranks_min, spares, on_loss, replacements_max, restart_unattached, hosts] =
+      config;
+  std::vector<wire::HostPlan> plans;
+  for (const auto& [seats, used] : hosts) plans.emplace_back(seats, used);
+  const auto plans_at = to.CreateVectorOfStructs(plans);
   const auto config_at = wire::CreateJobConfig(to, ranks, ranks_min, spares, number(on_loss),
-                                               replacements_max, restart_unattached);
+                                               replacements_max, restart_unattached, plans_at);
   const auto ended_at = ended ? put(to, *ended) : Ref<wire::EndJob>();
   std::vector<wire::Loss> lost;
   for (const auto& [rank, incarnation, step, at] : losses) {

@@ -33,11 +33,17 @@ inline ViewInstalled::Group group() {
   return {.id = 4, .name = "tensor", .seats = {Rank(0), Rank(2)}, .arena_bytes = 1ULL << 40};
 }
 
+inline membership::MemberAddress address() { return {std::byte{7}, std::byte{0}, std::byte{255}}; }
+inline std::vector<membership::SeatPlace> places() {
+  return {{membership::AgentId(3), 2, address()}, {}};
+}
+
 inline std::vector<RankMessage> rank_messages() {
   return {
       Hello{},
       Hello{.protocol = 3, .pid = -4, .build = "0.1.0 gcc 12"},
       BeaconHeld{},
+      BeaconHeld{.address = address()},
       AttachGroup{},
       AttachGroup{.epoch = Epoch(2), .name = std::string("a\0b", 3), .seats = {Rank(1), Rank(0)}},
       KeepMemory{},
@@ -66,7 +72,8 @@ inline std::vector<AgentToRank> agent_to_rank() {
           Assign{},
           Assign{.seat = Rank(3), .kept = {"mirror", "", "prologue"}, .life = 2},
           ViewInstalled{},
-          ViewInstalled{.view = view(), .groups = {group(), {}}, .cause = "rank 2 lost"},
+          ViewInstalled{
+              .view = view(), .groups = {group(), {}}, .cause = "rank 2 lost", .places = places()},
           GroupReady{},
           GroupReady{.epoch = Epoch(5), .group = group()},
           LossNotice{},
@@ -116,11 +123,15 @@ inline std::vector<membership::AgentMessage> agent_messages() {
   return {AgentHello{},
           AgentHello{.agent = AgentId(2),
                      .installed = view(),
-                     .processes = {{Incarnation(1), Rank(0), ProcessState::Joined, {}},
-                                   {Incarnation(2), std::nullopt, ProcessState::Gone,
-                                    evidence(EvidenceKind::AgentLost)}},
+                     .processes = {{Incarnation(1), Rank(0), ProcessState::Joined, {}, address()},
+                                   {Incarnation(2),
+                                    std::nullopt,
+                                    ProcessState::Gone,
+                                    evidence(EvidenceKind::AgentLost),
+                                    {}}},
                      .wedged = report()},
-          ProcessJoined{Incarnation(4)},
+          ProcessJoined{},
+          ProcessJoined{Incarnation(4), address()},
           ProcessHealed{Incarnation(5)},
           ProcessLost{},
           ProcessLost{Incarnation(6), evidence(EvidenceKind::Silence), false},
@@ -145,7 +156,7 @@ inline std::vector<membership::AgentMessage> agent_messages() {
 inline std::vector<membership::CoordinatorMessage> coordinator_messages() {
   using namespace membership;
   return {StartProcess{},
-          StartProcess{Incarnation(3), Rank(1)},
+          StartProcess{Incarnation(3), Rank(1), 4},
           WedgeEpoch{},
           WedgeEpoch{Epoch(3), Round(4), lost()},
           StoreDecision{},
@@ -155,7 +166,7 @@ inline std::vector<membership::CoordinatorMessage> coordinator_messages() {
                         .committed_step = 8,
                         .lost = lost()},
           InstallView{},
-          InstallView{view(), lost(), {{Rank(1), Incarnation(6)}}},
+          InstallView{view(), lost(), {{Rank(1), Incarnation(6)}}, places()},
           EndJob{},
           EndJob{75, "no spare left"},
           Note{},
@@ -172,7 +183,8 @@ inline std::vector<membership::DurableState> durable_states() {
                  .spares = 2,
                  .on_loss = OnLoss::Shrink,
                  .replacements_max = 3,
-                 .restart_unattached = true},
+                 .restart_unattached = true,
+                 .hosts = {{2, true}, {0, false}}},
       .view = view(),
       .next_incarnation = Incarnation(42),
       .term = 5,

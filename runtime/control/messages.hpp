@@ -15,7 +15,7 @@
 
 namespace regroup::control {
 
-inline constexpr std::uint32_t kProtocolVersion = 3;
+inline constexpr std::uint32_t kProtocolVersion = 4;
 
 // ---- rank -> agent ----
 
@@ -26,8 +26,12 @@ struct Hello {
   std::string build;
   bool operator==(const Hello&) const = default;
 };
-/// The engine thread holds the death beacon (robust futex in the beacon page) now.
+/// The engine thread holds the death beacon (robust futex in the beacon page) now: the process has
+/// attached.
 struct BeaconHeld {
+  /// How members on other hosts reach this process, at most membership::kMemberAddressBytesMax
+  /// bytes; only they understand it. Every member gets it back with each view.
+  membership::MemberAddress address;
   bool operator==(const BeaconHeld&) const = default;
 };
 /// Wants the arena of a group for this epoch; seats in group-rank order. The answer is GroupReady
@@ -123,6 +127,8 @@ struct ViewInstalled {
   std::vector<Group> groups;
   /// Why the epoch before ended: "rank 2 (incarnation 3) lost: killed by SIGKILL".
   std::string cause;
+  /// Host and address of each seat's member; a vacant seat's says nothing.
+  std::vector<membership::SeatPlace> places;
   bool operator==(const ViewInstalled&) const = default;
 };
 /// Answer to AttachGroup. Descriptor 0 = the group's arena.

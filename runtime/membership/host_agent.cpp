@@ -81,7 +81,10 @@ void HostAgent::on(const host::FromCoordinator& event) {
 
 AgentHello HostAgent::hello() const {
   AgentHello hello{.agent = id_, .installed = installed_};
-  for (const auto& [incarnation, process] : processes_) hello.processes.push_back(process);
+  for (const auto& [incarnation, process] : processes_) {
+    hello.processes.push_back(process);
+    if (is_over(process.state)) hello.processes.back().address.clear();
+  }
   if (words_ != Words::Open && words_ != Words::Wedging) hello.wedged = report_;
   return hello;
 }
@@ -116,9 +119,10 @@ void HostAgent::on(const host::Joined& event) {
   const auto it = processes_.find(event.incarnation);
   if (it == processes_.end() || it->second.state != ProcessState::Starting) return;
   it->second.state = ProcessState::Joined;
+  it->second.address = event.address;
   detector_.watch(event.incarnation, now_);
   effects_.emplace_back(host::SetTimer{detector_.next_check()});
-  send(ProcessJoined{event.incarnation});
+  send(ProcessJoined{event.incarnation, event.address});
 }
 
 void HostAgent::on(const host::Healed& event) {

@@ -41,6 +41,7 @@ struct Lost {
 /// The process attached: it is warm and may become a member.
 struct Joined {
   Incarnation incarnation;
+  MemberAddress address;
 };
 /// The process entered its epoch: it holds the state.
 struct Healed {
@@ -130,9 +131,10 @@ struct WriteDecision {
 /// local members, then ViewMade.
 struct MakeView {
   View view;
-  std::vector<Member> local;     ///< members on this host
-  std::vector<Member> assigned;  ///< those of `local` that were not members of the epoch before
-  std::string cause;             ///< why the epoch before ended
+  std::vector<Member> local;      ///< members on this host
+  std::vector<Member> assigned;   ///< those of `local` that were not members of the epoch before
+  std::string cause;              ///< why the epoch before ended
+  std::vector<SeatPlace> places;  ///< of each seat of the view
   bool operator==(const MakeView&) const = default;
 };
 struct Spawn {

@@ -261,7 +261,8 @@ void HostAgent::try_install() {
   pending_.reset();
   const View& view = making_->view;
   fence(view);
-  host::MakeView make{.view = view, .cause = cause_};
+  host::MakeView make{.view = view, .cause = cause_, .places = making_->places};
+  make.places.resize(view.seats.size());
   for (std::size_t seat = 0; seat < view.seats.size(); ++seat) {
     const auto it = processes_.find(view.seats[seat]);
     if (it == processes_.end()) continue;

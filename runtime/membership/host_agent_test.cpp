@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "membership/text.hpp"
 
 namespace regroup::membership {
@@ -223,6 +225,40 @@ TEST_F(Agent, ExplainSaysWhatItWaitsFor) {
   kill(2);
   wedged(1, 4, 1);
   EXPECT_NE(agent_.explain().find("waits for the decision"), std::string::npos) << agent_.explain();
+}
+
+TEST_F(Agent, AnAddressGoesToTheCoordinatorAndComesBackWithTheView) {
+  const MemberAddress address = {std::byte{1}, std::byte{2}};
+  order(StartProcess{Incarnation{4}, std::nullopt});
+  const host::Effects joined = agent_.step(host::Joined{Incarnation{4}, address}, now_);
+  const host::Effect said = host::SendCoordinator{ProcessJoined{Incarnation{4}, address}};
+  EXPECT_THAT(joined, Contains(said));
+  EXPECT_EQ(agent_.processes().at(Incarnation{4}).address, address);
+  kill(2);
+  wedged(1, 0, 0);
+  order(StoreDecision{Epoch{1}, Round{1}, {}, 0, {{Rank{1}, Incarnation{2}}}});
+  step(host::DecisionWritten{Epoch{1}});
+  const std::vector<SeatPlace> places = {{AgentId{0}, 0, {}}, {AgentId{0}, 1, address}};
+  const host::Effects made =
+      agent_.step(host::FromCoordinator{InstallView{view(2, {1, 4}, 1), {}, {}, places}}, now_);
+  const auto is_view = [](const host::Effect& effect) {
+    return std::holds_alternative<host::MakeView>(effect);
+  };
+  const auto found = std::find_if(made.begin(), made.end(), is_view);
+  ASSERT_NE(found, made.end());
+  EXPECT_EQ(std::get<host::MakeView>(*found).places, places);
+}
+
+TEST_F(Agent, TheAddressOfOneThatIsGoneIsNotSaidAgain) {
+  order(StartProcess{Incarnation{4}, std::nullopt});
+  step(host::Joined{Incarnation{4}, {std::byte{1}}});
+  kill(4);
+  for (const host::Effect& effect : agent_.step(host::ChannelUp{}, now_)) {
+    const auto* sent = std::get_if<host::SendCoordinator>(&effect);
+    if (sent == nullptr) continue;
+    for (const ProcessInfo& process : std::get<AgentHello>(sent->message).processes)
+      EXPECT_THAT(process.address, IsEmpty()) << process.incarnation.value();
+  }
 }
 
 }  // namespace

@@ -144,13 +144,15 @@ void Membership::connect(const Event& event) {
 }
 
 void Membership::disconnect(const Event& event) {
-  const auto agent = agents_.find(std::get<AgentDisconnected>(event).agent);
+  const auto& [id, silent_for] = std::get<AgentDisconnected>(event);
+  const auto agent = agents_.find(id);
   if (agent == agents_.end() || !agent->second.connected) return;
   agent->second.connected = false;
   agent->second.said_hello = false;
-  agent->second.silent_since = now_;
-  note("agent_away", fmt::format("agent {} lost its channel; given up in {} ms",
-                                 agent->first.value(), timeouts_.agent_lost.count() / 1'000'000));
+  agent->second.silent_since = now_ - silent_for;
+  const nanoseconds left = timeouts_.agent_lost - std::min(silent_for, timeouts_.agent_lost);
+  note("agent_away", fmt::format("agent {} lost its channel; given up in {} ms", id.value(),
+                                 left.count() / 1'000'000));
 }
 
 void Membership::tick(const Event& /*event*/) {
@@ -175,7 +177,9 @@ void Membership::hello(const Event& event) {
 }
 
 void Membership::joined(const Event& event) {
-  mark_joined(message<ProcessJoined>(event).incarnation);
+  const auto& joined = message<ProcessJoined>(event);
+  if (Process* process = find(joined.incarnation)) process->address = joined.address;
+  mark_joined(joined.incarnation);
 }
 
 void Membership::healed(const Event& event) {

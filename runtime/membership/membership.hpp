@@ -39,6 +39,7 @@ struct AgentConnected {
 };
 struct AgentDisconnected {
   AgentId agent;
+  nanoseconds silent_for{0};  ///< before that
 };
 /// The instant asked for by the last SetTimer has come (or any other instant: an early one does no
 /// harm).
@@ -152,6 +153,7 @@ class Membership {
     bool gave_up = false;      ///< its supervisor will not start this seat again
     bool revoked = false;      ///< declared gone here; its agent has not confirmed it yet
     Evidence evidence;         ///< when Gone
+    MemberAddress address;
   };
   struct Agent {
     bool connected = false;
@@ -288,6 +290,10 @@ class Membership {
   void end_job(std::int32_t exit_code, std::string reason);
   void start_process(std::optional<Rank> seat);
   [[nodiscard]] AgentId place(std::optional<Rank> seat) const;
+  [[nodiscard]] bool may_run(AgentId id) const;
+  [[nodiscard]] AgentId first_host(Rank rank, const std::vector<AgentId>& here) const;
+  [[nodiscard]] std::uint32_t life_of(Rank rank, Incarnation incarnation) const;
+  [[nodiscard]] std::vector<SeatPlace> places() const;
 
   // Effects.
   void send(AgentId id, CoordinatorMessage message);

@@ -63,7 +63,8 @@ void Membership::absorb(AgentId id, const AgentHello& hello) {
     if (process.state == ProcessState::Starting) {
       // The order to start it was lost with the channel. The agent ignores one that it got after
       // all.
-      send(id, StartProcess{incarnation, process.seat});
+      send(id, StartProcess{incarnation, process.seat,
+                            process.seat ? life_of(*process.seat, incarnation) : 0});
     } else if (is_alive(process)) {
       mark_gone(incarnation,
                 {.kind = EvidenceKind::AgentLost, .text = "its agent knows it no more"}, true);
@@ -114,6 +115,7 @@ void Membership::absorb_process(AgentId id, const ProcessInfo& info, Epoch seen)
   }
   Process& process = *find(info.incarnation);
   if (process.agent != id) return;
+  if (!info.address.empty()) process.address = info.address;
   switch (info.state) {
     case ProcessState::Starting: break;
     case ProcessState::Joined: mark_joined(info.incarnation); break;

@@ -320,7 +320,7 @@ void Membership::send_phase(AgentId id) {
           processes_.begin(), processes_.end(),
           [id](const auto& entry) { return entry.second.agent == id && entry.second.revoked; });
       if (agent.installed < epoch || to_fence) {
-        send(id, InstallView{durable_.view, with_revoked(removed_), durable_.released});
+        send(id, InstallView{durable_.view, with_revoked(removed_), durable_.released, places()});
       }
       if (parking_ && hosts_member(id)) send(id, ParkEpoch{epoch});
       break;

@@ -31,23 +31,71 @@ void Membership::start_process(std::optional<Rank> seat) {
   const AgentId id = place(seat);
   processes_[incarnation] = {.agent = id};
   if (seat) set_seat(incarnation, *seat);
-  send(id, StartProcess{incarnation, seat});
+  send(id, StartProcess{incarnation, seat, seat ? life_of(*seat, incarnation) : 0});
 }
 
-/// Seats in blocks over the hosts; a lost seat on its old host if that is there; otherwise where
-/// the fewest run.
+/// Lives that the seat had before this one. After a restart of the coordinator those of a host that
+/// is away are not known; a newcomer is never the first one.
+std::uint32_t Membership::life_of(Rank rank, Incarnation incarnation) const {
+  const auto holders = in_seat_.find(rank);
+  if (holders == in_seat_.end()) return 0;
+  const auto begin = holders->second.begin();
+  const auto life =
+      static_cast<std::uint32_t>(std::find(begin, holders->second.end(), incarnation) - begin);
+  const bool newcomer = durable_.view.epoch != Epoch{} && !is_member(incarnation);
+  return newcomer ? std::max(life, 1U) : life;
+}
+
+std::vector<SeatPlace> Membership::places() const {
+  std::vector<SeatPlace> out;
+  for (std::size_t seat = 0; seat < durable_.view.seats.size(); ++seat) {
+    const Incarnation incarnation = durable_.view.seats[seat];
+    const Process* process = incarnation == Incarnation{} ? nullptr : find(incarnation);
+    const Rank rank{static_cast<std::int32_t>(seat)};
+    out.push_back(process == nullptr
+                      ? SeatPlace{}
+                      : SeatPlace{process->agent, life_of(rank, incarnation), process->address});
+  }
+  return out;
+}
+
+bool Membership::may_run(AgentId id) const {
+  const auto& hosts = durable_.config.hosts;
+  return id.value() >= hosts.size() || hosts[id.value()].used;
+}
+
+/// Seats in blocks over the hosts, in their order.
+AgentId Membership::first_host(Rank rank, const std::vector<AgentId>& here) const {
+  const auto seat = static_cast<std::size_t>(rank.value());
+  const auto& hosts = durable_.config.hosts;
+  std::size_t end = 0;
+  for (std::size_t id = 0; id < hosts.size(); ++id) {
+    end += hosts[id].seats;
+    const AgentId agent{static_cast<std::uint32_t>(id)};
+    if (seat < end && std::find(here.begin(), here.end(), agent) != here.end()) return agent;
+    if (seat < end) return here.front();
+  }
+  const std::size_t per_host = (durable_.config.ranks + here.size() - 1) / here.size();
+  return here[seat / per_host];
+}
+
+/// A lost seat on its old host if that is there; otherwise where the fewest run.
 AgentId Membership::place(std::optional<Rank> seat) const {
   std::vector<AgentId> here;
   for (const auto& [id, agent] : agents_) {
-    if (!agent.lost) here.push_back(id);
+    if (!agent.lost && may_run(id)) here.push_back(id);
   }
-  if (here.empty()) return agents_.begin()->first;
+  if (here.empty()) {
+    // Whoever comes back first is told.
+    const auto any = std::find_if(agents_.begin(), agents_.end(),
+                                  [this](const auto& entry) { return may_run(entry.first); });
+    return any == agents_.end() ? agents_.begin()->first : any->first;
+  }
   if (seat && last_of(*seat)) {
     const AgentId before = find(*last_of(*seat))->agent;
     if (std::find(here.begin(), here.end(), before) != here.end()) return before;
   } else if (seat) {
-    const std::size_t per_host = (durable_.config.ranks + here.size() - 1) / here.size();
-    return here[static_cast<std::size_t>(seat->value()) / per_host];
+    return first_host(*seat, here);
   }
   const auto load = [this](AgentId id) {
     return std::count_if(processes_.begin(), processes_.end(), [id](const auto& entry) {

@@ -232,5 +232,77 @@ TEST_F(Machine, ADeadIncarnationNeverComesBack) {
   }
 }
 
+/// Hosts that differ.
+class Hosts : public Machine {
+ protected:
+  /// Starts a job; agent by agent what it was told to start.
+  std::vector<std::string> begin(JobConfig config, std::uint32_t agents) {
+    Started started{.config = std::move(config)};
+    for (std::uint32_t id = 0; id < agents; ++id) started.agents.push_back(AgentId{id});
+    (void)machine_.step(started, now_);
+    std::vector<std::string> starts(agents);
+    for (std::uint32_t id = 0; id < agents; ++id) {
+      for (const Effect& effect : from(id, AgentHello{.agent = AgentId{id}})) {
+        const auto* sent = std::get_if<SendTo>(&effect);
+        const auto* start = sent == nullptr ? nullptr : std::get_if<StartProcess>(&sent->message);
+        if (start == nullptr) continue;
+        std::string& host = starts[sent->agent->value()];
+        host += start->seat ? std::to_string(start->seat->value()) : "s";
+      }
+    }
+    return starts;
+  }
+  static std::vector<SeatPlace> places(const Effects& effects) {
+    for (const Effect& effect : effects) {
+      const auto* sent = std::get_if<SendTo>(&effect);
+      const auto* view = sent == nullptr ? nullptr : std::get_if<InstallView>(&sent->message);
+      if (view != nullptr) return view->places;
+    }
+    return {};
+  }
+};
+
+TEST_F(Hosts, SeatsFillTheHostsInTheirOrderAndSparesTheEmptiest) {
+  EXPECT_EQ(begin({.ranks = 4, .spares = 2, .hosts = {{3, true}, {1, true}, {0, true}}}, 3),
+            (std::vector<std::string>{"012", "3s", "s"}));
+}
+
+TEST_F(Hosts, NothingIsStartedOnAHostThatIsNotUsed) {
+  EXPECT_EQ(begin({.ranks = 2, .spares = 1, .hosts = {{0, false}, {1, true}, {1, true}}}, 3),
+            (std::vector<std::string>{"", "0s", "1"}));
+}
+
+TEST_F(Hosts, EachViewTellsWhereItsMembersAre) {
+  begin({.ranks = 2, .hosts = {{1, true}, {1, true}}}, 2);
+  const MemberAddress first = {std::byte{1}};
+  const MemberAddress second = {std::byte{2}};
+  (void)from(0, ProcessJoined{Incarnation{1}, first});
+  EXPECT_EQ(places(from(1, ProcessJoined{Incarnation{2}, second})),
+            (std::vector<SeatPlace>{{AgentId{0}, 0, first}, {AgentId{1}, 0, second}}));
+}
+
+TEST_F(Hosts, ALaterLifeElsewhereIsKnownAsOne) {
+  form(3);
+  (void)machine_.step(AgentDisconnected{AgentId{2}}, now_);
+  now_ += timeouts_for(kDetectBudget).agent_lost;
+  const Effects lost = machine_.step(Timer{}, now_);
+  Round round;
+  for (const Effect& effect : lost) {
+    const auto* sent = std::get_if<SendTo>(&effect);
+    const auto* wedge = sent == nullptr ? nullptr : std::get_if<WedgeEpoch>(&sent->message);
+    if (wedge != nullptr) round = wedge->round;
+  }
+  for (std::uint32_t id = 0; id < 2; ++id) (void)from(id, Wedged{round, report(0, 0)});
+  std::vector<std::uint32_t> lives;
+  for (std::uint32_t id = 0; id < 2; ++id) {
+    for (const Effect& effect : from(id, DecisionStored{Epoch{1}, round})) {
+      const auto* sent = std::get_if<SendTo>(&effect);
+      const auto* start = sent == nullptr ? nullptr : std::get_if<StartProcess>(&sent->message);
+      if (start != nullptr) lives.push_back(start->life);
+    }
+  }
+  EXPECT_EQ(lives, std::vector<std::uint32_t>{1});
+}
+
 }  // namespace
 }  // namespace regroup::membership

@@ -5,6 +5,7 @@
 /// control/ encodes them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -20,6 +21,18 @@ namespace regroup::membership {
 using AgentId = StrongId<struct AgentIdTag, std::uint32_t>;
 /// Number of one recovery round; grows when a further loss starts the recovery over.
 using Round = StrongId<struct RoundTag, std::uint64_t>;
+
+/// What a member says of itself so that members on other hosts reach it; only they understand it.
+using MemberAddress = std::vector<std::byte>;
+inline constexpr std::size_t kMemberAddressBytesMax = 4096;
+
+/// Where the member of one seat runs.
+struct SeatPlace {
+  AgentId host;
+  std::uint32_t life = 0;  ///< which life of the seat it is; 0: the first
+  MemberAddress address;   ///< empty: it gave none
+  bool operator==(const SeatPlace&) const = default;
+};
 
 /// The membership at one epoch: seats[r] is the incarnation in seat r, 0 when vacant.
 struct View {
@@ -76,7 +89,8 @@ struct ProcessInfo {
   Incarnation incarnation;
   std::optional<Rank> seat;  ///< none: a spare
   ProcessState state = ProcessState::Starting;
-  Evidence evidence;  ///< when Gone
+  Evidence evidence;      ///< when Gone
+  MemberAddress address;  ///< while it may become a member or is one
   bool operator==(const ProcessInfo&) const = default;
 };
 
@@ -94,6 +108,7 @@ struct AgentHello {
 };
 struct ProcessJoined {
   Incarnation incarnation;
+  MemberAddress address;
   bool operator==(const ProcessJoined&) const = default;
 };
 /// A newcomer holds the state now (or an original member entered its first step).
@@ -181,6 +196,7 @@ using AgentMessage = std::variant<AgentHello, ProcessJoined, ProcessHealed, Proc
 struct StartProcess {
   Incarnation incarnation;
   std::optional<Rank> seat;
+  std::uint32_t life = 0;  ///< of the seat, as in SeatPlace
   bool operator==(const StartProcess&) const = default;
 };
 /// Wedge every word of this epoch and report. `lost`: all members known to be lost so far.
@@ -203,7 +219,8 @@ struct StoreDecision {
 struct InstallView {
   View view;
   std::vector<Member> lost;
-  std::vector<Member> released;  ///< told that they are free to end; not killed
+  std::vector<Member> released;   ///< told that they are free to end; not killed
+  std::vector<SeatPlace> places;  ///< of each seat; a vacant one's says nothing
   bool operator==(const InstallView&) const = default;
 };
 /// End everything, with this exit code and reason.
@@ -236,6 +253,13 @@ struct Answer {
 using CoordinatorMessage = std::variant<StartProcess, WedgeEpoch, StoreDecision, InstallView,
                                         EndJob, Note, ParkEpoch, Answer>;
 
+/// What one host is for.
+struct HostPlan {
+  std::uint32_t seats = 0;  ///< it holds so many at first
+  bool used = true;         ///< processes may be started there
+  bool operator==(const HostPlan&) const = default;
+};
+
 /// What the job asked for.
 struct JobConfig {
   std::uint32_t ranks = 1;      ///< -n
@@ -244,6 +268,7 @@ struct JobConfig {
   OnLoss on_loss = OnLoss::Replay;
   std::uint32_t replacements_max = 10;  ///< per seat and hour, losses without progress only
   bool restart_unattached = false;      ///< --restart: replace programs that never attach
+  std::vector<HostPlan> hosts;          ///< by agent; empty: all alike
   bool operator==(const JobConfig&) const = default;
 };
 

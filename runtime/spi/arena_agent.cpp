@@ -8,6 +8,15 @@
 
 namespace regroup::spi {
 
+namespace {
+
+/// Whether a group rank is among those asked for; an empty list means all.
+bool is_among(std::span<const int> members, int rank) {
+  return members.empty() || std::ranges::find(members, rank) != members.end();
+}
+
+}  // namespace
+
 void wedge_all(const SharedSlots& arena) {
   for (int rank = 0; rank < arena.members(); ++rank) {
     wedge(arena.group_word(rank));
@@ -20,9 +29,7 @@ ArenaReport read_report(const SharedSlots& arena, std::span<const int> step_memb
   std::optional<std::uint64_t> prepared;
   for (int rank = 0; rank < arena.members(); ++rank) {
     report.completed = std::max(report.completed, read(arena.group_word(rank)).number);
-    const bool counts =
-        step_members.empty() || std::ranges::find(step_members, rank) != step_members.end();
-    if (!counts) continue;
+    if (!is_among(step_members, rank)) continue;
     const std::uint64_t step = read(arena.step_word(rank)).number;
     prepared = std::min(prepared.value_or(step), step);
   }
@@ -31,9 +38,11 @@ ArenaReport read_report(const SharedSlots& arena, std::span<const int> step_memb
 }
 
 // Members prepare in step: nobody begins the next one before all have prepared the last.
-std::optional<std::string> implausible(const SharedSlots& arena, std::uint64_t first_step) {
+std::optional<std::string> implausible(const SharedSlots& arena, std::uint64_t first_step,
+                                       std::span<const int> members) {
   std::optional<std::uint64_t> lowest;
   for (int rank = 0; rank < arena.members(); ++rank) {
+    if (!is_among(members, rank)) continue;
     const WordState step = read(arena.step_word(rank));
     if (step.decided || read(arena.group_word(rank)).decided)
       return fmt::format("a word of rank {} is decided, and nothing has been decided", rank);
@@ -45,7 +54,7 @@ std::optional<std::string> implausible(const SharedSlots& arena, std::uint64_t f
   }
   for (int rank = 0; rank < arena.members(); ++rank) {
     const std::uint64_t number = read(arena.step_word(rank)).number;
-    if (number <= *lowest + 1) continue;
+    if (!is_among(members, rank) || number <= *lowest + 1) continue;
     return fmt::format("rank {} has prepared step {}, and another one only step {}", rank, number,
                        *lowest);
   }

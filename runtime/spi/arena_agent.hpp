@@ -27,9 +27,10 @@ struct ArenaReport {
 
 /// After wedge_all, before the first decide_all of the epoch: why these words cannot be what
 /// members wrote; none: they can. `first_step`: what the step words began with. Pass the world's
-/// arena for the step part, as above.
+/// arena for the step part, and `members`, as above.
 [[nodiscard]] std::optional<std::string> implausible(const SharedSlots& arena,
-                                                     std::uint64_t first_step);
+                                                     std::uint64_t first_step,
+                                                     std::span<const int> members = {});
 
 /// Stores the verdict into both words of each survivor. A word that is decided already keeps its
 /// verdict.
