@@ -110,6 +110,7 @@ Status JobImpl::usable() const {
 Status JobImpl::bind(std::shared_ptr<OpenView> view) {
   // Another thread may have done it.
   if (bound_ != nullptr && view->view.epoch <= epoch()) return {};
+  if (auto status = on_one_host(*view); !status) return give_up(std::move(status));
   bound_ = std::move(view);
   return bind_groups();
 }

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace regroup::engine {
 namespace {
 
@@ -33,6 +35,20 @@ std::vector<Rank> present(const std::vector<Rank>& seats, const membership::View
   return there;
 }
 
+Status on_one_host(const OpenView& view) {
+  const membership::SeatPlace* first = nullptr;
+  for (std::size_t seat = 0; seat < std::min(view.places.size(), view.view.seats.size()); ++seat) {
+    if (view.view.seats[seat] == Incarnation()) continue;
+    if (first == nullptr) first = &view.places[seat];
+    if (first->host == view.places[seat].host) continue;
+    return {
+        Code::Unsupported,
+        "E-NET-1 the ranks of this job run on several hosts, and this version moves data within "
+        "one host only: start all ranks on one host"};
+  }
+  return {};
+}
+
 Result<std::shared_ptr<OpenGroup>> open_group(Epoch epoch,
                                               const control::ViewInstalled::Group& group,
                                               base::Fd fd) {
@@ -49,7 +65,7 @@ Result<std::shared_ptr<OpenView>> open_view(const control::ViewInstalled& messag
                   fmt::format("the view of epoch {} came with {} groups and {} descriptors",
                               message.view.epoch.value(), message.groups.size(), fds.size()));
   }
-  auto view = std::make_shared<OpenView>(OpenView{message.view, {}, message.cause});
+  auto view = std::make_shared<OpenView>(OpenView{message.view, {}, message.cause, message.places});
   for (std::size_t i = 0; i < fds.size(); ++i) {
     auto group = message.groups[i];
     group.seats = present(group.seats, message.view);

@@ -28,11 +28,15 @@ struct OpenView {
   membership::View view;
   std::vector<std::shared_ptr<OpenGroup>> groups;  ///< the world first
   std::string cause;                               ///< why the epoch before ended
+  std::vector<membership::SeatPlace> places;       ///< of each seat; empty: all on this host
 };
 
 /// Those of `seats` that somebody holds in this view; the others take no part in it.
 [[nodiscard]] std::vector<Rank> present(const std::vector<Rank>& seats,
                                         const membership::View& view);
+
+/// Ok when all members run on one host. Errors: Unsupported (no data moves between hosts).
+Status on_one_host(const OpenView& view);
 
 /// Maps what came with the message; takes the descriptors. Errors: InvalidArgument,
 /// ResourceExhausted.
