@@ -15,10 +15,11 @@ int run_command(const Arguments& arguments);
 int mpirun_command(const Arguments& arguments);
 /// `regroup exec ... -- program`: the supervisor of one place under mpirun, srun or torchrun.
 int exec_command(const Arguments& arguments);
+/// `regroup agent --stdio`: agent of a host that the job's launcher is not on (agent_host.hpp).
 /// `regroup agent --fd N --launcher PID -- WORDS`: agent and coordinator of a job of `regroup exec`
 /// (job_host.hpp).
 int agent_command(const Arguments& arguments);
-/// `regroup guardian --fd N --job J`: cleans up after a launcher that was killed (guardian.hpp).
+/// `regroup guardian --fd N --mark M`: cleans up after a launcher that was killed (guardian.hpp).
 int guardian_command(const Arguments& arguments);
 /// `regroup coordinator --fd N --state FILE`: hosts the membership machine until its channel
 /// closes.

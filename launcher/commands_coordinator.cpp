@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -16,6 +18,30 @@ namespace {
 
 constexpr int kExitUsage = 64;
 constexpr int kExitState = 69;
+
+/// "2,0,-"
+std::string plan_text(const std::vector<membership::HostPlan>& hosts) {
+  std::string out;
+  for (const membership::HostPlan& host : hosts) {
+    if (!out.empty()) out += ',';
+    out += host.used ? std::to_string(host.seats) : "-";
+  }
+  return out;
+}
+
+Result<std::vector<membership::HostPlan>> parse_plan(std::string_view text) {
+  std::vector<membership::HostPlan> out;
+  while (!text.empty()) {
+    const std::string_view word = text.substr(0, text.find(','));
+    text.remove_prefix(std::min(text.size(), word.size() + 1));
+    membership::HostPlan host{.seats = 0, .used = word != "-"};
+    const char* const end = word.data() + word.size();
+    if (host.used && (std::from_chars(word.data(), end, host.seats).ptr != end || word.empty()))
+      return Status(Code::InvalidArgument, fmt::format("E-USE-1 --plan: '{}' is no number", word));
+    out.push_back(host);
+  }
+  return out;
+}
 
 }  // namespace
 
@@ -43,6 +69,8 @@ std::vector<std::string> coordinator_arguments(const CoordinatorOptions& options
     out.push_back(std::to_string(options.beat));
   }
   if (config.restart_unattached) out.emplace_back("--restart");
+  if (options.agents > 1) out.insert(out.end(), {"--agents", std::to_string(options.agents)});
+  if (!config.hosts.empty()) out.insert(out.end(), {"--plan", plan_text(config.hosts)});
   if (options.tcp) {
     out.insert(out.end(), {"--listen", std::to_string(options.tcp->listening), "--secret",
                            std::to_string(options.tcp->secret), "--refusals",
@@ -72,6 +100,10 @@ Result<CoordinatorOptions> parse_coordinator(const std::vector<std::string>& arg
   app.add_option("--max-replacements", config.replacements_max);
   app.add_option("--detect-budget-ms", detect_budget_ms)->check(CLI::PositiveNumber);
   app.add_flag("--restart", config.restart_unattached);
+  std::string plan;
+  CLI::Option* const agents =
+      app.add_option("--agents", options.agents, "hosts of the job")->check(CLI::PositiveNumber);
+  app.add_option("--plan", plan, "seats of each host, - for one that runs nothing: 2,2,-");
   CoordinatorOptions::Tcp tcp;
   CLI::Option* const listen =
       app.add_option("--listen", tcp.listening, "descriptor of the port that agents come to")
@@ -85,6 +117,7 @@ Result<CoordinatorOptions> parse_coordinator(const std::vector<std::string>& arg
   CLI::Option* const job = app.add_option("--job", tcp.job, "the job that agents must name");
   // A port without a secret is never opened.
   listen->needs(secret)->needs(refusals)->needs(job);
+  agents->needs(listen);
   try {
     app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
   } catch (const CLI::CallForHelp&) {
@@ -96,6 +129,9 @@ Result<CoordinatorOptions> parse_coordinator(const std::vector<std::string>& arg
   Result<OnLoss> policy = parse_on_loss(on_loss);
   if (!policy) return policy.error();
   config.on_loss = *policy;
+  Result<std::vector<membership::HostPlan>> plans = parse_plan(plan);
+  if (!plans) return plans.error();
+  config.hosts = std::move(*plans);
   if (tcp.listening >= 0) options.tcp = tcp;
   options.state = state;
   options.detect_budget = std::chrono::milliseconds(detect_budget_ms);

@@ -29,6 +29,7 @@ void Console::write(int fd, std::string_view text) {
 }
 
 void Console::program_lines(bool is_error, std::string_view text) {
+  if (options_.program_sink) return options_.program_sink(is_error, text);
   if (options_.programs) write(is_error ? 2 : 1, text);
 }
 

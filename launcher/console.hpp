@@ -28,6 +28,8 @@ class Console {
     bool programs = true;
     /// Where lines of ours go instead of stderr, if set.
     std::function<void(std::string_view line)> sink;
+    /// Where whole lines of programs go instead of stdout and stderr, if set.
+    std::function<void(bool is_error, std::string_view lines)> program_sink{};
   };
   explicit Console(Options options) : options_(std::move(options)) {}
 

@@ -1,11 +1,12 @@
 #include "launcher/coordinator_host.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <cstring>
+#include <map>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include <poll.h>
 
@@ -39,7 +40,8 @@ struct Port {
   secure::RefusalCounters refusals;
   std::optional<secure::Listener> listener;  ///< counts in `refusals`
 
-  static Result<std::unique_ptr<Port>> open(const CoordinatorOptions::Tcp& tcp) {
+  static Result<std::unique_ptr<Port>> open(const CoordinatorOptions::Tcp& tcp,
+                                            std::uint32_t agents) {
     base::Fd listening(tcp.listening);
     base::Fd secret_fd(tcp.secret);
     Result<secure::RefusalCounters> refusals =
@@ -52,7 +54,7 @@ struct Port {
     if (!context) return context.error();
     auto port = std::make_unique<Port>(Port{std::move(*refusals), std::nullopt});
     Result<secure::Listener> listener =
-        secure::Listener::make(std::move(listening), *context, port->refusals, {.agents = 1});
+        secure::Listener::make(std::move(listening), *context, port->refusals, {.agents = agents});
     if (!listener) return listener.error();
     port->listener.emplace(std::move(*listener));
     return port;
@@ -74,8 +76,14 @@ struct CoordinatorHost::Impl {
         port(std::move(port_in)),
         options(std::move(options_in)),
         probe(std::move(probe_in)),
-        machine(ms::timeouts_for(options.detect_budget)) {
-    (port ? lifeline : agent) = make_wire(std::move(channel_in));
+        timeouts(ms::timeouts_for(options.detect_budget)),
+        machine(timeouts),
+        detector(timeouts) {
+    if (port) {
+      lifeline = make_wire(std::move(channel_in));
+    } else {
+      agents[kLocalAgent] = make_wire(std::move(channel_in));
+    }
   }
 
   Status start();
@@ -83,29 +91,38 @@ struct CoordinatorHost::Impl {
   Status perform(const ms::SendTo& effect);
   Status perform(const ms::Persist& effect);
   Status perform(const ms::SetTimer& effect);
+  Status send(ms::AgentId id, const control::Bytes& message);
   Status wait();
   [[nodiscard]] std::optional<TimePoint> awake_at() const;
   Status receive();
-  Status receive_all();
-  Status lost_agent(const Status& why);
-  Status tell_loss();
+  Status receive_from(ms::AgentId id);
+  Status lost_agent(ms::AgentId id, const Status& why);
+  Status tell_losses();
   Status admit();
+  Status beat();
 
   Wal wal;
   std::unique_ptr<Port> port;                 ///< none: over the inherited channel
   std::unique_ptr<CoordinatorWire> lifeline;  ///< with a port: the inherited channel
-  std::unique_ptr<CoordinatorWire> agent;     ///< none: it is away
+  std::map<ms::AgentId, std::unique_ptr<CoordinatorWire>> agents;  ///< those that are here
   CoordinatorOptions options;
   Probe probe;
+  ms::Timeouts timeouts;
   ms::Membership machine;
+  ms::FailureDetector detector;  ///< of the agents on other hosts
   std::optional<TimePoint> timer;
+  std::optional<TimePoint> beat_due;         ///< none: no agent is on another host
   std::optional<metrics::PageMapping> page;  ///< none: nobody watches
   bool closed = false;
-  bool agent_lost = false;  ///< and the machine has not heard of it
+  std::map<ms::AgentId, nanoseconds> losses;  ///< of which the machine has not heard; silent for
 };
 
+/// By which the failure detector knows an agent.
+Incarnation watched(ms::AgentId id) { return Incarnation{id.value() + std::uint64_t{1}}; }
+
 Status CoordinatorHost::Impl::start() {
-  ms::Started started{.config = options.config, .agents = {kLocalAgent}};
+  ms::Started started{.config = options.config};
+  for (std::uint32_t id = 0; id < options.agents; ++id) started.agents.emplace_back(id);
   if (wal.newest()) {
     Result<ms::DurableState> state = control::decode<ms::DurableState>(*wal.newest());
     if (!state) {
@@ -114,8 +131,9 @@ Status CoordinatorHost::Impl::start() {
     }
     started.durable = std::move(*state);
   }
+  if (options.agents > 1) beat_due = Clock::now();
   if (Status status = step(started); !status) return status;
-  return agent ? step(ms::AgentConnected{kLocalAgent}) : Status();
+  return port ? Status() : step(ms::AgentConnected{kLocalAgent});
 }
 
 Status CoordinatorHost::Impl::step(const ms::Event& event) {
@@ -128,39 +146,58 @@ Status CoordinatorHost::Impl::step(const ms::Event& event) {
 }
 
 Status CoordinatorHost::Impl::perform(const ms::SendTo& effect) {
-  // An agent that is away says hello when it comes back, and is then told where the job stands.
-  if (!agent) return {};
   const Result<control::Bytes> message = control::encode(effect.message);
   if (!message) return message.error();
+  if (effect.agent) return send(*effect.agent, *message);
+  std::vector<ms::AgentId> all;
+  for (const auto& [id, wire] : agents) all.push_back(id);
+  for (const ms::AgentId id : all) {
+    if (Status sent = send(id, *message); !sent) return sent;
+  }
+  return {};
+}
+
+Status CoordinatorHost::Impl::send(ms::AgentId id, const control::Bytes& message) {
+  const auto found = agents.find(id);
+  // An agent that is away says hello when it comes back, and is then told where the job stands.
+  if (found == agents.end()) return {};
+  CoordinatorWire& wire = *found->second;
   const TimePoint until = Clock::now() + kSendTime;
-  Status sent = agent->send(*message);
+  Status sent = wire.send(message);
   while (sent.code() == Code::ResourceExhausted) {
+    // The other agents do not wait for one that takes nothing: it may come again, and says hello.
+    if (port) return lost_agent(id, {Code::Cancelled, "the agent takes no messages"});
     // The machine has no memory of a message that was not sent: wait for room rather than drop it.
-    pollfd ready{agent->fd(), POLLOUT, 0};
+    pollfd ready{wire.fd(), POLLOUT, 0};
     if (Clock::now() >= until || ::poll(&ready, 1, timeout_until(until)) == 0) {
       return {Code::DeadlineExceeded, "the agent takes no messages"};
     }
-    if (Status status = agent->progress(); !status) return lost_agent(status);
-    sent = agent->send(*message);
+    if (Status status = wire.progress(); !status) return lost_agent(id, status);
+    sent = wire.send(message);
   }
-  return sent ? sent : lost_agent(sent);
+  return sent ? sent : lost_agent(id, sent);
 }
 
 /// Over the inherited channel there is no other agent to wait for, and over TCP there is. The
 /// machine hears of it in run(): effects never call back into it.
-Status CoordinatorHost::Impl::lost_agent(const Status& why) {
+Status CoordinatorHost::Impl::lost_agent(ms::AgentId id, const Status& why) {
   if (!port) {
     closed = why.code() == Code::Cancelled;
     return closed ? Status() : why;
   }
-  if (const std::optional<secure::Refusal> cause = agent->refusal()) port->refusals.count(*cause);
-  agent.reset();
-  agent_lost = true;
+  if (const std::optional<secure::Refusal> cause = agents.at(id)->refusal())
+    port->refusals.count(*cause);
+  agents.erase(id);
+  detector.forget(watched(id));
+  losses.emplace(id, nanoseconds{0});
   return {};
 }
 
-Status CoordinatorHost::Impl::tell_loss() {
-  return std::exchange(agent_lost, false) ? step(ms::AgentDisconnected{kLocalAgent}) : Status();
+Status CoordinatorHost::Impl::tell_losses() {
+  for (const auto& [id, silent_for] : std::exchange(losses, {})) {
+    if (Status status = step(ms::AgentDisconnected{id, silent_for}); !status) return status;
+  }
+  return {};
 }
 
 Status CoordinatorHost::Impl::perform(const ms::Persist& effect) {
@@ -181,22 +218,25 @@ Status CoordinatorHost::Impl::perform(const ms::SetTimer& effect) {
 
 /// The next timer, or the next sign of life.
 std::optional<TimePoint> CoordinatorHost::Impl::awake_at() const {
-  if (!page) return timer;
-  const TimePoint beat = Clock::now() + coordinator_beat_every(options.detect_budget);
-  return timer ? std::min(*timer, beat) : beat;
+  std::optional<TimePoint> at = timer;
+  if (page) {
+    const TimePoint shown = Clock::now() + coordinator_beat_every(options.detect_budget);
+    at = at ? std::min(*at, shown) : shown;
+  }
+  if (beat_due) at = at ? std::min(*at, *beat_due) : beat_due;
+  return at;
 }
 
 Status CoordinatorHost::Impl::wait() {
-  std::array<pollfd, 3> ready{};
-  ready.fill({-1, POLLIN, 0});  // poll() passes over negative numbers
+  std::vector<pollfd> ready;
   std::optional<TimePoint> until = awake_at();
-  if (agent) {
-    ready[0].fd = agent->fd();
-    if (agent->wants_write()) ready[0].events |= POLLOUT;
+  for (const auto& [id, wire] : agents) {
+    const short events = wire->wants_write() ? POLLIN | POLLOUT : POLLIN;
+    ready.push_back({wire->fd(), events, 0});
   }
   if (port) {
-    ready[1].fd = lifeline->fd();
-    ready[2].fd = port->listener->fd();
+    ready.push_back({lifeline->fd(), POLLIN, 0});
+    ready.push_back({port->listener->fd(), POLLIN, 0});
     if (const auto due = port->listener->due(); due && (!until || *due < *until)) until = due;
   }
   if (::poll(ready.data(), ready.size(), timeout_until(until)) < 0 && errno != EINTR) {
@@ -209,13 +249,40 @@ Status CoordinatorHost::Impl::wait() {
 /// its old one: the other end has given that one up, whether or not we have heard so.
 Status CoordinatorHost::Impl::admit() {
   for (secure::SecureChannel& one : port->listener->turn()) {
-    if (agent) {
-      agent.reset();
-      agent_lost = true;
-    }
-    if (Status status = tell_loss(); !status) return status;
-    agent = make_wire(std::move(one));
-    if (Status status = step(ms::AgentConnected{kLocalAgent}); !status) return status;
+    const ms::AgentId id = one.agent();
+    if (agents.erase(id) != 0) losses.emplace(id, nanoseconds{0});
+    if (Status status = tell_losses(); !status) return status;
+    agents[id] = make_wire(std::move(one));
+    detector.forget(watched(id));
+    // The launcher's own agent is not judged: this process ends with it.
+    if (id != kLocalAgent) detector.watch(watched(id), Clock::now());
+    if (Status status = step(ms::AgentConnected{id}); !status) return status;
+  }
+  return {};
+}
+
+/// Shows the agents on other hosts that the coordinator is there, and looks whether they are.
+Status CoordinatorHost::Impl::beat() {
+  const TimePoint now = Clock::now();
+  if (!beat_due || *beat_due > now) return {};
+  beat_due = now + timeouts.beat_every;
+  std::map<ms::AgentId, Status> broken;
+  for (const auto& [id, wire] : agents) {
+    if (id == kLocalAgent) continue;
+    detector.beat(watched(id), wire->heard() + 1, now);
+    if (Status sent = wire->send_beat(); !sent) broken.emplace(id, sent);
+  }
+  for (const auto& finding : detector.check(now)) {
+    if (finding.verdict != ms::FailureDetector::Verdict::Confirmed) continue;
+    const ms::AgentId id{static_cast<std::uint32_t>(finding.incarnation.value() - 1)};
+    // It has been silent for as long as one may be that lost its connection.
+    losses[id] = timeouts.agent_lost;
+    agents.erase(id);
+    detector.forget(finding.incarnation);
+    broken.erase(id);
+  }
+  for (const auto& [id, why] : broken) {
+    if (Status status = lost_agent(id, why); !status) return status;
   }
   return {};
 }
@@ -227,23 +294,32 @@ Status CoordinatorHost::Impl::receive() {
     if (closed) return {};
     if (Status status = admit(); !status) return status;
   }
-  return agent ? receive_all() : Status();
+  std::vector<ms::AgentId> all;
+  for (const auto& [id, wire] : agents) all.push_back(id);
+  for (const ms::AgentId id : all) {
+    if (Status status = receive_from(id); !status) return status;
+  }
+  return {};
 }
 
-Status CoordinatorHost::Impl::receive_all() {
-  const Status progressed = agent->progress();
+Status CoordinatorHost::Impl::receive_from(ms::AgentId id) {
+  const auto wire = [&]() -> CoordinatorWire* {
+    const auto found = agents.find(id);
+    return found == agents.end() ? nullptr : found->second.get();
+  };
+  if (wire() == nullptr) return {};
+  const Status progressed = wire()->progress();
   // What arrived whole before an end still counts.
-  while (!closed && agent) {
-    Result<std::optional<control::Bytes>> bytes = agent->next();
-    if (!bytes) return lost_agent(bytes.error());
-    if (!bytes->has_value()) return progressed ? Status() : lost_agent(progressed);
+  while (!closed && wire() != nullptr) {
+    Result<std::optional<control::Bytes>> bytes = wire()->next();
+    if (!bytes) return lost_agent(id, bytes.error());
+    if (!bytes->has_value()) return progressed ? Status() : lost_agent(id, progressed);
     Result<ms::AgentMessage> message = control::decode<ms::AgentMessage>(**bytes);
     if (!message) {
       if (port) port->refusals.count(refusal_of(message.error()));
-      return lost_agent(message.error());
+      return lost_agent(id, message.error());
     }
-    if (Status status = step(ms::FromAgent{kLocalAgent, std::move(*message)}); !status)
-      return status;
+    if (Status status = step(ms::FromAgent{id, std::move(*message)}); !status) return status;
   }
   return {};
 }
@@ -262,7 +338,7 @@ Result<CoordinatorHost> CoordinatorHost::open(CoordinatorOptions options, Probe 
   base::Fd beat(options.beat);
   std::unique_ptr<Port> port;
   if (options.tcp) {
-    Result<std::unique_ptr<Port>> opened = Port::open(*options.tcp);
+    Result<std::unique_ptr<Port>> opened = Port::open(*options.tcp, options.agents);
     if (!opened) return opened.error();
     port = std::move(*opened);
   }
@@ -285,7 +361,8 @@ Status CoordinatorHost::run() {
     if (self.page) metrics::beat(self.page->page(), metrics::monotonic_ns());
     if (Status status = self.wait(); !status) return status;
     if (Status status = self.receive(); !status) return status;
-    if (Status status = self.tell_loss(); !status) return status;
+    if (Status status = self.beat(); !status) return status;
+    if (Status status = self.tell_losses(); !status) return status;
     if (self.timer && Clock::now() >= *self.timer) {
       self.timer.reset();
       if (Status status = self.step(ms::Timer{}); !status) return status;

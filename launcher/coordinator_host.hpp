@@ -20,7 +20,7 @@
 
 namespace regroup::launcher {
 
-/// The only agent of a job on one host.
+/// The agent of the launcher's own host.
 inline constexpr membership::AgentId kLocalAgent{0};
 
 /// What `regroup coordinator` is told.
@@ -35,6 +35,7 @@ struct CoordinatorOptions {
     std::string job;
   };
   std::optional<Tcp> tcp{};
+  std::uint32_t agents = 1;      ///< ids 0..agents-1; more than one come over TCP
   std::filesystem::path state;   ///< made if missing
   membership::JobConfig config;  ///< used when the state file is new
   std::chrono::milliseconds detect_budget{

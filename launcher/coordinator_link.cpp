@@ -12,6 +12,8 @@ namespace regroup::launcher {
 namespace {
 
 constexpr std::chrono::milliseconds kEndTime{500};
+/// By which the failure detector knows the coordinator.
+constexpr Incarnation kCoordinator{1};
 
 }  // namespace
 
@@ -46,6 +48,10 @@ void CoordinatorLink::start(TimePoint now) {
   due_.reset();
   started_at_ = now;
   attempts_ = 0;
+  if (is_elsewhere()) {
+    away_since_ = now;
+    return connect(now);
+  }
   Result<std::pair<control::Channel, control::Channel>> channels = control::Channel::pair();
   if (!channels) return fail(now, 0, std::string(channels.error().text()));
   const base::Fd theirs = channels->second.release();
@@ -67,9 +73,10 @@ void CoordinatorLink::turn(TimePoint now) {
   if (stopping_) return;
   if (handshake_until_ && *handshake_until_ <= now)
     return disconnect(now, "it did not answer the handshake");
+  if (beat_due_ && *beat_due_ <= now) beat(now);
   if (!due_ || *due_ > now) return;
   due_.reset();
-  if (process_) return connect(now);
+  if (process_ || is_elsewhere()) return connect(now);
   restarts_ += 1;
   start(now);
 }
@@ -77,7 +84,7 @@ void CoordinatorLink::turn(TimePoint now) {
 void CoordinatorLink::connect(TimePoint now) {
   attempts_ += 1;
   Result<secure::SecureChannel> channel =
-      secure::SecureChannel::connect(tcp_->context, tcp_->port.port, kLocalAgent);
+      secure::SecureChannel::connect(tcp_->context, tcp_->port.address, tcp_->agent);
   if (!channel) return disconnect(now, std::string(channel.error().text()));
   wire_ = make_wire(std::move(*channel));
   handshake_until_ = now + secure::kHandshakeTime;
@@ -92,9 +99,25 @@ void CoordinatorLink::disconnect(TimePoint now, const std::string& why) {
     callbacks_.disconnected(why);
     attempts_ = 0;
   }
-  if (attempts_ >= kAttemptsMax) return kill();
-  const int doublings = std::max(0, attempts_ - 1);
-  due_ = attempts_ == 0 ? now : now + std::chrono::milliseconds(10) * (1 << doublings);
+  away_why_ = why;
+  if (!away_since_) away_since_ = now;
+  if (attempts_ >= kAttemptsMax && !is_elsewhere()) return kill();
+  const int doublings = std::clamp(attempts_ - 1, 0, kAttemptsMax);
+  due_ = attempts_ == 0
+             ? now
+             : now + std::min(std::chrono::milliseconds(10) * (1 << doublings), kAgainMax);
+}
+
+/// Between hosts: shows that this end is there, and looks whether the other one is.
+void CoordinatorLink::beat(TimePoint now) {
+  beat_due_ = now + timeouts_.beat_every;
+  if (!wire_->send_beat()) return disconnect(now, "the connection broke");
+  watch();
+  detector_.beat(kCoordinator, wire_->heard() + 1, now);
+  for (const auto& finding : detector_.check(now)) {
+    if (finding.verdict == membership::FailureDetector::Verdict::Confirmed)
+      return disconnect(now, "nothing was heard of the coordinator: " + finding.why);
+  }
 }
 
 void CoordinatorLink::watch() {
@@ -118,6 +141,12 @@ void CoordinatorLink::pump() {
     up_ = true;
     attempts_ = 0;
     handshake_until_.reset();
+    away_since_.reset();
+    if (is_elsewhere()) {
+      detector_ = membership::FailureDetector(timeouts_);
+      detector_.watch(kCoordinator, Clock::now());
+      beat_due_ = Clock::now();
+    }
     callbacks_.up();
   }
   while (wire_) {
@@ -139,6 +168,7 @@ void CoordinatorLink::send(const membership::AgentMessage& message) {
   const Result<control::Bytes> bytes = control::encode(message);
   const Status sent = bytes ? wire_->send(*bytes) : bytes.error();
   // A queue that is full means that it has stopped reading. The next one learns all by AgentHello.
+  if (!sent && is_elsewhere()) return disconnect(Clock::now(), std::string(sent.text()));
   if (!sent) return kill();
   watch();
 }
@@ -155,6 +185,7 @@ void CoordinatorLink::close() {
   up_ = false;
   due_.reset();
   handshake_until_.reset();
+  beat_due_.reset();
 }
 
 bool CoordinatorLink::reaped(pid_t pid, const ExitStatus& status, TimePoint now) {

@@ -1,4 +1,5 @@
-/// The coordinator as a child of the launcher: started, restarted whenever it ends, spoken to.
+/// The coordinator as an agent sees it: on the launcher's host a child that is started, restarted
+/// whenever it ends and spoken to; on another host only spoken to.
 #pragma once
 
 #include <functional>
@@ -25,8 +26,9 @@ class CoordinatorLink {
   static constexpr int kQuickEndsMax = 8;
   static constexpr std::chrono::seconds kQuickEnd{2};
   /// Over TCP: this many attempts in a row to reach a coordinator that runs; then it is killed and
-  /// a new one started.
+  /// a new one started. From another host attempts never end.
   static constexpr int kAttemptsMax = 6;
+  static constexpr std::chrono::milliseconds kAgainMax{250};
 
   struct Callbacks {
     std::function<void()> up;
@@ -45,7 +47,9 @@ class CoordinatorLink {
         job_(std::move(job)),
         tcp_(std::move(tcp)),
         refusals_fd_(refusals_fd),
-        callbacks_(std::move(callbacks)) {}
+        callbacks_(std::move(callbacks)),
+        timeouts_(membership::timeouts_for(options_.detect_budget)),
+        detector_(timeouts_) {}
   CoordinatorLink(const CoordinatorLink&) = delete;
   CoordinatorLink& operator=(const CoordinatorLink&) = delete;
   /// Ends it at once and reaps it.
@@ -57,9 +61,13 @@ class CoordinatorLink {
   void turn(TimePoint now);
   /// When turn() wants to be called; none: not now.
   [[nodiscard]] std::optional<TimePoint> due() const {
-    // At most one of them at a time.
-    return due_ ? due_ : handshake_until_ ? handshake_until_ : kill_due_;
+    // At most one of the others at a time.
+    return due_ ? due_ : handshake_until_ ? handshake_until_ : kill_due_ ? kill_due_ : beat_due_;
   }
+  /// Since when there is no way to it; none: it is reached.
+  [[nodiscard]] std::optional<TimePoint> away_since() const { return away_since_; }
+  /// Why the last attempt to reach it failed.
+  [[nodiscard]] const std::string& away_why() const { return away_why_; }
   /// Messages to a coordinator that is away are dropped: AgentHello tells all of it to the next
   /// one.
   void send(const membership::AgentMessage& message);
@@ -70,8 +78,13 @@ class CoordinatorLink {
 
   [[nodiscard]] pid_t pid() const { return process_ ? process_->pid : 0; }
   [[nodiscard]] std::uint32_t restarts() const { return restarts_; }
-  /// The port on the loopback interface; 0: none.
-  [[nodiscard]] std::uint16_t port() const { return tcp_ ? tcp_->port.port : std::uint16_t{0}; }
+  /// Where it listens; 0: nowhere.
+  [[nodiscard]] std::uint16_t port() const {
+    return tcp_ ? tcp_->port.address.port() : std::uint16_t{0};
+  }
+  /// Of the job; over TCP only.
+  [[nodiscard]] const secure::JobSecret& secret() const { return tcp_->secret; }
+  [[nodiscard]] bool is_elsewhere() const { return tcp_ && !tcp_->port.fd; }
   void kill();
   void signal(int signal) {
     if (process_) signal_process(*process_, signal);
@@ -86,6 +99,7 @@ class CoordinatorLink {
   void watch();
   void close();
   void fail(TimePoint now, pid_t pid, const std::string& why);
+  void beat(TimePoint now);
 
   EventLoop& loop_;
   CoordinatorOptions options_;
@@ -94,11 +108,16 @@ class CoordinatorLink {
   std::optional<TcpControl> tcp_;
   int refusals_fd_ = -1;
   Callbacks callbacks_;
+  membership::Timeouts timeouts_;
   std::optional<control::Channel> lifeline_;  ///< over TCP: the pair whose closing ends it
   std::unique_ptr<CoordinatorWire> wire_;
   bool up_ = false;   ///< the wire is ready, and was told so
   int attempts_ = 0;  ///< to connect, in a row
   std::optional<TimePoint> handshake_until_;
+  std::optional<TimePoint> away_since_;
+  std::string away_why_;
+  std::optional<TimePoint> beat_due_;  ///< to another host, while up
+  membership::FailureDetector detector_;
   std::optional<TimePoint> due_;
   /// It closed its channel: how it ends says why, and it gets this long for it.
   std::optional<TimePoint> kill_due_;

@@ -59,23 +59,24 @@ std::vector<std::string> make_environment(const std::vector<std::string>& outer,
   set("REGROUP_CONTROL_FD", identity.control_fd);
   set("REGROUP_INCARNATION", identity.incarnation.value());
   set("REGROUP_SPARE", identity.seat ? 0 : 1);
-  set("REGROUP_NODE_RANK", 0);
-  set("REGROUP_NUM_NODES", 1);
+  set("REGROUP_NODE_RANK", identity.node);
+  set("REGROUP_NUM_NODES", identity.nodes);
+  set("REGROUP_HOST_ID", identity.host_mark);
   set_pair("REGROUP_WORLD_SIZE", "WORLD_SIZE", identity.ranks);
   set_pair("REGROUP_LOCAL_SIZE", "LOCAL_WORLD_SIZE", identity.local_size);
   if (identity.seat) {
     set_pair("REGROUP_RANK", "RANK", identity.seat->value());
-    set_pair("REGROUP_LOCAL_RANK", "LOCAL_RANK", identity.seat->value());
+    set_pair("REGROUP_LOCAL_RANK", "LOCAL_RANK", identity.local_rank);
     set("ROLE_RANK", identity.seat->value());
     set("REGROUP_LIFE", identity.life);
     set("REGROUP_IS_REPLACEMENT", identity.life > 0 ? 1 : 0);
     set("TORCHELASTIC_RESTART_COUNT", identity.life);
   }
-  set("GROUP_RANK", 0);
-  set("GROUP_WORLD_SIZE", 1);
+  set("GROUP_RANK", identity.node);
+  set("GROUP_WORLD_SIZE", identity.nodes);
   set("ROLE_WORLD_SIZE", identity.ranks);
   set("ROLE_NAME", "default");
-  set("MASTER_ADDR", "127.0.0.1");
+  set("MASTER_ADDR", identity.master_address);
   set("MASTER_PORT", identity.master_port);
   set("TORCHELASTIC_RUN_ID", identity.job);
   set("TORCHELASTIC_MAX_RESTARTS", identity.replacements_max);

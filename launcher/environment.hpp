@@ -16,11 +16,16 @@ struct ProcessIdentity {
   std::string run_dir;
   std::optional<Rank> seat;  ///< none: a spare; it then learns its rank by attaching
   int ranks = 1;
+  int local_rank = 0;  ///< of the seat on this host
   int local_size = 1;  ///< ranks on this host
+  std::uint32_t node = 0;
+  std::uint32_t nodes = 1;
+  std::string host_mark;  ///< by which this host's guardian finds its processes
   Incarnation incarnation;
   std::uint32_t life = 0;  ///< lives that this seat had before
   int control_fd = -1;
-  int master_port = 0;  ///< on the loopback interface, free, kept for the job
+  std::string master_address = "127.0.0.1";
+  int master_port = 0;  ///< there, free, kept for the job
   int replacements_max = 0;
   int cores = 1;
 };

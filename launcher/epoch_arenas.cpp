@@ -51,20 +51,23 @@ Result<EpochArenas::Current> EpochArenas::make(std::uint32_t id, const std::vect
   return made;
 }
 
-Status EpochArenas::install(const View& view) {
+Status EpochArenas::install(const View& view, const std::vector<Member>& local) {
   std::vector<Rank> world;
   for (std::size_t seat = 0; seat < view.seats.size(); ++seat)
     world.emplace_back(static_cast<std::int32_t>(seat));
-  if (known_.empty()) known_.push_back({kWorldName, world});
+  if (known_.empty()) known_.push_back({0, kWorldName, world});
   std::vector<Current> fresh;
-  for (std::size_t id = 0; id < known_.size(); ++id) {
-    Result<Current> made = make(static_cast<std::uint32_t>(id), known_[id].seats, view);
+  for (const Known& known : known_) {
+    if (local.empty()) break;
+    Result<Current> made = make(known.id, known.seats, view);
     if (!made) return made.error();
     if (!made->members.empty()) fresh.push_back(std::move(*made));
   }
   previous_ = std::move(current_);
   current_ = std::move(fresh);
   view_ = view;
+  local_.clear();
+  for (const Member& member : local) local_.push_back(member.rank);
   wedged_ = false;
   return {};
 }
@@ -79,11 +82,53 @@ void EpochArenas::prepare_next(bool losing) {
   reserve_.want(sizes);
 }
 
+/// On one host in the order of asking. On several hosts, which ask in orders of their own, it is
+/// made of the name: a decision names groups by their ids.
+std::uint32_t EpochArenas::new_id(const std::string& name) const {
+  if (!several_) return static_cast<std::uint32_t>(known_.size());
+  std::uint32_t hash = 2166136261U;  // FNV-1a
+  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 16777619U;
+  return std::max(hash, 1U);
+}
+
+const EpochArenas::Known* EpochArenas::find(std::uint32_t id) const {
+  const auto known =
+      std::find_if(known_.begin(), known_.end(), [id](const Known& k) { return k.id == id; });
+  return known == known_.end() ? nullptr : &*known;
+}
+
+Result<const EpochArenas::Known*> EpochArenas::remember(const std::string& name,
+                                                        const std::vector<Rank>& seats) {
+  if (name.empty() || name.size() > kNameBytesMax || known_.size() >= kGroupsMax) {
+    return Status(Code::ResourceExhausted,
+                  fmt::format("group '{}': at most {} groups in a job, names of 1 to {} bytes",
+                              name.substr(0, kNameBytesMax), kGroupsMax, kNameBytesMax));
+  }
+  std::vector<Rank> sorted = seats;
+  std::sort(sorted.begin(), sorted.end());
+  const bool twice = std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end();
+  const bool outside = seats.empty() || sorted.front() < Rank{0} ||
+                       sorted.back().value() >= static_cast<std::int32_t>(view_.seats.size());
+  if (twice || outside) {
+    return Status(Code::InvalidArgument,
+                  fmt::format("group '{}': its ranks are not distinct ranks of the world", name));
+  }
+  const std::uint32_t id = new_id(name);
+  if (const Known* other = find(id)) {
+    return Status(Code::InvalidArgument,
+                  fmt::format("group '{}': its number is that of group '{}'; give it another name",
+                              name, other->name));
+  }
+  known_.push_back({id, name, seats});
+  return &known_.back();
+}
+
 Result<std::size_t> EpochArenas::attach(const std::string& name, const std::vector<Rank>& seats) {
   REGROUP_ASSERT(!known_.empty() && !wedged_);
-  auto known =
+  const auto found =
       std::find_if(known_.begin(), known_.end(), [&](const Known& k) { return k.name == name; });
-  if (known != known_.end() && known->seats != seats) {
+  const Known* known = found == known_.end() ? nullptr : &*found;
+  if (known != nullptr && known->seats != seats) {
     return Status(
         Code::InvalidArgument,
         fmt::format(
@@ -91,31 +136,28 @@ Result<std::size_t> EpochArenas::attach(const std::string& name, const std::vect
             "the same order, and a name is never used twice",
             name));
   }
-  if (known == known_.end()) {
-    if (name.empty() || name.size() > kNameBytesMax || known_.size() >= kGroupsMax) {
-      return Status(Code::ResourceExhausted,
-                    fmt::format("group '{}': at most {} groups in a job, names of 1 to {} bytes",
-                                name.substr(0, kNameBytesMax), kGroupsMax, kNameBytesMax));
-    }
-    std::vector<Rank> sorted = seats;
-    std::sort(sorted.begin(), sorted.end());
-    const bool twice = std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end();
-    const bool outside = seats.empty() || sorted.front() < Rank{0} ||
-                         sorted.back().value() >= static_cast<std::int32_t>(view_.seats.size());
-    if (twice || outside) {
-      return Status(Code::InvalidArgument,
-                    fmt::format("group '{}': its ranks are not distinct ranks of the world", name));
-    }
-    known = known_.insert(known_.end(), {name, seats});
+  if (known == nullptr) {
+    const Result<const Known*> added = remember(name, seats);
+    if (!added) return added.error();
+    known = *added;
   }
-  const auto id = static_cast<std::uint32_t>(known - known_.begin());
   for (std::size_t index = 0; index < current_.size(); ++index) {
-    if (current_[index].id == id) return index;
+    if (current_[index].id == known->id) return index;
   }
-  Result<Current> made = make(id, seats, view_);
+  Result<Current> made = make(known->id, seats, view_);
   if (!made) return made.error();
   current_.push_back(std::move(*made));
   return current_.size() - 1;
+}
+
+/// Group ranks of this host's members. Those of other hosts have their own agents report.
+std::vector<int> EpochArenas::local_members(const Current& group) const {
+  std::vector<int> out;
+  for (std::size_t i = 0; i < group.members.size(); ++i) {
+    if (std::find(local_.begin(), local_.end(), group.members[i]) != local_.end())
+      out.push_back(static_cast<int>(i));
+  }
+  return out;
 }
 
 void EpochArenas::want_end() {
@@ -130,11 +172,13 @@ Result<WedgeReport> EpochArenas::wedge() {
   for (const Current& group : current_) spi::wake_all(group.arena.slots);
   WedgeReport report;
   report.epoch = view_.epoch;
+  report.prepared = view_.resume_step - 1;
   for (const Current& group : current_) {
-    const spi::ArenaReport read = spi::read_report(group.arena.slots);
+    const std::vector<int> here = local_members(group);
+    const spi::ArenaReport read = spi::read_report(group.arena.slots, here);
     report.groups.push_back({group.id, read.completed});
     if (group.id != 0) continue;
-    if (const auto why = spi::implausible(group.arena.slots, view_.resume_step - 1))
+    if (const auto why = spi::implausible(group.arena.slots, view_.resume_step - 1, here))
       return Status(Code::FailedPrecondition, *why);
     report.prepared = read.prepared;
   }
@@ -171,11 +215,12 @@ std::optional<Rank> EpochArenas::first_completed() const {
 
 control::ViewInstalled::Group EpochArenas::group(std::size_t index) const {
   const Current& group = current_[index];
-  return {group.id, known_[group.id].name, group.members, group.arena.mapping.bytes()};
+  return {group.id, find(group.id)->name, group.members, group.arena.mapping.bytes()};
 }
 
 std::string EpochArenas::group_name(std::uint32_t id) const {
-  return id < known_.size() ? known_[id].name : fmt::format("{}", id);
+  const Known* known = find(id);
+  return known != nullptr ? known->name : fmt::format("{}", id);
 }
 
 }  // namespace regroup::launcher

@@ -28,10 +28,14 @@ class EpochArenas {
       128;  ///< of one job; one message carries all their descriptors
   static constexpr std::size_t kNameBytesMax = 256;
 
+  /// `several`: the job has ranks on other hosts, too.
+  explicit EpochArenas(bool several = false) : several_(several) {}
+
   /// Drops the arenas of the epoch before and makes those of `view`: the world and all groups known
-  /// so far. Errors: those of shm::make_arena(); the arenas of the epoch before are then still
-  /// there.
-  Status install(const membership::View& view);
+  /// so far; none where no member runs. `local`: the members on this host. An arena has room for
+  /// all members, and only the words of the local ones are reported. Errors: those of
+  /// shm::make_arena(); the arenas of the epoch before are then still there.
+  Status install(const membership::View& view, const std::vector<Member>& local);
   /// After install(), once the members were told: gives the arenas of the epoch before back, and
   /// has memory for the next one made ahead. `losing`: a lost member's seat will stay vacant.
   void prepare_next(bool losing);
@@ -63,6 +67,7 @@ class EpochArenas {
 
  private:
   struct Known {
+    std::uint32_t id = 0;
     std::string name;
     std::vector<Rank> seats;  ///< all of them, vacant ones too
   };
@@ -73,10 +78,17 @@ class EpochArenas {
   };
   [[nodiscard]] Result<Current> make(std::uint32_t id, const std::vector<Rank>& seats,
                                      const membership::View& view);
+  [[nodiscard]] std::vector<int> local_members(const Current& group) const;
+  [[nodiscard]] std::uint32_t new_id(const std::string& name) const;
+  [[nodiscard]] const Known* find(std::uint32_t id) const;
+  Result<const Known*> remember(const std::string& name, const std::vector<Rank>& seats);
+
+  bool several_;
+  std::vector<Rank> local_;  ///< seats of this host's members in view_
 
   membership::View view_;
   bool wedged_ = false;
-  std::vector<Known> known_;  ///< by id; 0 is the world
+  std::vector<Known> known_;  ///< the world first
   std::vector<Current> previous_;
   ArenaReserve reserve_;
   std::vector<Current> current_;  ///< of view_; groups without any member are left out

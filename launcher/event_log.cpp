@@ -70,9 +70,11 @@ void put_seat(json& out, const std::optional<Rank>& rank, Incarnation incarnatio
 json fields(const events::JobStarted& e) {
   json program = json::array();
   for (const std::string& word : e.program) program.push_back(bounded(word));
-  return {{"job", e.job},       {"version", e.version}, {"pid", e.pid},
-          {"host", e.host},     {"ranks", e.ranks},     {"ranks_min", e.ranks_min},
-          {"spares", e.spares}, {"on_loss", e.on_loss}, {"program", std::move(program)}};
+  json out = {{"job", e.job},       {"version", e.version}, {"pid", e.pid},
+              {"host", e.host},     {"ranks", e.ranks},     {"ranks_min", e.ranks_min},
+              {"spares", e.spares}, {"on_loss", e.on_loss}, {"program", std::move(program)}};
+  if (!e.hosts.empty()) out["hosts"] = e.hosts;
+  return out;
 }
 json fields(const events::ProcessStarted& e) {
   json out = {{"pid", e.pid}};
@@ -215,7 +217,7 @@ void keep_earlier(const std::filesystem::path& path) {
     return;
   }
   for (int i = 1; i <= kKeptLogsMax; ++i) {
-    const auto kept = path.parent_path() / fmt::format("events.{}.jsonl", i);
+    const auto kept = path.parent_path() / fmt::format("{}.{}.jsonl", path.stem().string(), i);
     if (std::filesystem::exists(kept, error)) continue;
     std::filesystem::rename(path, kept, error);
     return;
@@ -345,7 +347,7 @@ Result<EventLog> EventLog::open(const std::filesystem::path& log_dir) {
 Result<EventLog> EventLog::open(const std::filesystem::path& log_dir, Options options) {
   std::error_code error;
   std::filesystem::create_directories(log_dir, error);
-  const std::filesystem::path path = log_dir / kEventFile;
+  const std::filesystem::path path = log_dir / options.file;
   keep_earlier(path);
   auto impl = std::make_unique<Impl>();
   impl->fd.reset(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
@@ -360,6 +362,8 @@ Result<EventLog> EventLog::open(const std::filesystem::path& log_dir, Options op
   impl->started_ns = read_clock(CLOCK_MONOTONIC);
   return EventLog(std::move(impl));
 }
+
+void EventLog::listen(Listener listener) { impl_->options.listener = std::move(listener); }
 
 void EventLog::write(const Event& event) { write(kind_of(event), fields_of(event)); }
 

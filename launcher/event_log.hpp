@@ -75,6 +75,7 @@ struct JobStarted {
   std::uint32_t spares = 0;
   std::string on_loss;
   std::vector<std::string> program;
+  std::vector<std::string> hosts;  ///< as listed; empty: this one
 };
 struct ProcessStarted {
   std::optional<Rank> rank;  ///< none: a spare
@@ -237,6 +238,7 @@ class EventLog {
     int mirror_fd = -1;              ///< lines go there too (`--json`: stdout); not owned
     std::function<Stamp()> clock{};  ///< tests; the system's clocks when empty
     Listener listener{};
+    std::string file{kEventFile};  ///< its name in the directory
     bool report = true;  ///< fold the lines into report.json, written beside the log with job_ended
   };
 
@@ -251,6 +253,8 @@ class EventLog {
   EventLog& operator=(EventLog&&) noexcept;
   ~EventLog();
 
+  /// From now on; instead of Options::listener.
+  void listen(Listener listener);
   void write(const Event& event);
   /// For kinds of fields that no struct describes. Fields named like the line's own (v, time,
   /// offset_ns, kind) are dropped.

@@ -53,17 +53,17 @@ void detach_from_terminal() {
   }
 }
 
-void guardian_main(int fd, const std::string& job) {
+void guardian_main(int fd, const std::string& mark) {
   detach_from_terminal();
   ::prctl(PR_SET_NAME, "regroup-guard");
   for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT}) ::signal(signal, SIG_IGN);
   wait_for_end_of(fd);
-  clean_up("REGROUP_JOB_ID=" + job);
+  clean_up(mark);
 }
 
 }  // namespace
 
-Result<Guardian> Guardian::start(const std::string& job) {
+Result<Guardian> Guardian::start(const std::string& job, const std::string& mark) {
   int fds[2];
   if (::pipe2(fds, O_CLOEXEC) != 0)
     return Status(Code::ResourceExhausted, "no descriptors for the guardian");
@@ -71,7 +71,8 @@ Result<Guardian> Guardian::start(const std::string& job) {
   base::Fd write_end(fds[1]);
   SpawnRequest request;
   request.path = "/proc/self/exe";
-  request.arguments = {"regroup", "guardian", "--fd", std::to_string(read_end.get()), "--job", job};
+  request.arguments = {"regroup", "guardian", "--fd", std::to_string(read_end.get()),
+                       "--mark",  mark};
   // Its own job's id: an outer job's guardian leaves it alone, so that it can do its work.
   request.environment = {"REGROUP_JOB_ID=" + job};
   request.kept = {read_end.get()};
@@ -90,7 +91,7 @@ Guardian::~Guardian() {
 }
 
 int guardian_command(const Arguments& arguments) {
-  if (arguments.size() != 4 || arguments[0] != "--fd" || arguments[2] != "--job") {
+  if (arguments.size() != 4 || arguments[0] != "--fd" || arguments[2] != "--mark") {
     fmt::print(stderr, "regroup guardian: started by regroup run only\n");
     return kExitBadUsage;
   }

@@ -2,9 +2,9 @@
 ///
 /// Ranks and coordinator die with the launcher by themselves (parent death signal). Their
 /// descendants do not: one that called setsid has no tie to anybody left. The guardian waits for
-/// the launcher's end and kills every process that carries the job's id in its environment. A
-/// descendant that has emptied its environment escapes it (not the launcher's own clean-up, which
-/// follows parenthood).
+/// the launcher's end and kills every process that carries the job's id in its environment (an
+/// agent on another host: the job's id with the host's number). A descendant that has emptied its
+/// environment escapes it (not the launcher's own clean-up, which follows parenthood).
 #pragma once
 
 #include <string>
@@ -19,8 +19,8 @@ namespace regroup::launcher {
 /// Thread safety: the main thread.
 class Guardian {
  public:
-  /// Errors: those of spawn().
-  static Result<Guardian> start(const std::string& job);
+  /// `mark`: the variable, with its value, of what it kills. Errors: those of spawn().
+  static Result<Guardian> start(const std::string& job, const std::string& mark);
   Guardian(const Guardian&) = delete;
   Guardian& operator=(const Guardian&) = delete;
   Guardian(Guardian&&) noexcept = default;

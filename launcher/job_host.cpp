@@ -15,6 +15,7 @@
 #include <csignal>
 #include <cstring>
 
+#include "launcher/agent_host.hpp"
 #include "launcher/commands.hpp"
 #include "launcher/descendants.hpp"
 #include "launcher/environment.hpp"
@@ -220,10 +221,11 @@ Status start_agent(int listener, pid_t launcher, const std::vector<std::string>&
 }
 
 int agent_command(const Arguments& arguments) {
+  if (arguments == Arguments{"--stdio"}) return agent_on_host();
   const std::optional<int> fd = arguments.size() >= 5 ? number(arguments[1]) : std::nullopt;
   const std::optional<int> launcher = fd ? number(arguments[3]) : std::nullopt;
   if (!launcher || arguments[0] != "--fd" || arguments[2] != "--launcher" || arguments[4] != "--") {
-    fmt::print(stderr, "regroup agent: started by regroup exec only\n");
+    fmt::print(stderr, "regroup agent: started by regroup run and regroup exec only\n");
     return kExitBadUsage;
   }
   ExecOptions options;

@@ -37,18 +37,20 @@ void Narrator::tell(std::string text, bool important) {
   lines_.push_back({std::move(text), std::nullopt, {}, "", important});
 }
 
-void Narrator::job_started(const RunOptions& options, const JobSetup& setup) {
+void Narrator::job_started(const RunOptions& options, const JobSetup& setup,
+                           const std::vector<std::string>& hosts) {
   log_.write(events::JobStarted{setup.job, REGROUP_VERSION, ::getpid(), host_name(),
                                 static_cast<std::uint32_t>(options.ranks),
                                 static_cast<std::uint32_t>(options.ranks_min),
                                 static_cast<std::uint32_t>(options.spares),
-                                std::string(name(options.on_loss)), options.program});
+                                std::string(name(options.on_loss)), options.program, hosts});
   const auto plural = [](int count, const char* word) {
     return fmt::format("{} {}{}", count, word, count == 1 ? "" : "s");
   };
-  tell(fmt::format("regroup {}  job {}  {}{} on 1 host   logs {}", REGROUP_VERSION, setup.job,
+  tell(fmt::format("regroup {}  job {}  {}{} on {}   logs {}", REGROUP_VERSION, setup.job,
                    plural(options.ranks, "rank"),
                    options.spares > 0 ? " + " + plural(options.spares, "spare") : "",
+                   plural(std::max<int>(1, static_cast<int>(hosts.size())), "host"),
                    options.log_dir.string()));
 }
 
@@ -110,9 +112,13 @@ void Narrator::exit_known(const RankProcess& process) {
 
 void Narrator::wedged(Epoch epoch, std::uint64_t round, const std::vector<Member>& lost,
                       TimePoint now) {
+  recovering(now);
+  log_.write(events::Wedged{epoch, round, lost});
+}
+
+void Narrator::recovering(TimePoint now) {
   if (!recovering_) recovery_.wedged = now;
   recovering_ = true;
-  log_.write(events::Wedged{epoch, round, lost});
 }
 
 void Narrator::decided(const events::Decided& decision, TimePoint now) {
@@ -129,6 +135,11 @@ void Narrator::view_installed(const membership::View& view, const std::vector<Ne
   for (const Newcomer& newcomer : newcomers) {
     if (newcomer.previous == Incarnation{}) continue;
     replaced_ += 1;
+    if (!newcomer.host.empty()) {
+      changes.push_back(
+          fmt::format("rank {} is on host {} now", newcomer.member.rank.value(), newcomer.host));
+      continue;
+    }
     log_.write(events::Replaced{newcomer.member.rank, newcomer.member.incarnation,
                                 newcomer.previous, newcomer.from_spare});
     changes.push_back(newcomer.from_spare

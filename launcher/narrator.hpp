@@ -22,7 +22,8 @@ class Narrator {
   Narrator(Console& console, EventLog& log, TimePoint began)
       : console_(console), log_(log), began_(began) {}
 
-  void job_started(const RunOptions& options, const JobSetup& setup);
+  void job_started(const RunOptions& options, const JobSetup& setup,
+                   const std::vector<std::string>& hosts);
   void process_started(const RankProcess& process);
   void attached(const RankProcess& process, TimePoint now);
   /// `detect_ns`: from its last proof of life until we knew; none when it never gave one.
@@ -32,12 +33,17 @@ class Narrator {
   /// full.
   void exit_known(const RankProcess& process);
   void wedged(Epoch epoch, std::uint64_t round, const std::vector<Member>& lost, TimePoint now);
+  /// The same, known from another host.
+  void recovering(TimePoint now);
+  /// A process of another host was lost; its agent has told.
+  void lost_elsewhere() { lost_ += 1; }
   void decided(const events::Decided& decision, TimePoint now);
   struct Newcomer {
     Member member;
     Incarnation previous;
     bool from_spare = false;
     pid_t pid = 0;
+    std::string host;  ///< another one, whose agent writes the event; empty: this one
   };
   void view_installed(const membership::View& view, const std::vector<Newcomer>& newcomers,
                       std::size_t survivors, TimePoint now);

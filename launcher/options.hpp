@@ -36,6 +36,7 @@ struct RunOptions {
   ControlKind control = ControlKind::Pair;
   int verbosity = 1;  ///< 0 quiet, 1 normal, 2 verbose
   std::vector<std::string> program;
+  bool operator==(const RunOptions&) const = default;
 };
 
 /// An answer to a wrong command line or an unfit machine: what people read, and the exit code that

@@ -158,6 +158,7 @@ TEST(Environment, CarriesOursAndTorchsAndDropsOtherLaunchers) {
   identity.job = "abc";
   identity.seat = Rank{2};
   identity.ranks = 4;
+  identity.local_rank = 1;
   identity.local_size = 4;
   identity.incarnation = Incarnation{9};
   identity.life = 1;
@@ -175,7 +176,7 @@ TEST(Environment, CarriesOursAndTorchsAndDropsOtherLaunchers) {
                                                         {"REGROUP_FAULTS", "rank=1:kill"},
                                                         {"REGROUP_RANK", "2"},
                                                         {"RANK", "2"},
-                                                        {"LOCAL_RANK", "2"},
+                                                        {"LOCAL_RANK", "1"},
                                                         {"ROLE_RANK", "2"},
                                                         {"REGROUP_WORLD_SIZE", "4"},
                                                         {"WORLD_SIZE", "4"},

@@ -151,7 +151,7 @@ Result<std::string> output_of(SpawnRequest request, TimePoint until) {
   base::Fd write_end(fds[1]);
   const base::Fd null_fd(::open("/dev/null", O_WRONLY | O_CLOEXEC));
   request.out = write_end.get();
-  request.err = null_fd.get();
+  if (request.err < 0) request.err = null_fd.get();
   const Result<Spawned> spawned = spawn(request);
   write_end.reset();
   if (!spawned) return spawned.error();

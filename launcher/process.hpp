@@ -51,7 +51,8 @@ void signal_process(const Spawned& process, int signal);
 /// then the number cannot mean somebody else.
 void signal_group(const Spawned& process, int signal);
 
-/// What `request` prints on its standard output, the first 64 KiB; its standard error is dropped.
+/// What `request` prints on its standard output, the first 64 KiB; its standard error is dropped
+/// unless it says where to.
 /// One that has not ended until then is killed. Blocks. Threads and errors: those of spawn(),
 /// and DeadlineExceeded.
 Result<std::string> output_of(SpawnRequest request, TimePoint until);

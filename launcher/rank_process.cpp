@@ -37,7 +37,12 @@ ProcessIdentity identity_of(const RunOptions& options, const JobSetup& setup,
   identity.run_dir = options.log_dir.string();
   identity.seat = process.seat;
   identity.ranks = options.ranks;
-  identity.local_size = options.ranks;
+  identity.local_rank = process.local_rank;
+  identity.local_size = setup.ranks_here(options);
+  identity.node = setup.place.node;
+  identity.nodes = setup.place.nodes;
+  identity.host_mark = setup.host_mark();
+  identity.master_address = setup.master_address;
   identity.incarnation = process.incarnation;
   identity.life = process.life;
   identity.control_fd = control_fd;
@@ -61,6 +66,8 @@ std::string ExitStatus::text() const {
   return fmt::format("exited with code {}", exit_code);
 }
 
+std::string JobSetup::host_mark() const { return fmt::format("{}.{}", job, place.agent.value()); }
+
 std::string RankProcess::name() const {
   return seat ? fmt::format("rank {}", seat->value())
               : fmt::format("spare {}", incarnation.value());
@@ -78,6 +85,7 @@ Result<std::unique_ptr<RankProcess>> prepare_process(Incarnation incarnation,
   process->seat = seat;
   process->born_spare = !seat.has_value();
   process->life = life;
+  if (seat) process->local_rank = seat->value();
   Result<metrics::PageMapping> page = metrics::PageMapping::create(incarnation);
   if (!page) return page.error();
   process->page = std::make_shared<metrics::PageMapping>(std::move(*page));
@@ -99,11 +107,12 @@ std::vector<std::string> process_environment(const RunOptions& options, const Jo
 Result<std::unique_ptr<RankProcess>> start_process(const RunOptions& options, const JobSetup& setup,
                                                    Incarnation incarnation,
                                                    std::optional<Rank> seat, std::uint32_t life,
-                                                   int stdin_fd) {
+                                                   int local_rank, int stdin_fd) {
   base::Fd theirs;
   Result<std::unique_ptr<RankProcess>> prepared = prepare_process(incarnation, seat, life, theirs);
   if (!prepared) return prepared.error();
   std::unique_ptr<RankProcess> process = std::move(*prepared);
+  process->local_rank = local_rank;
   Result<LogFiles> logs = open_logs(options.log_dir, seat, incarnation);
   if (!logs) return logs.error();
   Result<Pipe> out = make_pipe();
@@ -116,6 +125,7 @@ Result<std::unique_ptr<RankProcess>> start_process(const RunOptions& options, co
   request.arguments = options.program;
   request.environment =
       process_environment(options, setup, *process, setup.outer_environment, theirs.get());
+  request.directory = setup.directory;
   request.in = stdin_fd;
   request.out = out->write.get();
   request.err = err->write.get();

@@ -1,6 +1,7 @@
 /// One started process of the job, and how it is started.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <optional>
@@ -12,6 +13,7 @@
 
 #include "control/channel.hpp"
 #include "launcher/console.hpp"
+#include "launcher/host_orders.hpp"
 #include "launcher/options.hpp"
 #include "launcher/process.hpp"
 #include "metrics/beacon_page.hpp"
@@ -34,6 +36,7 @@ struct ExitStatus {
 struct RankProcess {
   Incarnation incarnation;
   std::optional<Rank> seat;  ///< none: a spare
+  int local_rank = 0;        ///< of the seat on this host
   bool born_spare = false;   ///< its logs began in a spare's folder
   std::uint32_t life = 0;    ///< lives that its seat had before
   Spawned spawned;
@@ -66,7 +69,16 @@ struct JobSetup {
   unsigned long descriptors_soft =
       1024;  ///< the limit that programs get: the one the launcher was started with
   std::vector<std::string> outer_environment;
+  std::string directory;  ///< of the program; empty: as here
+  std::string master_address = "127.0.0.1";
   int master_port = 0;
+  HostPlace place;
+  /// Ranks of this host, as planned.
+  [[nodiscard]] int ranks_here(const RunOptions& options) const {
+    return place.nodes == 1 ? options.ranks : static_cast<int>(std::max(1U, place.seats));
+  }
+  /// Value of REGROUP_HOST_ID.
+  [[nodiscard]] std::string host_mark() const;
 };
 
 /// What a process needs of its agent before it can be started: its page and its channel, whose
@@ -87,6 +99,6 @@ Result<std::unique_ptr<RankProcess>> prepare_process(Incarnation incarnation,
 Result<std::unique_ptr<RankProcess>> start_process(const RunOptions& options, const JobSetup& setup,
                                                    Incarnation incarnation,
                                                    std::optional<Rank> seat, std::uint32_t life,
-                                                   int stdin_fd);
+                                                   int local_rank, int stdin_fd);
 
 }  // namespace regroup::launcher

@@ -9,6 +9,7 @@
 #include "launcher/command_line.hpp"
 #include "launcher/commands.hpp"
 #include "launcher/exit_codes.hpp"
+#include "launcher/host_options.hpp"
 #include "launcher/options.hpp"
 #include "launcher/preflight.hpp"
 #include "launcher/run_options.hpp"
@@ -109,11 +110,15 @@ Refusal prepare_log_dir(RunOptions& options, const std::string& job) {
 int run_command(const Arguments& arguments) {
   RunOptions options;
   Typed typed;
+  HostWords words;
   CLI::App app(
       "regroup run -n N [options] -- program arguments...\n"
-      "Runs a program as the ranks of a job on this host, and replaces the ranks that are lost.",
+      "Runs a program as the ranks of a job, here or on several hosts, and replaces the ranks "
+      "that\n"
+      "are lost.",
       "regroup run");
   app.add_option("-n,--ranks", options.ranks, "number of ranks")->required();
+  describe_host_options(app, words);
   describe_job_options(app, options, typed);
   app.add_flag("--json", options.json,
                "events as JSON lines on stdout; program output goes to the logs only");
@@ -136,11 +141,15 @@ int run_command(const Arguments& arguments) {
     return refuse(refusal);
   JobSetup setup;
   setup.job = make_job_id();
+  JobHosts hosts;
+  if (const Refusal refusal = plan_hosts(words, options, hosts.fleet); !refusal.code.empty())
+    return refuse(refusal);
+  if (hosts.fleet) setup.place = hosts.fleet->places.front();
   if (const Refusal refusal = check_program_and_kernel(options, setup); !refusal.code.empty())
     return refuse(refusal);
   if (const Refusal refusal = prepare_log_dir(options, setup.job); !refusal.code.empty())
     return refuse(refusal);
-  return run_job(std::move(options), std::move(setup));
+  return run_job(std::move(options), std::move(setup), {}, std::move(hosts));
 }
 
 }  // namespace regroup::launcher

@@ -1,9 +1,7 @@
 #include "launcher/run_shell.hpp"
 
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
@@ -17,6 +15,8 @@
 #include <cstring>
 #include <utility>
 #include <vector>
+
+#include <nlohmann/json.hpp>
 
 #include "launcher/descendants.hpp"
 #include "launcher/environment.hpp"
@@ -39,21 +39,20 @@ std::string make_job_id() {
 
 namespace {
 
-/// A free port of the loopback interface, held without listening: no other program is given it, and
-/// rank 0 can still bind it with SO_REUSEADDR as torch's store does.
-base::Fd hold_port(int& port) {
-  base::Fd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  const int on = 1;
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t bytes = sizeof address;
-  if (!fd || ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0 ||
-      ::bind(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
-      ::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &bytes) != 0) {
+/// A free port of this address, held without listening: no other program is given it, and rank 0
+/// can still bind it with SO_REUSEADDR as torch's store does.
+base::Fd hold_port(const secure::SocketAddress& on, int& port) {
+  base::Fd fd(::socket(on.family(), SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const int yes = 1;
+  sockaddr_storage bound{};
+  socklen_t bytes = sizeof bound;
+  if (!fd || ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) != 0 ||
+      ::bind(fd.get(), on.get(), on.bytes()) != 0 ||
+      ::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&bound), &bytes) != 0) {
     return {};
   }
-  port = ntohs(address.sin_port);
+  const auto address = secure::SocketAddress::from(reinterpret_cast<sockaddr*>(&bound), bytes);
+  if (address) port = address->port();
   return fd;
 }
 
@@ -62,16 +61,41 @@ int refuse(int exit_code, std::string_view code, std::string_view text) {
   return exit_code;
 }
 
-/// Without a console of its own the agent speaks through a shim.
-std::function<void(std::string_view)> console_sink(const OuterLauncher& outer) {
-  if (!outer.shims || outer.child) return {};
-  return [shims = outer.shims.get()](std::string_view line) { shims->print(line); };
+/// Without a console of its own the agent speaks through a shim, or to the launcher's host.
+Console::Options console_options(const RunOptions& options, const OuterLauncher& outer,
+                                 Relay* relay) {
+  Console::Options out{.quiet = options.verbosity == 0, .programs = !options.json, .sink = {}};
+  if (outer.shims && !outer.child)
+    out.sink = [shims = outer.shims.get()](std::string_view line) { shims->print(line); };
+  if (relay == nullptr) return out;
+  // What is of the whole job, the launcher says.
+  out.quiet = true;
+  out.sink = [relay](std::string_view line) { relay->say(LineKind::Text, line); };
+  out.program_sink = [relay](bool is_error, std::string_view lines) {
+    relay->say(is_error ? LineKind::Error : LineKind::Output, lines);
+  };
+  return out;
+}
+
+std::unique_ptr<Relay> make_relay(EventLoop& loop, JobHosts& hosts) {
+  if (!hosts.role) return nullptr;
+  return std::make_unique<Relay>(loop, std::move(hosts.role->pipes.out));
+}
+
+EventLog::Options log_options(const RunOptions& options, const JobSetup& setup,
+                              const JobHosts& hosts) {
+  EventLog::Options out{.mirror_fd = options.json ? STDOUT_FILENO : -1};
+  if (!hosts.role) return out;
+  out.file = fmt::format("events-{}.jsonl", setup.place.agent.value());
+  out.report = false;
+  return out;
 }
 
 }  // namespace
 
-int run_job(RunOptions options, JobSetup setup, OuterLauncher outer) {
-  const TimePoint began = Clock::now();
+int run_job(RunOptions options, JobSetup setup, OuterLauncher outer, JobHosts hosts) {
+  const TimePoint began =
+      Clock::now() - nanoseconds(hosts.role ? hosts.role->age_ns : std::int64_t{0});
   open_standard_descriptors();
   ::prctl(PR_SET_CHILD_SUBREAPER, 1);
   ::signal(SIGPIPE, SIG_IGN);
@@ -79,47 +103,67 @@ int run_job(RunOptions options, JobSetup setup, OuterLauncher outer) {
   ::signal(SIGXFSZ, SIG_IGN);
   ::signal(SIGTTIN, SIG_IGN);
   ::signal(SIGTTOU, SIG_IGN);
-  setup.outer_environment = own_environment();
-  Result<EventLog> log =
-      EventLog::open(options.log_dir, {.mirror_fd = options.json ? STDOUT_FILENO : -1});
+  if (!hosts.role) setup.outer_environment = own_environment();
+  Result<EventLog> log = EventLog::open(options.log_dir, log_options(options, setup, hosts));
   if (!log) return refuse(kExitNotAllowed, "E-LOG-1", log.error().text());
   Result<EventLoop> loop = EventLoop::create();
   if (!loop) return refuse(kExitUnavailable, "E-SYS-2", loop.error().text());
   Result<std::unique_ptr<BeaconThread>> beacons = BeaconThread::start();
   if (!beacons) return refuse(kExitUnavailable, "E-SYS-2", beacons.error().text());
   RunShell shell(std::move(options), std::move(setup), std::move(*loop), std::move(*log),
-                 std::move(*beacons), began, std::move(outer));
+                 std::move(*beacons), began, std::move(outer), std::move(hosts));
   return shell.run();
 }
 
 RunShell::RunShell(RunOptions options, JobSetup setup, EventLoop loop, EventLog log,
-                   std::unique_ptr<BeaconThread> beacons, TimePoint began, OuterLauncher outer)
+                   std::unique_ptr<BeaconThread> beacons, TimePoint began, OuterLauncher outer,
+                   JobHosts hosts)
     : options_(std::move(options)),
       setup_(std::move(setup)),
       outer_(std::move(outer)),
+      hosts_(std::move(hosts)),
       began_(began),
       loop_(std::move(loop)),
+      relay_(make_relay(loop_, hosts_)),
       log_(std::move(log)),
-      console_({.quiet = options_.verbosity == 0,
-                .programs = !options_.json,
-                .sink = console_sink(outer_)}),
+      console_(console_options(options_, outer_, relay_.get())),
       narrator_(console_, log_, began),
       beacons_(std::move(beacons)),
       supervisor_({.grace = options_.grace}),
-      agent_(kLocalAgent, membership::timeouts_for(options_.detect_budget)),
-      next_tick_(began + seconds(1)) {}
+      agent_(setup_.place.agent, membership::timeouts_for(options_.detect_budget)),
+      arenas_(setup_.place.nodes > 1 || hosts_.fleet || hosts_.role),
+      next_tick_(Clock::now() + seconds(1)) {
+  if (!relay_) return;
+  log_.listen([this](const Stamp&, EventKind kind, const nlohmann::json& fields) {
+    nlohmann::json line = fields;
+    line["kind"] = name(kind);
+    relay_->say(LineKind::Record,
+                line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  });
+}
 
 RunShell::~RunShell() = default;
 
 Status RunShell::begin() {
   if (Status opened = open_signals(); !opened) return opened;
-  master_port_holder_ = hold_port(setup_.master_port);
+  if (!hosts_.role) {
+    const secure::SocketAddress on =
+        hosts_.fleet ? hosts_.fleet->listen : secure::SocketAddress::loopback();
+    setup_.master_address = on.host();
+    master_port_holder_ = hold_port(on, setup_.master_port);
+  }
   Result<secure::RefusalCounters> refusals = secure::RefusalCounters::make();
   if (!refusals) return refusals.error();
   refusals_.emplace(std::move(*refusals));
-  Result<Guardian> guardian = Guardian::start(setup_.job);
+  Result<Guardian> guardian = start_guardian();
   if (!guardian) return guardian.error();
   guardian_.emplace(std::move(*guardian));
+  if (hosts_.role) {
+    loop_.watch(beacons_->fd(), [this](std::uint32_t) { on_beacons(); });
+    const Status started = start_coordinator();
+    if (started) begin_role();
+    return started;
+  }
   terminal_ = std::move(outer_.terminal);
   if (!outer_.shims) {
     Result<std::optional<TerminalInput>> terminal = TerminalInput::open();
@@ -128,7 +172,13 @@ Status RunShell::begin() {
   }
   if (terminal_) terminal_->start(loop_);
   begin_outer();
-  narrator_.job_started(options_, setup_);
+  std::vector<std::string> names;
+  if (hosts_.fleet) {
+    for (const HostPlace& place : hosts_.fleet->places) {
+      if (hosts_.fleet->plans[place.agent.value()].used) names.push_back(place.name);
+    }
+  }
+  narrator_.job_started(options_, setup_, names);
   loop_.watch(beacons_->fd(), [this](std::uint32_t) { on_beacons(); });
   Result<ControlSocket> control = ControlSocket::open(setup_.job, *this, &log_);
   if (control) {
@@ -138,22 +188,38 @@ Status RunShell::begin() {
     narrator_.warning("E-CTL-1", fmt::format("regroup status and inject cannot reach this job: {}",
                                              control.error().text()));
   }
-  return start_coordinator();
+  Status started = start_coordinator();
+  if (started) start_fleet();
+  return started;
 }
 
-Status RunShell::start_coordinator() {
-  std::optional<TcpControl> tcp;
-  if (options_.control == ControlKind::Tcp) {
-    Result<TcpControl> made = TcpControl::make(setup_.job);
+Result<Guardian> RunShell::start_guardian() const {
+  // The launcher's cleans up after all of the job on this machine; that of another host's agent may
+  // share the machine with the launcher, in a container for instance.
+  return Guardian::start(setup_.job, hosts_.role ? "REGROUP_HOST_ID=" + setup_.host_mark()
+                                                 : "REGROUP_JOB_ID=" + setup_.job);
+}
+
+Status RunShell::prepare_coordinator(CoordinatorOptions& coordinator,
+                                     std::optional<TcpControl>& tcp) {
+  coordinator.detect_budget = options_.detect_budget;
+  if (hosts_.role) {
+    // Its address is needed here, too: for what people read.
+    const secure::SocketAddress there = hosts_.role->coordinator.port.address;
+    tcp.emplace(std::move(hosts_.role->coordinator));
+    hosts_.role->coordinator.port.address = there;
+    return {};
+  }
+  if (options_.control == ControlKind::Tcp || hosts_.fleet) {
+    Result<TcpControl> made = hosts_.fleet ? TcpControl::make(setup_.job, hosts_.fleet->listen)
+                                           : TcpControl::make(setup_.job);
     if (!made) return made.error();
     tcp.emplace(std::move(*made));
   }
-  CoordinatorOptions coordinator;
   coordinator.state = options_.log_dir / "coordinator.state";
   // A state file of an earlier job in the same directory would make this one go on where that one
   // ended.
   ::unlink(coordinator.state.c_str());
-  coordinator.detect_budget = options_.detect_budget;
   Result<CoordinatorWatch> watch = CoordinatorWatch::make(options_.detect_budget);
   if (!watch) return watch.error();
   coordinator_watch_.emplace(std::move(*watch));
@@ -163,10 +229,22 @@ Status RunShell::start_coordinator() {
                         static_cast<std::uint32_t>(options_.spares),
                         options_.on_loss,
                         static_cast<std::uint32_t>(options_.replacements_max),
-                        options_.restart};
+                        options_.restart,
+                        {}};
+  if (!hosts_.fleet) return {};
+  coordinator.agents = static_cast<std::uint32_t>(hosts_.fleet->plans.size());
+  coordinator.config.hosts = hosts_.fleet->plans;
+  return {};
+}
+
+Status RunShell::start_coordinator() {
+  CoordinatorOptions coordinator;
+  std::optional<TcpControl> tcp;
+  if (Status prepared = prepare_coordinator(coordinator, tcp); !prepared) return prepared;
   CoordinatorLink::Callbacks callbacks;
   callbacks.up = [this] {
-    coordinator_watch_->begin(job_now());
+    if (coordinator_watch_) coordinator_watch_->begin(job_now());
+    if (hosts_.role) reached_coordinator();
     // Over TCP a connection may come back without a restart.
     if (std::exchange(restarts_told_, coordinator_->restarts()) != coordinator_->restarts())
       narrator_.coordinator_restarted(coordinator_->pid(), coordinator_->restarts());
@@ -205,7 +283,7 @@ int RunShell::run() {
   if (const Status began = begin(); !began)
     return refuse(kExitUnavailable, "E-SYS-2", began.text());
   drain();
-  while (!all_gone_) turn();
+  while (!all_gone_ || !hosts_gone()) turn();
   return finish();
 }
 
@@ -225,7 +303,10 @@ TimePoint RunShell::next_deadline() const {
   sooner(agent_timer_);
   sooner(first_operation_due_);
   sooner(coordinator_->due());
-  if (const auto look = coordinator_watch_->due()) sooner(*look + stopped_for_);
+  if (coordinator_watch_) {
+    if (const auto look = coordinator_watch_->due()) sooner(*look + stopped_for_);
+  }
+  if (fleet_) sooner(fleet_->due());
   sooner(narrator_.due());
   sooner(stop_due_);
   if (options_.timeout.count() > 0 && !ending_) sooner(began_ + options_.timeout + stopped_for_);
@@ -236,6 +317,7 @@ void RunShell::timers() {
   const TimePoint now = Clock::now();
   look_at_coordinator();
   coordinator_->turn(now);
+  if (fleet_) fleet_->turn(now);
   if (supervisor_timer_ && *supervisor_timer_ <= now) {
     supervisor_timer_.reset();
     post(supervisor::TimerFired{});
@@ -254,11 +336,13 @@ void RunShell::timers() {
   if (first_operation_due_ && *first_operation_due_ <= now) look_for_first_operation();
   if (now >= next_tick_) {
     next_tick_ = now + seconds(1);
+    end_hosts(now);
     tick();
   }
 }
 
 void RunShell::look_at_coordinator() {
+  if (!coordinator_watch_) return;
   const std::optional<std::string> stuck = coordinator_watch_->look(job_now());
   if (!stuck) return;
   narrator_.warning("E-COORD-2",
@@ -291,13 +375,21 @@ void RunShell::drain() {
 
 void RunShell::end_job(int exit_code, std::string origin, std::string reason, bool now) {
   if (!ending_) {
-    ending_ = Ending{exit_code, std::move(origin), std::move(reason), Clock::now()};
-    for (auto& [incarnation, process] : processes_) {
-      if (process->said_hello) send(*process, control::Stop{exit_code, ending_->reason});
-    }
+    begin_ending({exit_code, std::move(origin), std::move(reason), Clock::now()});
     post(membership::host::Stop{ending_->reason, exit_code});
   }
   post(supervisor::EndRequested{now});
+  if (!fleet_) return;
+  fleet_->end();
+  // One that the coordinator does not reach hears it so.
+  fleet_->tell_all({now ? HostWord::Kind::EndNow : HostWord::Kind::End, 0, {}});
+}
+
+void RunShell::begin_ending(Ending ending) {
+  ending_ = std::move(ending);
+  for (auto& [incarnation, process] : processes_) {
+    if (process->said_hello) send(*process, control::Stop{ending_->exit_code, ending_->reason});
+  }
 }
 
 int RunShell::finish() {
@@ -311,6 +403,7 @@ int RunShell::finish() {
   }
   coordinator_.reset();
   keep_flights(processes_.size());
+  if (hosts_.role) return finish_role();
   events::JobEnded ended;
   ended.exit_code = ending_ ? ending_->exit_code : kExitFault;
   ended.origin = ending_ ? ending_->origin : "launcher";
@@ -331,7 +424,7 @@ void RunShell::sweep_all() {
     const std::vector<pid_t> all = descendants_of(::getpid());
     // The coordinator ends by itself, and whatever helps it to (a leak check at exit is a process).
     std::vector<pid_t> spared;
-    if (coordinator_) {
+    if (coordinator_ && coordinator_->pid() > 0) {
       spared = descendants_of(coordinator_->pid());
       spared.push_back(coordinator_->pid());
     }

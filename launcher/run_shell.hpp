@@ -25,9 +25,11 @@
 #include "launcher/epoch_arenas.hpp"
 #include "launcher/event_loop.hpp"
 #include "launcher/guardian.hpp"
+#include "launcher/job_hosts.hpp"
 #include "launcher/narrator.hpp"
 #include "launcher/options.hpp"
 #include "launcher/rank_process.hpp"
+#include "launcher/relay.hpp"
 #include "launcher/shims.hpp"
 #include "launcher/terminal_input.hpp"
 #include "membership/host_agent.hpp"
@@ -53,14 +55,15 @@ struct OuterLauncher {
 
 /// Runs the job to its end and returns the process's exit code. Threads: the main thread, once a
 /// process.
-int run_job(RunOptions options, JobSetup setup, OuterLauncher outer = {});
+int run_job(RunOptions options, JobSetup setup, OuterLauncher outer = {}, JobHosts hosts = {});
 
 /// Thread safety: one thread, the one that made it; it must be the main thread (parent death
 /// signals).
 class RunShell final : public JobControl {
  public:
   RunShell(RunOptions options, JobSetup setup, EventLoop loop, EventLog log,
-           std::unique_ptr<BeaconThread> beacons, TimePoint began, OuterLauncher outer);
+           std::unique_ptr<BeaconThread> beacons, TimePoint began, OuterLauncher outer,
+           JobHosts hosts);
   ~RunShell() override;
   RunShell(const RunShell&) = delete;
   RunShell& operator=(const RunShell&) = delete;
@@ -86,6 +89,8 @@ class RunShell final : public JobControl {
 
   // run_shell.cpp: the loop, the queue of events, the end.
   Status begin();
+  [[nodiscard]] Result<Guardian> start_guardian() const;
+  Status prepare_coordinator(CoordinatorOptions& coordinator, std::optional<TcpControl>& tcp);
   Status start_coordinator();
   void turn();
   [[nodiscard]] TimePoint next_deadline() const;
@@ -97,6 +102,13 @@ class RunShell final : public JobControl {
   void post(membership::host::Event event) { pending_.emplace_back(std::move(event)); }
   void drain();
   void end_job(int exit_code, std::string origin, std::string reason, bool now);
+  struct Ending {
+    int exit_code = 0;
+    std::string origin;
+    std::string reason;
+    TimePoint since;
+  };
+  void begin_ending(Ending ending);
   int finish();
   void sweep_all();
   void remember_cause(const RankProcess& process, const membership::Evidence& evidence);
@@ -160,6 +172,10 @@ class RunShell final : public JobControl {
   void perform(const membership::host::Answered& effect);
   void seat_newcomers(const membership::host::MakeView& effect, const membership::View& before,
                       std::vector<Narrator::Newcomer>& newcomers);
+  void add_newcomers_elsewhere(const membership::host::MakeView& effect,
+                               const membership::View& before,
+                               std::vector<Narrator::Newcomer>& newcomers) const;
+  std::uint32_t next_life(Rank seat, std::uint32_t known);
   void tell_view(RankProcess& process, const std::string& cause);
   void read_beats();
   [[nodiscard]] membership::Evidence evidence_of(const RankProcess& process,
@@ -175,6 +191,29 @@ class RunShell final : public JobControl {
   void on_launcher_end();
   void finish_outer(int exit_code, const std::string& reason);
 
+  // run_shell_hosts.cpp: other hosts.
+  [[nodiscard]] bool is_elsewhere(Rank seat) const;
+  [[nodiscard]] int local_rank(Rank seat) const;
+  void start_fleet();
+  [[nodiscard]] HostOrders orders_for(membership::AgentId id) const;
+  void on_host_line(membership::AgentId id, LineKind kind, std::string_view text);
+  void on_host_event(membership::AgentId id, std::string_view text);
+  void note_elsewhere(membership::AgentId id, EventKind kind, const nlohmann::json& fields);
+  void on_host_gone(membership::AgentId id, const std::string& why, bool greeted,
+                    std::optional<nanoseconds> again);
+  void say_which_hosts_are_missing();
+  void end_hosts(TimePoint now);
+  [[nodiscard]] bool hosts_gone() const;
+  Status signal_elsewhere(Rank rank, int signal);
+  void add_elsewhere(JobStatus& out) const;
+  void begin_role();
+  void on_launcher_word();
+  void take_words();
+  void end_here(int exit_code, const std::string& why, bool now = true);
+  void reached_coordinator();
+  void look_for_coordinator(TimePoint now);
+  int finish_role();
+
   // run_shell_watch.cpp: never silent while blocked.
   void tick();
   /// Writes the flight records of at most `files` processes that ended, the oldest first.
@@ -189,12 +228,15 @@ class RunShell final : public JobControl {
 
   [[nodiscard]] RankProcess* find(Incarnation incarnation);
   [[nodiscard]] RankProcess* holder(Rank rank);
+  [[nodiscard]] std::optional<Incarnation> in_seat(Rank rank);
 
   RunOptions options_;
   JobSetup setup_;
   OuterLauncher outer_;
+  JobHosts hosts_;
   TimePoint began_;
   EventLoop loop_;
+  std::unique_ptr<Relay> relay_;  ///< of another host's agent
   EventLog log_;
   Console console_;
   Narrator narrator_;
@@ -205,6 +247,7 @@ class RunShell final : public JobControl {
   secure::RefusalCounts refusals_told_{};
   std::unique_ptr<CoordinatorLink> coordinator_;
   std::uint32_t restarts_told_ = 0;
+  std::unique_ptr<HostFleet> fleet_;  ///< of the launcher of a job on several hosts
   std::optional<ControlSocket> control_;
   base::Fd signal_fd_;
   base::Fd master_port_holder_;
@@ -223,6 +266,7 @@ class RunShell final : public JobControl {
   std::map<Rank, std::map<std::string, base::Fd>> kept_;  ///< memory that outlives a seat's process
   std::map<Rank, Incarnation> last_in_seat_;              ///< of the views so far
   EpochArenas arenas_;
+  std::vector<membership::SeatPlace> places_;  ///< of the seats of the newest view
   std::uint64_t detached_beats_ = 0;
   std::string cause_;  ///< the first loss that mattered
   membership::Round round_;
@@ -238,12 +282,19 @@ class RunShell final : public JobControl {
   std::map<std::uint64_t, Asked> wishes_;  ///< the newest ones
   std::uint64_t wishes_asked_ = 0;
 
-  struct Ending {
-    int exit_code = 0;
-    std::string origin;
-    std::string reason;
-    TimePoint since;
+  /// A process on another host, as far as its agent told.
+  struct Elsewhere {
+    membership::AgentId host;
+    std::optional<Rank> rank;
+    std::int32_t pid = 0;
+    std::string state;
   };
+  std::map<Incarnation, Elsewhere> elsewhere_;
+  std::set<membership::AgentId> hosts_reached_;  ///< whose agents have reached the coordinator
+  std::optional<TimePoint> let_go_at_;
+  LineReader words_{4096};  ///< of the launcher
+  bool reached_ = false;    ///< this agent has reached the coordinator once
+
   std::optional<Ending> ending_;
   bool all_gone_ = false;
   std::uint32_t finished_ = 0;

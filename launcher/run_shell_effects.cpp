@@ -22,12 +22,15 @@ namespace sv = supervisor;
 
 void RunShell::perform(const sv::Fork& effect) {
   std::uint32_t life = 0;
-  if (effect.seat) life = effect.attempt == 1 ? lives_[*effect.seat]++ : lives_[*effect.seat] - 1;
+  if (effect.seat)
+    life = effect.attempt == 1 ? next_life(*effect.seat, 0) : lives_[*effect.seat] - 1;
   if (outer_.shims) return start_by_shim(effect, life);
   // Standard input has one reader: rank 0, whichever life.
-  const int stdin_fd = effect.seat != Rank{0} ? -1 : terminal_ ? terminal_->fd() : 0;
+  const bool reads = effect.seat == Rank{0} && !hosts_.role;
+  const int stdin_fd = !reads ? -1 : terminal_ ? terminal_->fd() : 0;
   Result<std::unique_ptr<RankProcess>> started =
-      start_process(options_, setup_, effect.incarnation, effect.seat, life, stdin_fd);
+      start_process(options_, setup_, effect.incarnation, effect.seat, life,
+                    effect.seat ? local_rank(*effect.seat) : 0, stdin_fd);
   if (!started) {
     const Status why = started.error();
     return post(sv::StartRefused{effect.incarnation, std::string(why.text()),
@@ -166,14 +169,45 @@ void RunShell::seat_newcomers(const host::MakeView& effect, const membership::Vi
     if (process == nullptr) continue;
     const bool from_spare = process->born_spare;
     if (process->seat != member.rank) {
-      process->seat = member.rank;
-      process->life = lives_[member.rank]++;
       const auto seat = static_cast<std::size_t>(member.rank.value());
+      process->seat = member.rank;
+      process->life = next_life(member.rank, effect.places[seat].life);
+      process->local_rank = local_rank(member.rank);
       assign(*process, seat < before.seats.size() && before.seats[seat] == Incarnation{});
       // Its lines so far stand in the spare's folder; the seat's folder points there.
       if (!outer_.shims) (void)adopt_logs(options_.log_dir, member.rank, member.incarnation).ok();
     }
-    newcomers.push_back({member, last_in_seat_[member.rank], from_spare, process->spawned.pid});
+    newcomers.push_back({member, last_in_seat_[member.rank], from_spare, process->spawned.pid, ""});
+  }
+}
+
+namespace {
+
+/// How many members stay from one view to the next.
+std::size_t kept(const membership::View& before, const membership::View& now) {
+  std::size_t out = 0;
+  for (std::size_t seat = 0; seat < std::min(before.seats.size(), now.seats.size()); ++seat) {
+    if (now.seats[seat] != Incarnation{} && now.seats[seat] == before.seats[seat]) ++out;
+  }
+  return out;
+}
+
+}  // namespace
+
+void RunShell::add_newcomers_elsewhere(const host::MakeView& effect, const membership::View& before,
+                                       std::vector<Narrator::Newcomer>& newcomers) const {
+  for (std::size_t seat = 0; seat < before.seats.size(); ++seat) {
+    const Incarnation now = effect.view.seats[seat];
+    const membership::SeatPlace& place = effect.places[seat];
+    if (now == Incarnation{} || now == before.seats[seat] || place.host == setup_.place.agent)
+      continue;
+    const Rank rank{static_cast<std::int32_t>(seat)};
+    const auto last = last_in_seat_.find(rank);
+    newcomers.push_back({{rank, now},
+                         last == last_in_seat_.end() ? Incarnation{} : last->second,
+                         false,
+                         0,
+                         fleet_->name(place.host)});
   }
 }
 
@@ -181,6 +215,7 @@ void RunShell::tell_view(RankProcess& process, const std::string& cause) {
   control::ViewInstalled message;
   message.view = arenas_.view();
   message.cause = cause;
+  message.places = places_;
   std::vector<int> fds;
   for (std::size_t i = 0; i < arenas_.groups(); ++i) {
     message.groups.push_back(arenas_.group(i));
@@ -191,12 +226,13 @@ void RunShell::tell_view(RankProcess& process, const std::string& cause) {
 
 void RunShell::perform(const host::MakeView& effect) {
   const membership::View before = arenas_.view();
-  if (const Status made = arenas_.install(effect.view); !made) {
+  if (const Status made = arenas_.install(effect.view, effect.local); !made) {
     narrator_.warning("E-MEM-1", fmt::format("no shared memory for epoch {}: {}",
                                              effect.view.epoch.value(), made.text()));
     end_job(kExitUnavailable, "launcher", "no shared memory for the next epoch", false);
     return;
   }
+  places_ = effect.places;
   std::vector<Narrator::Newcomer> newcomers;
   seat_newcomers(effect, before, newcomers);
   for (const Member& member : effect.local) {
@@ -204,8 +240,12 @@ void RunShell::perform(const host::MakeView& effect) {
   }
   post(host::ViewMade{effect.view.epoch});
   arenas_.prepare_next(membership::goes_on_smaller(options_.on_loss));
-  narrator_.view_installed(effect.view, newcomers, effect.local.size() - newcomers.size(),
-                           Clock::now());
+  if (fleet_) {
+    // Of the loss that led here only its own host may have heard.
+    if (effect.view.epoch > Epoch{1}) narrator_.recovering(Clock::now());
+    add_newcomers_elsewhere(effect, before, newcomers);
+  }
+  narrator_.view_installed(effect.view, newcomers, kept(before, effect.view), Clock::now());
   look_at_wishes();
   for (std::size_t seat = 0; seat < effect.view.seats.size(); ++seat) {
     if (effect.view.seats[seat] != Incarnation{}) {
@@ -214,8 +254,18 @@ void RunShell::perform(const host::MakeView& effect) {
   }
 }
 
+/// `known`: how many lives the seat had, as far as the coordinator knows: some may have been on
+/// other hosts.
+std::uint32_t RunShell::next_life(Rank seat, std::uint32_t known) {
+  std::uint32_t& lives = lives_[seat];
+  lives = std::max(lives, known);
+  return lives++;
+}
+
 void RunShell::perform(const host::Spawn& effect) {
   constexpr std::chrono::milliseconds kRefillAfter{50};
+  if (const auto seat = effect.process.seat)
+    lives_[*seat] = std::max(lives_[*seat], effect.process.life);
   // A fresh spare would start up on the cores on which the recovery is under way.
   const bool is_refill = !effect.process.seat && agent_.installed().epoch != Epoch{};
   post(sv::StartRequested{effect.process.incarnation, effect.process.seat,
@@ -285,7 +335,8 @@ void RunShell::perform(const host::Log& effect) {
       asked.wish.text = effect.note.text;
     }
   }
-  narrator_.note(effect.note, options_.verbosity > 1);
+  const bool of_a_host = effect.note.kind == "no_quorum" || effect.note.kind == "agent_lost";
+  narrator_.note(effect.note, of_a_host || options_.verbosity > 1);
 }
 
 void RunShell::perform(const host::SetTimer& effect) { agent_timer_ = effect.at + stopped_for_; }

@@ -115,7 +115,7 @@ void RunShell::on(RankProcess& process, const control::Hello&) {
   welcome.ranks = static_cast<std::uint32_t>(options_.ranks);
   welcome.on_loss = options_.on_loss;
   welcome.job = setup_.job;
-  welcome.ranks_on_host = static_cast<std::uint32_t>(options_.ranks);
+  welcome.ranks_on_host = static_cast<std::uint32_t>(setup_.ranks_here(options_));
   welcome.replacement = process.life > 0;
   welcome.life = process.life;
   send(process, welcome, {process.page->fd()});
@@ -136,14 +136,14 @@ void RunShell::assign(RankProcess& process, bool was_vacant) {
   send(process, message, fds);
 }
 
-void RunShell::on(RankProcess& process, const control::BeaconHeld&) {
+void RunShell::on(RankProcess& process, const control::BeaconHeld& message) {
   if (process.attached) return;
   process.attached = true;
   const TimePoint now = Clock::now();
   if (!first_attach_) first_attach_ = now;
   narrator_.attached(process, now);
   post(supervisor::AttachSeen{process.incarnation});
-  post(membership::host::Joined{process.incarnation});
+  post(membership::host::Joined{process.incarnation, message.address});
 }
 
 void RunShell::on(RankProcess& process, const control::AttachGroup& message) {

@@ -68,6 +68,7 @@ void RunShell::on_signal(int signal) {
     case SIGTERM: {
       const bool again = ending_ && ending_->origin == "signal";
       const std::string why = fmt::format("received {}", signal_name(signal));
+      if (hosts_.role) return end_here(128 + signal, why);
       if (again) narrator_.note({"signal", why + " again: killing what is left"}, true);
       if (!again)
         narrator_.note(
@@ -78,7 +79,10 @@ void RunShell::on_signal(int signal) {
       end_job(128 + signal, "signal", why, again);
       return;
     }
-    case SIGTSTP: return begin_stop();
+    case SIGTSTP:
+      // Other hosts would take a stopped launcher for a lost one.
+      if (!fleet_ && !hosts_.role) return begin_stop();
+      return narrator_.note({"signal", "SIGTSTP: a job on several hosts is not stopped"}, true);
     case SIGCONT:
       stop_due_.reset();
       if (terminal_) terminal_->start(loop_);
@@ -96,6 +100,7 @@ void RunShell::forward(int signal) {
   for (auto& [incarnation, process] : processes_) {
     if (!process->gone) signal_group(process->spawned, signal);
   }
+  if (fleet_) fleet_->tell_all({HostWord::Kind::Forward, signal, {}});
 }
 
 // ---- stopping the whole job, as a terminal's ctrl-Z wants it
@@ -176,10 +181,11 @@ void RunShell::reaped(pid_t pid, const ExitStatus& status) {
   if (guardian_ && guardian_->pid() == pid) {
     guardian_->gone();
     guardian_.reset();
-    Result<Guardian> again = Guardian::start(setup_.job);
+    Result<Guardian> again = start_guardian();
     if (again) guardian_.emplace(std::move(*again));
     return;
   }
+  if (fleet_ && fleet_->reaped(pid, status, Clock::now())) return;
   if (outer_.child && outer_.child->pid == pid) {
     outer_.child.reset();
     return on_launcher_end();
@@ -207,7 +213,9 @@ void RunShell::sweep(Incarnation incarnation) {
   const std::string marker = fmt::format("REGROUP_INCARNATION={}", incarnation.value());
   const std::string job = "REGROUP_JOB_ID=" + setup_.job;
   for (const pid_t child : children_of(::getpid())) {
-    const bool known = child == coordinator_->pid() || (guardian_ && child == guardian_->pid()) ||
+    const bool starter = fleet_ && std::ranges::count(fleet_->pids(), child) != 0;
+    const bool known = starter || child == coordinator_->pid() ||
+                       (guardian_ && child == guardian_->pid()) ||
                        std::any_of(processes_.begin(), processes_.end(), [&](const auto& entry) {
                          return entry.second->spawned.pid == child && !entry.second->gone;
                        });

@@ -25,9 +25,11 @@ std::int64_t whole_seconds(Clock::duration time) {
 
 void RunShell::tick() {
   say_who_was_refused();
+  if (hosts_.role) look_for_coordinator(Clock::now());
   if (ending_) return say_who_does_not_end();
   // Not while somebody waits for the next view, and a few at a time.
   if (!arenas_.is_wedged()) keep_flights(4);
+  say_which_hosts_are_missing();
   say_who_is_missing();
   say_who_stalls();
 }
@@ -131,6 +133,7 @@ void RunShell::say_who_stalls() {
     std::vector<std::string> left;
     std::vector<std::pair<Rank, metrics::Doing>> doing;
     for (const Rank seat : group.seats) {
+      if (is_elsewhere(seat)) continue;  // its own agent looks
       const RankProcess* process = holder(seat);
       if (process == nullptr || process->gone) {
         left.push_back(fmt::format("rank {}", seat.value()));
@@ -221,10 +224,20 @@ JobStatus RunShell::status() {
     line.doing = metrics::read_doing(process->page->page());
     out.processes.push_back(std::move(line));
   }
+  if (fleet_) add_elsewhere(out);
   return out;
 }
 
+/// Whoever holds the seat, on whichever host.
+std::optional<Incarnation> RunShell::in_seat(Rank rank) {
+  if (is_elsewhere(rank)) return agent_.installed().seats[static_cast<std::size_t>(rank.value())];
+  const RankProcess* process = holder(rank);
+  if (process == nullptr || process->gone) return std::nullopt;
+  return process->incarnation;
+}
+
 Status RunShell::signal(Rank rank, int signal) {
+  if (is_elsewhere(rank)) return signal_elsewhere(rank, signal);
   const RankProcess* process = holder(rank);
   if (process == nullptr || process->gone) {
     return {Code::FailedPrecondition, fmt::format("seat {} is vacant", rank.value())};
@@ -234,11 +247,11 @@ Status RunShell::signal(Rank rank, int signal) {
 }
 
 Status RunShell::evict(Rank rank, const std::string& why) {
-  const RankProcess* process = holder(rank);
-  if (process == nullptr || process->gone) {
+  const std::optional<Incarnation> process = in_seat(rank);
+  if (!process) {
     return {Code::FailedPrecondition, fmt::format("seat {} is vacant", rank.value())};
   }
-  post(membership::host::Evict{process->incarnation, why});
+  post(membership::host::Evict{*process, why});
   return {};
 }
 
@@ -252,13 +265,13 @@ std::uint64_t RunShell::keep_wish(Asked asked) {
 Result<std::uint64_t> RunShell::drain(const std::vector<Rank>& ranks, bool now) {
   Asked asked;
   for (const Rank rank : ranks) {
-    const RankProcess* process = holder(rank);
-    if (process == nullptr || process->gone) {
+    const std::optional<Incarnation> process = in_seat(rank);
+    if (!process) {
       return Status(
           Code::FailedPrecondition,
           fmt::format("E-PLAN-2 seat {} is vacant: nobody is there to drain", rank.value()));
     }
-    asked.leaving.push_back(process->incarnation);
+    asked.leaving.push_back(*process);
   }
   const std::vector<Incarnation> leaving = asked.leaving;
   const std::uint64_t id = keep_wish(std::move(asked));

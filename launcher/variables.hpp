@@ -22,11 +22,10 @@ inline constexpr std::array kUserVariables = {
 };
 
 /// What the launcher sets for each process of a job, and takes out of what a process inherits.
-inline constexpr std::array<std::string_view, 14> kOwnVariables = {
-    "REGROUP_RANK",           "REGROUP_WORLD_SIZE",  "REGROUP_LOCAL_RANK",
-    "REGROUP_LOCAL_SIZE",     "REGROUP_NODE_RANK",   "REGROUP_NUM_NODES",
-    "REGROUP_JOB_ID",         "REGROUP_INCARNATION", "REGROUP_LIFE",
-    "REGROUP_IS_REPLACEMENT", "REGROUP_SPARE",       "REGROUP_RUN_DIR",
-    "REGROUP_CONTROL_FD",     "REGROUP_RDZV"};
+inline constexpr std::array<std::string_view, 15> kOwnVariables = {
+    "REGROUP_RANK",       "REGROUP_WORLD_SIZE",     "REGROUP_LOCAL_RANK", "REGROUP_LOCAL_SIZE",
+    "REGROUP_NODE_RANK",  "REGROUP_NUM_NODES",      "REGROUP_JOB_ID",     "REGROUP_INCARNATION",
+    "REGROUP_LIFE",       "REGROUP_IS_REPLACEMENT", "REGROUP_SPARE",      "REGROUP_RUN_DIR",
+    "REGROUP_CONTROL_FD", "REGROUP_RDZV",           "REGROUP_HOST_ID"};
 
 }  // namespace regroup::launcher
