@@ -38,8 +38,10 @@ bool fault_script(Bytes bytes);
 bool algorithm_rules(Bytes bytes);
 bool command_line(Bytes bytes);
 bool environment(Bytes bytes);
+bool host_list(Bytes bytes);
+bool host_orders(Bytes bytes);
 
-inline constexpr std::array<Target, 17> kTargets = {{{"control_messages", control_messages},
+inline constexpr std::array<Target, 19> kTargets = {{{"control_messages", control_messages},
                                                      {"durable_state", durable_state},
                                                      {"frames", frames},
                                                      {"hello", hello},
@@ -55,7 +57,9 @@ inline constexpr std::array<Target, 17> kTargets = {{{"control_messages", contro
                                                      {"fault_script", fault_script},
                                                      {"algorithm_rules", algorithm_rules},
                                                      {"command_line", command_line},
-                                                     {"environment", environment}}};
+                                                     {"environment", environment},
+                                                     {"host_list", host_list},
+                                                     {"host_orders", host_orders}}};
 
 [[nodiscard]] inline const Target* find_target(std::string_view name) {
   for (const Target& one : kTargets) {

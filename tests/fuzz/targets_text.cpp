@@ -21,6 +21,8 @@
 #include "launcher/coordinator_host.hpp"
 #include "launcher/environment.hpp"
 #include "launcher/event_log.hpp"
+#include "launcher/host_list.hpp"
+#include "launcher/host_orders.hpp"
 #include "launcher/launch_environment.hpp"
 #include "launcher/observe_text.hpp"
 #include "launcher/options.hpp"
@@ -170,6 +172,48 @@ bool environment(Bytes bytes) {
   (void)launcher::make_environment(variables, {});
   (void)launcher::slurm_tasks(text_of(bytes), 3);
   return accepted;
+}
+
+bool host_list(Bytes bytes) {
+  const std::string text = text_of(bytes);
+  const std::size_t half = text.size() / 2;
+  bool good = false;
+  const auto check = [&good](const Result<std::vector<launcher::HostEntry>>& hosts) {
+    if (!hosts) return;
+    good = true;
+    REGROUP_ASSERT(!hosts->empty() && hosts->size() <= launcher::kHostsMax);
+    for (const launcher::HostEntry& host : *hosts) {
+      // A name becomes an argument of the starter.
+      REGROUP_ASSERT(!host.name.empty() && host.name.front() != '-' && host.target()[0] != '-');
+      REGROUP_ASSERT(host.name.find_first_of(" ;&|$`'\"\n") == std::string::npos);
+    }
+    const auto plan = launcher::plan_seats(*hosts, 7, 2);
+    if (!plan) return;
+    std::uint64_t seats = 0;
+    for (const membership::HostPlan& host : *plan) seats += host.seats;
+    REGROUP_ASSERT(seats == 7);
+  };
+  check(launcher::parse_host_list(text));
+  check(launcher::parse_host_file(text));
+  check(launcher::parse_slurm(text.substr(0, half), text.substr(half)));
+  (void)launcher::split_words(text);
+  return good;
+}
+
+bool host_orders(Bytes bytes) {
+  const std::string text = text_of(bytes);
+  launcher::LineReader lines(256);
+  lines.feed(text);
+  bool good = false;
+  while (const std::optional<std::string> line = lines.next()) {
+    good = launcher::parse_greeting(*line) || launcher::parse_word(*line) || good;
+    REGROUP_ASSERT(line->size() <= 256);
+  }
+  const Result<launcher::HostOrders> orders = launcher::parse_orders(text);
+  if (!orders) return good;
+  const Result<launcher::HostOrders> again = launcher::parse_orders(launcher::orders_line(*orders));
+  REGROUP_ASSERT(again && *again == *orders);
+  return true;
 }
 
 }  // namespace regroup::fuzz

@@ -85,7 +85,7 @@ class Border {
     base::Fd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
     sockaddr_in address{};
     address.sin_family = AF_INET;
-    address.sin_port = htons(port_.port);
+    address.sin_port = htons(port_.address.port());
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     const linger at_once{.l_onoff = 1, .l_linger = 0};  // many runs must not use up all ports
     REGROUP_ASSERT(::setsockopt(fd.get(), SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once) == 0);

@@ -1,5 +1,5 @@
 /// A rank without an engine: it speaks the launcher's protocol by hand, prints what it is told, and
-/// misbehaves on order.
+/// misbehaves on order. Of members on other hosts it takes no notice.
 ///
 ///   fake_rank [ACTION...]     an action that names a rank concerns its first life only
 ///
@@ -16,6 +16,8 @@
 ///     stall=R    all but rank R say that they have sat in an operation for a minute
 ///
 ///     group=N    every rank asks for a group N of all seats in each epoch
+///
+///     address=TEXT  say so as its address, and print everybody's
 ///
 ///     keep=TEXT  a seat's first life hands the agent memory with this text; a later one prints it
 ///
@@ -127,7 +129,7 @@ class FakeRank {
     auto holder = metrics::BeaconHolder::hold(page_->page());
     if (!holder) fail(holder.error().to_string());
     holder_.emplace(std::move(*holder));
-    send(control::BeaconHeld{});
+    send(control::BeaconHeld{own_address()});
     fmt::print("welcome seat={} life={} ranks={}\n", seat_ ? seat_->value() : -1, life_,
                welcome.ranks);
   }
@@ -154,9 +156,17 @@ class FakeRank {
       if (i == 0) enter(std::move(*arena), installed.groups[0].seats);
     }
     epoch_ = installed.view.epoch;
+    note_neighbours(installed);
     seats_ = static_cast<int>(seats.size());
     fmt::print("view epoch={} seats={} groups={} resume={} cause={}\n", epoch_.value(),
                fmt::join(seats, ","), fds.size(), installed.view.resume_step, installed.cause);
+    if (actions_.contains("address")) {
+      for (const membership::SeatPlace& place : installed.places) {
+        fmt::print(
+            "place host={} life={} address={}\n", place.host.value(), place.life,
+            std::string(reinterpret_cast<const char*>(place.address.data()), place.address.size()));
+      }
+    }
     send(control::Entered{epoch_, {}, 0});
     if (const auto keep = actions_.find("keep"); keep != actions_.end() && life_ == 0) {
       const base::Fd memory(::memfd_create("fake-mirror", MFD_CLOEXEC));
@@ -177,10 +187,30 @@ class FakeRank {
     work();
   }
 
+  [[nodiscard]] membership::MemberAddress own_address() const {
+    const auto text = actions_.find("address");
+    if (text == actions_.end()) return {};
+    const std::string mine = fmt::format("{}{}", text->second, ::getpid());
+    const auto* const begin = reinterpret_cast<const std::byte*>(mine.data());
+    return {begin, begin + mine.size()};
+  }
+
   [[nodiscard]] std::vector<Rank> everybody() const {
     std::vector<Rank> all;
     for (int seat = 0; seat < seats_; ++seat) all.emplace_back(seat);
     return all;
+  }
+
+  /// Which members of the world run on this host.
+  void note_neighbours(const control::ViewInstalled& installed) {
+    neighbours_.clear();
+    const auto host = [&](Rank seat) {
+      return installed.places.at(static_cast<std::size_t>(seat.value())).host;
+    };
+    for (std::size_t i = 0; i < installed.groups[0].seats.size(); ++i) {
+      if (host(installed.groups[0].seats[i]) == host(*seat_))
+        neighbours_.push_back(static_cast<int>(i));
+    }
   }
 
   void enter(shm::Arena arena, const std::vector<Rank>& seats) {
@@ -193,7 +223,7 @@ class FakeRank {
 
   /// Every member has done its work in this epoch: nobody leaves while another needs it.
   [[nodiscard]] bool all_there() const {
-    for (int member = 0; member < world_->slots.members(); ++member) {
+    for (const int member : neighbours_) {
       const spi::WordState word = spi::read(world_->slots.group_word(member));
       if (word.wedged || word.number == 0) return false;
     }
@@ -244,6 +274,7 @@ class FakeRank {
   Epoch epoch_;
   std::optional<shm::Arena> world_;
   base::Fd signals_;
+  std::vector<int> neighbours_;
   int seats_ = 0;
   int me_ = 0;
   bool leaving_ = false;

@@ -88,5 +88,6 @@ SYNONYMS_ALLOWED = [
     r"\bUCX worker|\bone worker\b|\bUCP worker",  # UCX's name of a progress context
     r"REGROUP_NODE_RANK|NODE_RANK|node_rank|NUM_NODES",  # torchrun's and our variables
     r"\bNUMA nodes?\b",
+    r'\bveth peer\b|"veth", "peer"',  # a word of ip(8)
     r"\bpeer/node/worker\b|\bpeer\b, \bnode\b(?:,| and) \bworker\b",  # the deny list, quoted
 ]
