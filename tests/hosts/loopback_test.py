@@ -2,7 +2,9 @@
 """One job on several hosts, played by agents that are processes of one machine."""
 
 import os
+import shutil
 import signal
+import subprocess
 import time
 import unittest
 from pathlib import Path
@@ -224,8 +226,16 @@ cat > orders
         self.assert_ends(run)
         self.assertIn("h1: Welcome to h1", run.err)
 
+    @unittest.skipUnless(shutil.which("mpirun.openmpi"), "no Open MPI")
+    def test_another_launcher_starts_the_agents(self):
+        run = self.start("-n", 2, "--hosts", "h1:1,h2:1", "--interface", "lo", "--starter",
+                         "mpirun.openmpi --allow-run-as-root -n 1", "--", "sh", "-c",
+                         "echo $REGROUP_NODE_RANK ${OMPI_COMM_WORLD_RANK-gone}")
+        self.assert_ends(run)
+        self.assertIn("0: 0 gone\n", run.out)
+        self.assertIn("1: 1 gone\n", run.out)
+
     def test_an_agent_without_orders_ends(self):
-        import subprocess
         for said in ("", "{}\n", "rubbish\n"):
             done = subprocess.run([REGROUP, "agent", "--stdio"], input=said, text=True, timeout=30,
                                   capture_output=True)
