@@ -4,6 +4,7 @@ and is joined to the others by a virtual wire into one bridge."""
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,10 @@ def why_not():
     """Why such hosts cannot be made here; empty: they can."""
     if os.geteuid() != 0:
         return "needs root"
+    lacking = [tool for tool in ("ip", "bridge", "pgrep", "unshare", "nsenter")
+               if shutil.which(tool) is None]
+    if lacking:
+        return f"needs {' '.join(lacking)} (iproute2, procps, util-linux)"
     tried = subprocess.run([*ALL_NEW, "--fork", "sh", "-c", "ip link add br0 type bridge && "
                             "ip link add wire0 type veth peer name wire1"],
                            capture_output=True, text=True, check=False)
