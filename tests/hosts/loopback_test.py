@@ -30,6 +30,29 @@ class Jobs(JobsCase):
         self.assertEqual({e["host"] for e in run.events("process_started")}, {"h1", "h2"})
         self.assertEqual(run.events("job_ended")[0]["ranks_finished"], 4)
 
+    def test_ssh_is_the_starter_unless_told_otherwise(self):
+        folder = Path(self.directory.name) / "my bin"
+        folder.mkdir()
+        (folder / "a regroup").symlink_to(REGROUP)
+        ssh = folder / "ssh"  # as the real one: options, host, and the rest to a shell over there
+        ssh.write_text("""#!/bin/sh
+while :; do
+  case $1 in -o) shift 2;; -p) port=$2; shift 2;; *) break;; esac
+done
+echo "to $1 port $port" >&2
+shift
+exec sh -c "$*"
+""")
+        ssh.chmod(0o755)
+        hosts = Path(self.directory.name) / "hosts"
+        hosts.write_text("me@h1 slots=1 ssh_port=2222\nh2 slots=1\n")
+        run = self.start("-n", 2, "--hostfile", "hosts", "--interface", "lo", "--agent",
+                         str(folder / "a regroup"), "--", FAKE_RANK,
+                         environment={"PATH": f"{folder}:{os.environ['PATH']}"})
+        self.assert_ends(run)
+        self.assertIn("h1: to me@h1 port 2222", run.err)
+        self.assertIn("h2: to h2 port", run.err)
+
     def test_this_host_is_one_of_them(self):
         run = self.start("-n", 3, "--hosts", "h1:1,localhost:2", *HERE, "--", "sh", "-c",
                          "echo at $REGROUP_NODE_RANK")
