@@ -33,15 +33,15 @@ def why_not():
 
 
 class Host:
-    """Its first process sleeps; when it is killed, the kernel kills all others, as a power cut
-    would."""
+    """Its first process waits for the end of the test; when it ends or is killed, the kernel kills
+    all others, as a power cut would."""
 
     def __init__(self, name, clock_ahead=0):
         self.name = name
         self.outer = subprocess.Popen(
             [*ALL_NEW, "--monotonic", str(clock_ahead), "--boottime", str(clock_ahead), "--fork",
              "--mount-proc", "--kill-child", "sh", "-c",
-             f"hostname {name}; ip link set lo up; while :; do sleep 1000 & wait; done"])
+             f"hostname {name}; ip link set lo up; exec cat"], stdin=subprocess.PIPE)
         self.first = until(self._first, f"the first process of {name}")
         until(lambda: self.run("hostname").stdout.strip() == name, f"the name of {name}")
 
@@ -58,7 +58,7 @@ class Host:
         return subprocess.run([*self.enter(), *words], capture_output=True, text=True, check=False)
 
     def pids(self):
-        """Of all that runs there, but for the first process and its sleep."""
+        """Of all that runs there, but for the first process."""
         mine = os.readlink(f"/proc/{self.first}/ns/pid")
         found = []
         for path in Path("/proc").iterdir():
@@ -66,16 +66,16 @@ class Host:
                 continue
             try:
                 same = os.readlink(path / "ns/pid") == mine
-                words = (path / "cmdline").read_bytes()
             except OSError:
                 continue
-            if same and is_running(int(path.name)) and words != b"sleep\x001000\x00":
+            if same and is_running(int(path.name)):
                 found.append(int(path.name))
         return found
 
     def power_off(self):
         self.outer.kill()
         os.kill(self.first, signal.SIGKILL)
+        self.outer.stdin.close()
         self.outer.wait()
 
     def close(self):
@@ -89,6 +89,14 @@ class Network:
     def __init__(self, names, families=None, clock_ahead=None):
         self.switch = Host("switch")
         self.hosts = {}
+        self.door = None
+        try:
+            self._join(names, families, clock_ahead)
+        except BaseException:
+            self.close()
+            raise
+
+    def _join(self, names, families, clock_ahead):
         self._in_switch("ip", "link", "add", "br0", "type", "bridge", "forward_delay", "0")
         self._in_switch("ip", "link", "set", "br0", "up")
         for number, name in enumerate(names, 1):
@@ -168,7 +176,8 @@ class Network:
         return process.wait()
 
     def close(self):
-        self.door.shutdown(socket.SHUT_RDWR)
-        self.door.close()
+        if self.door is not None:
+            self.door.shutdown(socket.SHUT_RDWR)
+            self.door.close()
         for host in [*self.hosts.values(), self.switch]:
             host.close()

@@ -58,10 +58,11 @@ class HostsCase(JobsCase):
         for host in hosts:
             until(lambda h=host: not self.network[h].pids(), f"the end of all on {host}", 15)
 
-    def assert_comes_back(self, run, host):
-        """A spare is used up elsewhere, and the next one is started on this host."""
-        until(lambda: any(b"--stdio" in command_line(pid) for pid in self.network[host].pids()),
-              f"an agent on {host}")
+    def assert_comes_back(self, run, host, agents):
+        """A spare is used up elsewhere, and the next one is started on this host. `agents`: how
+        many have come from there by now."""
+        until(lambda: sum(e["about"] == "host" and e["host"] == host
+                          for e in run.events("note")) == agents, f"an agent from {host}")
         os.kill(self.ranks_on("a")["0"], signal.SIGKILL)
         self.settled(run, 1, epoch=3)
         until(lambda: self.ranks_on(host, "REGROUP_SPARE=1"), f"a spare on {host} again")
@@ -126,7 +127,7 @@ class Jobs(HostsCase):
         os.kill(self.agent_on("b"), signal.SIGKILL)
         self.settled(run, 0, 2, 3, epoch=2)
         until(lambda: not before & set(self.network["b"].pids()), "the end of what ran on b")
-        self.assert_comes_back(run, "b")
+        self.assert_comes_back(run, "b", 2)
         self.end_it(run)
         self.assert_nothing_on("a", "b")
 
@@ -154,7 +155,7 @@ class LostHosts(HostsCase):
         self.assertIn(lost, self.network["b"].pids(), "what is cut off runs on")
         self.network.heal("b")
         until(lambda: lost not in self.network["b"].pids(), "the end of the removed rank")
-        self.assert_comes_back(run, "b")
+        self.assert_comes_back(run, "b", 1)
         self.end_it(run)
         self.assert_nothing_on("a", "b", "c")
 
