@@ -28,6 +28,14 @@ std::uint64_t fold_digest(std::uint64_t digest, std::uint64_t meta, std::uint64_
   return digest ^ (digest >> 29);
 }
 
+/// Whether run_small() does it: the whole operation in one line of each member, awaited from all.
+bool is_small(const OpDescriptor& d) {
+  return d.kind == OpKind::Barrier ||
+         (d.kind == OpKind::AllReduce && d.count * size_of(d.dtype) <= spi::kInlineBytes);
+}
+
+}  // namespace
+
 OpDescriptor describe_call(const OpSpec& spec) {
   OpDescriptor d;
   d.kind = spec.kind;
@@ -49,14 +57,6 @@ OpDescriptor describe_call(const OpSpec& spec) {
   }
   return d;
 }
-
-/// Whether run_small() does it: the whole operation in one line of each member, awaited from all.
-bool is_small(const OpDescriptor& d) {
-  return d.kind == OpKind::Barrier ||
-         (d.kind == OpKind::AllReduce && d.count * size_of(d.dtype) <= spi::kInlineBytes);
-}
-
-}  // namespace
 
 const char* name(OutcomeKind kind) {
   switch (kind) {
@@ -416,8 +416,6 @@ Outcome SlotRunner::Impl::step_verdict(std::uint64_t step, Deadline until) {
 SlotRunner::SlotRunner(spi::SharedSlots slots, int me, const RunnerOptions& options)
     : impl_(std::make_unique<Impl>(slots, me, options)) {}
 SlotRunner::~SlotRunner() = default;
-SlotRunner::SlotRunner(SlotRunner&&) noexcept = default;
-SlotRunner& SlotRunner::operator=(SlotRunner&&) noexcept = default;
 
 Outcome SlotRunner::run(const OpSpec& spec, Deadline until) { return impl_->run(spec, until); }
 Outcome SlotRunner::settle(Deadline until) { return impl_->settle(until); }
@@ -438,6 +436,9 @@ void SlotRunner::wedge() {
   spi::wedge(impl_->slots().step_word(impl_->me()));
 }
 std::optional<std::string> SlotRunner::look_for_damage() { return impl_->look_for_damage(); }
+bool SlotRunner::ends_after(std::uint64_t step) const {
+  return spi::is_last_step(impl_->slots(), step);
+}
 std::uint64_t SlotRunner::sequence() const { return impl_->sequence(); }
 const spi::SharedSlots& SlotRunner::slots() const { return impl_->slots(); }
 std::optional<std::uint64_t> SlotRunner::arrival_ns(int rank, std::uint64_t sequence) const {

@@ -1,5 +1,4 @@
-/// Executes the operations of one rank in one group and one epoch, on the calling thread, over
-/// shared slots.
+/// Executes the operations of one rank in one group and one epoch, on the calling thread.
 #pragma once
 
 #include <array>
@@ -89,6 +88,9 @@ struct OpSpec {
   bool keep_input = true;    ///< where `out` overlaps `in`: a Lost operation leaves `in` as it was
 };
 
+/// What all ranks must call alike of it.
+[[nodiscard]] OpDescriptor describe_call(const OpSpec& spec);
+
 enum class OutcomeKind : std::uint8_t {
   Done,        ///< uniform: done on all survivors
   HandedOver,  ///< this rank receives nothing; its contribution is published
@@ -115,50 +117,75 @@ struct Outcome {
 /// and, after Expired or Damaged, until settle() returned something else. Thread safety: one thread
 /// at a time. run, commit, send, recv and settle block; they end with the operation, with the
 /// decision after a wedge, or at the deadline.
-class SlotRunner {
+class GroupRunner {
  public:
-  SlotRunner(spi::SharedSlots slots, int me, const RunnerOptions& options);
-  ~SlotRunner();
-  SlotRunner(const SlotRunner&) = delete;
-  SlotRunner& operator=(const SlotRunner&) = delete;
-  SlotRunner(SlotRunner&&) noexcept;
-  SlotRunner& operator=(SlotRunner&&) noexcept;
+  GroupRunner() = default;
+  GroupRunner(const GroupRunner&) = delete;
+  GroupRunner& operator=(const GroupRunner&) = delete;
+  virtual ~GroupRunner() = default;
 
   /// The next operation of the group. The arguments are valid (types fit, root < members, no Avg of
   /// integers).
-  Outcome run(const OpSpec& spec, Deadline until);
+  virtual Outcome run(const OpSpec& spec, Deadline until) = 0;
   /// After Expired or Damaged of run(): waits for the decision and finishes (Done) or undoes (Lost)
   /// that operation.
-  Outcome settle(Deadline until);
+  virtual Outcome settle(Deadline until) = 0;
   /// On the world's arena. Done: every member prepared `step` (1-based, growing), or the decision
   /// says so. Lost: the decision says no. After Expired or Damaged (own step word wedged; tell the
   /// agent) call again for the outcome.
-  Outcome commit(std::uint64_t step, Deadline until);
+  virtual Outcome commit(std::uint64_t step, Deadline until) = 0;
 
   /// Point to point, matched by (source, destination, tag) in order, apart from the operations'
   /// sequence. HandedOver once all bytes lie in the arena. While it waits it receives what others
   /// send here. Expired: the stream to `destination` is cut, later sends to it return Damaged.
-  Outcome send(const void* data, std::size_t count, DType dtype, int destination, std::uint32_t tag,
-               Deadline until);
+  virtual Outcome send(const void* data, std::size_t count, DType dtype, int destination,
+                       std::uint32_t tag, Deadline until) = 0;
   /// Done: `data` holds the message. Lost: wedged before it was complete. Expired: nothing was
   /// consumed.
-  Outcome recv(void* data, std::size_t count, DType dtype, int source, std::uint32_t tag,
-               Deadline until);
+  virtual Outcome recv(void* data, std::size_t count, DType dtype, int source, std::uint32_t tag,
+                       Deadline until) = 0;
 
   /// What somebody else wrote over what this rank alone may write; none: it stands as it was
   /// written. Whoever waits for long looks by itself; a rank that leaves has to ask. Then the words
   /// say again what they said, and are wedged: tell the agent.
-  [[nodiscard]] std::optional<std::string> look_for_damage();
+  [[nodiscard]] virtual std::optional<std::string> look_for_damage() = 0;
 
   /// Ends this epoch on this rank: both own words are wedged. Tell the agent.
-  void wedge();
+  virtual void wedge() = 0;
+  /// On the world, once `step` is committed: whether it is the last one of this epoch
+  /// (spi/planned_end.hpp).
+  [[nodiscard]] virtual bool ends_after(std::uint64_t step) const = 0;
 
   /// Number of the last operation that run() was called for.
-  [[nodiscard]] std::uint64_t sequence() const;
-  [[nodiscard]] const spi::SharedSlots& slots() const;
+  [[nodiscard]] virtual std::uint64_t sequence() const = 0;
+  /// Where the own words lie.
+  [[nodiscard]] virtual const spi::SharedSlots& slots() const = 0;
   /// When `rank` called operation `sequence` (its RunnerOptions::arrival_ns); empty when it is not
   /// known (any more).
-  [[nodiscard]] std::optional<std::uint64_t> arrival_ns(int rank, std::uint64_t sequence) const;
+  [[nodiscard]] virtual std::optional<std::uint64_t> arrival_ns(int rank,
+                                                                std::uint64_t sequence) const = 0;
+};
+
+/// Over shared slots: what members publish lies in memory that all of them map.
+class SlotRunner final : public GroupRunner {
+ public:
+  SlotRunner(spi::SharedSlots slots, int me, const RunnerOptions& options);
+  ~SlotRunner() override;
+
+  Outcome run(const OpSpec& spec, Deadline until) override;
+  Outcome settle(Deadline until) override;
+  Outcome commit(std::uint64_t step, Deadline until) override;
+  Outcome send(const void* data, std::size_t count, DType dtype, int destination, std::uint32_t tag,
+               Deadline until) override;
+  Outcome recv(void* data, std::size_t count, DType dtype, int source, std::uint32_t tag,
+               Deadline until) override;
+  [[nodiscard]] std::optional<std::string> look_for_damage() override;
+  void wedge() override;
+  [[nodiscard]] bool ends_after(std::uint64_t step) const override;
+  [[nodiscard]] std::uint64_t sequence() const override;
+  [[nodiscard]] const spi::SharedSlots& slots() const override;
+  [[nodiscard]] std::optional<std::uint64_t> arrival_ns(int rank,
+                                                        std::uint64_t sequence) const override;
 
  private:
   class Impl;

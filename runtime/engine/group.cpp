@@ -11,7 +11,6 @@
 #include "base/check.hpp"
 #include "engine/job.hpp"
 #include "engine/result_check.hpp"
-#include "spi/planned_end.hpp"
 
 namespace regroup::engine {
 namespace {
@@ -176,7 +175,7 @@ Status GroupImpl::bind(std::shared_ptr<OpenGroup> group, Epoch epoch) {
         this};
   }
   if (std::exchange(result_is_current_, false)) last_result_ = contributors_now();
-  runner_.emplace(group->arena.slots, me_, options);
+  runner_ = std::make_unique<collective::SlotRunner>(group->arena.slots, me_, options);
   group_ = std::move(group);
   epoch_ = epoch;
   if (job_.repeats_prologue()) {
@@ -241,9 +240,7 @@ void GroupImpl::leave() {
   if (const auto damage = runner_->look_for_damage()) (void)end_epoch(*damage);
 }
 
-bool GroupImpl::ends_after(std::uint64_t step) const {
-  return spi::is_last_step(group_->arena.slots, step);
-}
+bool GroupImpl::ends_after(std::uint64_t step) const { return runner_->ends_after(step); }
 
 Status GroupImpl::validate_collective(const collective::OpSpec& spec) const {
   const auto bytes = spec.count * size_of(spec.dtype);

@@ -169,7 +169,7 @@ class GroupImpl {
   std::atomic<const Numbers*> numbers_{&all_numbers_.front()};
   bool result_is_current_ = false;  ///< the last result is of this communicator
   Contributors last_result_;        ///< otherwise: of which one
-  std::optional<collective::SlotRunner> runner_;
+  std::unique_ptr<collective::GroupRunner> runner_;
   std::atomic<bool> closed_{false};
   std::uint64_t prologue_calls_ = 0;     ///< collectives of this life that are done
   std::uint64_t prologue_messages_ = 0;  ///< sends and receives of this life that are done
