@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
@@ -26,6 +27,7 @@
 namespace regroup::conformance {
 
 using collective::Algorithm;
+using collective::GroupRunner;
 using collective::kNoDeadline;
 using collective::OpSpec;
 using collective::Outcome;
@@ -63,12 +65,59 @@ class Watchdog {
   std::thread thread_;
 };
 
-/// One arena as each of its ranks sees it. Thread safety: immutable.
+/// Ranks whose words lie in one arena, with an agent of their own.
+struct Host {
+  spi::SharedSlots slots;
+  std::vector<int> ranks;
+};
+
+/// A group as each of its ranks sees it. Thread safety: any thread, once made.
 class World {
  public:
+  World() = default;
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
   virtual ~World() = default;
+  /// Where the rank's words lie.
   [[nodiscard]] virtual const spi::SharedSlots& slots(int rank) const = 0;
+  [[nodiscard]] virtual std::unique_ptr<GroupRunner> runner(int rank,
+                                                            const RunnerOptions& options) {
+    return std::make_unique<SlotRunner>(slots(rank), rank, options);
+  }
+  [[nodiscard]] virtual std::vector<Host> hosts() const {
+    Host all{slots(0), {}};
+    for (int rank = 0; rank < all.slots.members(); ++rank) all.ranks.push_back(rank);
+    return {all};
+  }
+  /// The rank dies at this instant, on the thread that calls.
+  virtual void die(int /*rank*/) {}
+  /// The survivors are told that it is dead.
+  virtual void tell_lost(int /*rank*/) {}
 };
+
+/// What the agents of all hosts do when an epoch ends: wedge, report, agree, decide. `lost_host`:
+/// the words of the lost rank are gone with its host.
+inline void end_epoch(const World& world, std::optional<int> lost, bool lost_host = false) {
+  std::vector<Host> hosts = world.hosts();
+  std::uint64_t cut = 0;
+  std::uint64_t prepared = ~std::uint64_t{0};
+  for (const Host& host : hosts) {
+    if (lost_host && hosts.size() > 1 && host.ranks == std::vector<int>{*lost}) continue;
+    spi::wedge_all(host.slots);
+    spi::wake_all(host.slots);
+    const spi::ArenaReport report = spi::read_report(host.slots, host.ranks);
+    cut = std::max(cut, report.completed);
+    prepared = std::min(prepared, report.prepared);
+  }
+  for (const Host& host : hosts) {
+    std::vector<int> survivors;
+    for (const int rank : host.ranks) {
+      if (rank != lost) survivors.push_back(rank);
+    }
+    spi::decide_all(host.slots, survivors, cut, prepared);
+    spi::wake_all(host.slots);
+  }
+}
 
 class LoopbackWorld final : public World {
  public:
@@ -103,12 +152,15 @@ class ShmWorld final : public World {
 struct Transport {
   const char* name;
   std::unique_ptr<World> (*make)(std::uint32_t members, spi::ArenaOptions options);
+  /// Cases take longer than over shared slots: one random case in so many is tried.
+  std::uint64_t one_in = 1;
+  bool has_slots = true;
 };
 template <class W>
 std::unique_ptr<World> make_world(std::uint32_t members, spi::ArenaOptions options) {
   return std::make_unique<W>(members, options);
 }
-/// A line per transport.
+/// Those that share memory, a line for each.
 inline const Transport kTransports[] = {
     {"loopback", make_world<LoopbackWorld>},
     {"shm", make_world<ShmWorld>},

@@ -3,12 +3,13 @@
 
 #include <numeric>
 
-#include "tests/conformance/harness.hpp"
+#include "tests/conformance/message_worlds.hpp"
 
 namespace regroup::conformance {
 namespace {
 
 class Messages : public testing::TestWithParam<Transport> {};
+class SharedMessages : public testing::TestWithParam<Transport> {};
 
 std::vector<std::int32_t> numbers(std::size_t count, int first) {
   std::vector<std::int32_t> values(count);
@@ -16,11 +17,11 @@ std::vector<std::int32_t> numbers(std::size_t count, int first) {
   return values;
 }
 
-Outcome send(SlotRunner& runner, const std::vector<std::int32_t>& values, int to,
+Outcome send(GroupRunner& runner, const std::vector<std::int32_t>& values, int to,
              std::uint32_t tag) {
   return runner.send(values.data(), values.size(), DType::I32, to, tag, kNoDeadline);
 }
-Outcome recv(SlotRunner& runner, std::vector<std::int32_t>& values, int from, std::uint32_t tag) {
+Outcome recv(GroupRunner& runner, std::vector<std::int32_t>& values, int from, std::uint32_t tag) {
   return runner.recv(values.data(), values.size(), DType::I32, from, tag, kNoDeadline);
 }
 
@@ -28,20 +29,20 @@ TEST_P(Messages, MatchBySourceAndTagInOrder) {
   const Watchdog watchdog;
   const auto world = GetParam().make(3, {});
   on_all_ranks(3, [&](int rank) {
-    SlotRunner runner(world->slots(rank), rank, {.cores = cores()});
+    const auto runner = world->runner(rank, {.cores = cores()});
     if (rank != 0) {
-      EXPECT_EQ(send(runner, numbers(3, 10 * rank), 0, 7).kind, OutcomeKind::HandedOver);
-      EXPECT_EQ(send(runner, numbers(3, 10 * rank + 100), 0, 8).kind, OutcomeKind::HandedOver);
-      EXPECT_EQ(send(runner, numbers(3, 10 * rank + 200), 0, 7).kind, OutcomeKind::HandedOver);
+      EXPECT_EQ(send(*runner, numbers(3, 10 * rank), 0, 7).kind, OutcomeKind::HandedOver);
+      EXPECT_EQ(send(*runner, numbers(3, 10 * rank + 100), 0, 8).kind, OutcomeKind::HandedOver);
+      EXPECT_EQ(send(*runner, numbers(3, 10 * rank + 200), 0, 7).kind, OutcomeKind::HandedOver);
       return;
     }
     std::vector<std::int32_t> got(3);
     for (const int source : {2, 1}) {
-      EXPECT_EQ(recv(runner, got, source, 8).kind, OutcomeKind::Done);
+      EXPECT_EQ(recv(*runner, got, source, 8).kind, OutcomeKind::Done);
       EXPECT_EQ(got, numbers(3, 10 * source + 100));
-      EXPECT_EQ(recv(runner, got, source, 7).kind, OutcomeKind::Done);
+      EXPECT_EQ(recv(*runner, got, source, 7).kind, OutcomeKind::Done);
       EXPECT_EQ(got, numbers(3, 10 * source));
-      EXPECT_EQ(recv(runner, got, source, 7).kind, OutcomeKind::Done);
+      EXPECT_EQ(recv(*runner, got, source, 7).kind, OutcomeKind::Done);
       EXPECT_EQ(got, numbers(3, 10 * source + 200));
     }
   });
@@ -51,13 +52,13 @@ TEST_P(Messages, LargerThanTheRingBothWaysAtOnce) {
   const Watchdog watchdog;
   const auto world = GetParam().make(2, {.ring_bytes = 1024});
   on_all_ranks(2, [&](int rank) {
-    SlotRunner runner(world->slots(rank), rank, {.cores = cores()});
+    const auto runner = world->runner(rank, {.cores = cores()});
     for (const std::size_t count :
          {std::size_t{0}, std::size_t{1}, std::size_t{255}, std::size_t{100003}}) {
       // Both send first: each takes in what the other sends while it waits for room.
-      EXPECT_EQ(send(runner, numbers(count, rank), 1 - rank, 1).kind, OutcomeKind::HandedOver);
+      EXPECT_EQ(send(*runner, numbers(count, rank), 1 - rank, 1).kind, OutcomeKind::HandedOver);
       std::vector<std::int32_t> got(count);
-      EXPECT_EQ(recv(runner, got, 1 - rank, 1).kind, OutcomeKind::Done);
+      EXPECT_EQ(recv(*runner, got, 1 - rank, 1).kind, OutcomeKind::Done);
       EXPECT_EQ(got, numbers(count, 1 - rank));
     }
   });
@@ -66,15 +67,15 @@ TEST_P(Messages, LargerThanTheRingBothWaysAtOnce) {
 TEST_P(Messages, AnotherCountOrTypeIsNamedAndTheNextMessageIsFine) {
   const Watchdog watchdog;
   const auto world = GetParam().make(2, {});
-  SlotRunner sender(world->slots(0), 0, {});
-  SlotRunner receiver(world->slots(1), 1, {});
-  EXPECT_EQ(send(sender, numbers(4, 0), 1, 3).kind, OutcomeKind::HandedOver);
-  EXPECT_EQ(send(sender, numbers(2, 5), 1, 3).kind, OutcomeKind::HandedOver);
+  const auto sender = world->runner(0, {});
+  const auto receiver = world->runner(1, {});
+  EXPECT_EQ(send(*sender, numbers(4, 0), 1, 3).kind, OutcomeKind::HandedOver);
+  EXPECT_EQ(send(*sender, numbers(2, 5), 1, 3).kind, OutcomeKind::HandedOver);
   std::vector<std::int32_t> got(2);
-  const Outcome wrong = recv(receiver, got, 0, 3);
+  const Outcome wrong = recv(*receiver, got, 0, 3);
   EXPECT_EQ(wrong.kind, OutcomeKind::Mismatch);
   EXPECT_EQ(wrong.text, "tag 3: rank 0 sent 4 i32, rank 1 receives 2 i32");
-  EXPECT_EQ(recv(receiver, got, 0, 3).kind, OutcomeKind::Done);
+  EXPECT_EQ(recv(*receiver, got, 0, 3).kind, OutcomeKind::Done);
   EXPECT_EQ(got, numbers(2, 5));
 }
 
@@ -83,15 +84,15 @@ TEST_P(Messages, ADeadlineConsumesNothing) {
   const auto world = GetParam().make(2, {.ring_bytes = 512});
   const auto values = numbers(1000, 3);
   std::vector<std::int32_t> got(1000);
-  SlotRunner receiver(world->slots(1), 1, {});
+  const auto receiver = world->runner(1, {});
   const auto soon = [] { return Clock::now() + std::chrono::milliseconds(10); };
   std::thread sender_thread([&] {
-    SlotRunner sender(world->slots(0), 0, {});
-    EXPECT_EQ(send(sender, values, 1, 3).kind, OutcomeKind::HandedOver);
+    const auto sender = world->runner(0, {});
+    EXPECT_EQ(send(*sender, values, 1, 3).kind, OutcomeKind::HandedOver);
   });
   // Part of the message may arrive in any of these; none is lost.
-  EXPECT_EQ(receiver.recv(got.data(), 1, DType::I32, 0, 4, soon()).kind, OutcomeKind::Expired);
-  EXPECT_EQ(recv(receiver, got, 0, 3).kind, OutcomeKind::Done);
+  EXPECT_EQ(receiver->recv(got.data(), 1, DType::I32, 0, 4, soon()).kind, OutcomeKind::Expired);
+  EXPECT_EQ(recv(*receiver, got, 0, 3).kind, OutcomeKind::Done);
   EXPECT_EQ(got, values);
   sender_thread.join();
 }
@@ -99,35 +100,41 @@ TEST_P(Messages, ADeadlineConsumesNothing) {
 TEST_P(Messages, AWedgeEndsWaitsButNotWhatHasArrived) {
   const Watchdog watchdog;
   const auto world = GetParam().make(2, {.ring_bytes = 512});
-  SlotRunner sender(world->slots(0), 0, {});
-  SlotRunner receiver(world->slots(1), 1, {});
-  EXPECT_EQ(send(sender, numbers(2, 5), 1, 3).kind, OutcomeKind::HandedOver);
+  const auto sender = world->runner(0, {});
+  const auto receiver = world->runner(1, {});
+  EXPECT_EQ(send(*sender, numbers(2, 5), 1, 3).kind, OutcomeKind::HandedOver);
+  EXPECT_EQ(send(*sender, numbers(1, 9), 1, 9).kind, OutcomeKind::HandedOver);
+  std::vector<std::int32_t> behind_it(1);
+  EXPECT_EQ(recv(*receiver, behind_it, 0, 9).kind, OutcomeKind::Done);
   std::thread waiting([&] {
-    EXPECT_EQ(send(sender, numbers(1000, 5), 1, 4).kind, OutcomeKind::Lost)
-        << "the ring stays full";
+    EXPECT_EQ(send(*sender, numbers(10'000, 5), 1, 4).kind, OutcomeKind::Lost)
+        << "nobody takes it in";
   });
-  spi::wedge_all(world->slots(0));
-  spi::wake_all(world->slots(0));
+  for (const Host& host : world->hosts()) {
+    spi::wedge_all(host.slots);
+    spi::wake_all(host.slots);
+  }
   waiting.join();
   std::vector<std::int32_t> got(2);
-  EXPECT_EQ(recv(receiver, got, 0, 3).kind, OutcomeKind::Done);
+  EXPECT_EQ(recv(*receiver, got, 0, 3).kind, OutcomeKind::Done);
   EXPECT_EQ(got, numbers(2, 5));
-  std::vector<std::int32_t> rest(1000);
-  EXPECT_EQ(recv(receiver, rest, 0, 4).kind, OutcomeKind::Lost);
+  std::vector<std::int32_t> rest(10'000);
+  EXPECT_EQ(recv(*receiver, rest, 0, 4).kind, OutcomeKind::Lost);
 }
 
-TEST_P(Messages, GarbageInARingIsNamed) {
+TEST_P(SharedMessages, GarbageInARingIsNamed) {
   const Watchdog watchdog;
   const auto world = GetParam().make(2, {});
-  SlotRunner receiver(world->slots(1), 1, {});
+  const auto receiver = world->runner(1, {});
   world->slots(0).ring(0, 1).written = std::uint64_t{1} << 40;
   std::vector<std::int32_t> got(2);
-  const Outcome outcome = recv(receiver, got, 0, 3);
+  const Outcome outcome = recv(*receiver, got, 0, 3);
   EXPECT_EQ(outcome.kind, OutcomeKind::Damaged);
   EXPECT_NE(outcome.text.find("rank 0 claims to have written"), std::string::npos) << outcome.text;
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Messages, testing::ValuesIn(kTransports), transport_name);
+INSTANTIATE_TEST_SUITE_P(All, Messages, testing::ValuesIn(kAllTransports), transport_name);
+INSTANTIATE_TEST_SUITE_P(All, SharedMessages, testing::ValuesIn(kTransports), transport_name);
 
 }  // namespace
 }  // namespace regroup::conformance

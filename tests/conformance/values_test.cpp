@@ -1,15 +1,19 @@
 // Right values on every rank, for every kind of operation, type, size and number of ranks.
 #include <gtest/gtest.h>
 
-#include "tests/conformance/harness.hpp"
+#include <span>
+
+#include "tests/conformance/message_worlds.hpp"
 
 namespace regroup::conformance {
 namespace {
 
 class Values : public testing::TestWithParam<Transport> {};
+/// What only shared memory can do to a value.
+class SharedValues : public testing::TestWithParam<Transport> {};
 
 /// Runs one case on one rank, out of place or in place, and compares.
-void run_case(SlotRunner& runner, const Case& c, int rank, bool in_place) {
+void run_case(GroupRunner& runner, const Case& c, int rank, bool in_place) {
   std::vector<std::byte> in = c.input(rank);
   std::vector<std::byte> out(std::max(c.extent(rank).out_bytes, in.size()), std::byte{0xee});
   const std::vector<std::byte> before = in;
@@ -67,9 +71,9 @@ TEST_P(Values, AllKindsTypesAndOperations) {
     const std::vector<Case> cases = all_cases(members);
     const auto world = GetParam().make(static_cast<std::uint32_t>(members), {.slot_bytes = 4096});
     on_all_ranks(members, [&](int rank) {
-      SlotRunner runner(world->slots(rank), rank, {.cores = cores()});
+      const auto runner = world->runner(rank, {.cores = cores()});
       for (const Case& c : cases) {
-        run_case(runner, c, rank, c.salt % 2 == 0);
+        run_case(*runner, c, rank, c.salt % 2 == 0);
         if (testing::Test::HasFatalFailure()) return;
       }
     });
@@ -84,24 +88,26 @@ TEST_P(Values, LargeAndForcedAlgorithmsGiveTheSameBits) {
                                 {.own_from_input = true},
                                 {.algorithm = Algorithm::OneShot},
                                 {.algorithm = Algorithm::TwoShot}};
-  for (RunnerOptions options : ways) {
+  // Of messages there is one way only.
+  const std::size_t tried = GetParam().has_slots ? std::size(ways) : 1;
+  for (RunnerOptions options : std::span(ways).first(tried)) {
     options.cores = cores();
     const auto world = GetParam().make(kMembers, {});
     on_all_ranks(kMembers, [&](int rank) {
-      SlotRunner runner(world->slots(rank), rank, options);
+      const auto runner = world->runner(rank, options);
       for (const std::size_t count :
            {std::size_t{1}, std::size_t{12}, std::size_t{65537}, std::size_t{700001}}) {
         const Case c{
             {.kind = OpKind::AllReduce, .dtype = DType::F32, .count = count}, kMembers, count};
-        run_case(runner, c, rank, false);
-        run_case(runner, c, rank, true);
+        run_case(*runner, c, rank, false);
+        run_case(*runner, c, rank, true);
       }
     });
   }
 }
 
 // Then damage to it makes its owner's result differ from everybody else's.
-TEST_P(Values, WhatARankGaveDoesNotComeBackToItThroughSharedMemory) {
+TEST_P(SharedValues, WhatARankGaveDoesNotComeBackToItThroughSharedMemory) {
   const Watchdog watchdog;
   for (const std::size_t count : {std::size_t{1}, std::size_t{100'000}}) {
     const auto world = GetParam().make(2, {});
@@ -138,10 +144,10 @@ TEST_P(Values, WhatARankGaveDoesNotComeBackToItThroughSharedMemory) {
 TEST_P(Values, ThousandsOfMixedOperationsBackToBack) {
   const Watchdog watchdog;
   constexpr int kMembers = 4;
-  constexpr std::uint64_t kOperations = 4000;
+  const std::uint64_t operations = GetParam().has_slots ? 4000 : 1000;
   std::vector<Case> cases;
   std::mt19937_64 random(4711);
-  for (std::uint64_t i = 0; i < kOperations; ++i) {
+  for (std::uint64_t i = 0; i < operations; ++i) {
     Case c{{.kind = static_cast<OpKind>(random() % spi::kOpKindCount),
             .dtype = DType::F32,
             .op = ReduceOp::Sum,
@@ -153,15 +159,16 @@ TEST_P(Values, ThousandsOfMixedOperationsBackToBack) {
   }
   const auto world = GetParam().make(kMembers, {.slot_bytes = 4096});
   on_all_ranks(kMembers, [&](int rank) {
-    SlotRunner runner(world->slots(rank), rank, {.cores = cores()});
+    const auto runner = world->runner(rank, {.cores = cores()});
     for (const Case& c : cases) {
-      run_case(runner, c, rank, false);
+      run_case(*runner, c, rank, false);
       if (testing::Test::HasFatalFailure()) return;
     }
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Values, testing::ValuesIn(kTransports), transport_name);
+INSTANTIATE_TEST_SUITE_P(All, Values, testing::ValuesIn(kAllTransports), transport_name);
+INSTANTIATE_TEST_SUITE_P(All, SharedValues, testing::ValuesIn(kTransports), transport_name);
 
 }  // namespace
 }  // namespace regroup::conformance

@@ -1,0 +1,157 @@
+/// The inside of MessageRunner; see message_runner.hpp for the contract. Not for others to include.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <set>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "collective/message_calls.hpp"
+#include "collective/message_letters.hpp"
+#include "collective/message_mailbox.hpp"
+#include "collective/message_runner.hpp"
+
+namespace regroup::collective {
+
+/// Thread safety: all but the constructor and run(), commit()... with the hub's lock held.
+class MessageRunner::Impl final : public MessageReceiver {
+ public:
+  Impl(spi::SharedSlots words, int me, MessageHub& hub, MessageMembers members,
+       const RunnerOptions& options, const MessageTuning& tuning);
+  ~Impl() override;
+
+  Outcome run(const OpSpec& spec, Deadline until);
+  Outcome settle(Deadline until);
+  Outcome commit(std::uint64_t step, Deadline until);
+  Outcome send(const void* data, std::size_t count, DType dtype, int destination, std::uint32_t tag,
+               Deadline until);
+  Outcome recv(void* data, std::size_t count, DType dtype, int source, std::uint32_t tag,
+               Deadline until);
+  std::optional<std::string> look_for_damage();
+  [[nodiscard]] bool ends_after(std::uint64_t step);
+  [[nodiscard]] std::uint64_t sequence() const { return sequence_; }
+  [[nodiscard]] const spi::SharedSlots& slots() const { return words_; }
+  [[nodiscard]] int me() const { return me_; }
+
+  void on_message(const spi::MessageHeader& header, const std::byte* data,
+                  std::size_t bytes) override;
+  std::byte* place_for(const spi::MessageHeader& header, std::size_t bytes) override;
+  void on_placed(const spi::MessageHeader& header, bool whole) override;
+  void on_sent(std::uint64_t purpose, bool whole) override;
+
+ private:
+  enum class Progress : std::uint8_t { Finished, Wedged, Expired, Mismatched, Damaged };
+  /// Holds the hub's lock for one call.
+  class Holding;
+  /// A part that waits for its receiver to be ready.
+  struct Deferred {
+    int member = 0;
+    std::uint32_t part = 0;
+    const std::byte* data = nullptr;
+    std::size_t bytes = 0;
+  };
+
+  void begin(const OpSpec& spec);
+  void keep_input();
+  void restore_input();
+  Outcome drive(Deadline until);
+  Outcome complete(Deadline until);
+  Outcome decide(Deadline until);
+  Outcome stop(Progress why, Deadline until);
+  Outcome answer(OutcomeKind kind, std::string text = {}) const {
+    return {kind, sequence_, std::move(text)};
+  }
+  Outcome step_verdict(std::uint64_t step, Deadline until);
+  template <class DecidedFn>
+  spi::WaitEnd await_decision(Deadline until, DecidedFn&& decided);
+
+  Progress execute(Deadline until);
+  Progress perform(const MessageStep& step, Deadline until);
+  void receive(const MessageStep& step);
+  Progress send_part(const MessageStep& step, Deadline until);
+  Progress await_part(const MessageStep& step, Deadline until);
+  void fold(const MessageStep& step);
+  void copy_step(const MessageStep& step);
+  template <class ReadyFn>
+  Progress wait_for(Deadline until, ReadyFn&& ready);
+  Progress await_held(Deadline until);
+  void say_where_i_am();
+  void quiesce();
+  bool await_buffers();
+
+  void send_now(const Deferred& part);
+  void on_ready(const spi::MessageHeader& header);
+  void on_holds(const spi::MessageHeader& header);
+  void tell_calls();
+  void post(int member, spi::MessageKind kind, std::uint64_t number, std::uint32_t part,
+            std::uint64_t digest, const void* data = nullptr, std::size_t bytes = 0);
+  void post_to_all(spi::MessageKind kind, std::uint64_t number, std::uint64_t digest,
+                   const void* data = nullptr, std::size_t bytes = 0);
+  [[nodiscard]] spi::MessageHeader header(spi::MessageKind kind, std::uint64_t number,
+                                          std::uint32_t part, std::uint64_t digest) const;
+  [[nodiscard]] bool is_member(const spi::MessageHeader& header) const;
+
+  [[nodiscard]] std::byte* at(Region region, std::size_t offset);
+  [[nodiscard]] bool i_receive() const {
+    return spi::receives(descriptor_.kind, descriptor_.root, me_);
+  }
+  [[nodiscard]] spi::Word& own_word() const { return words_.group_word(me_); }
+  [[nodiscard]] std::string find_damage() const;
+  [[nodiscard]] std::string find_broken() const;
+  void restore_words();
+  void hook(Instant instant, std::uint64_t number, std::int64_t chunk) const;
+  void hook(Instant instant, std::int64_t chunk = -1) const { hook(instant, sequence_, chunk); }
+
+  spi::SharedSlots words_;
+  int me_;
+  int members_;
+  MessageHub& hub_;
+  MessageMembers reach_;
+  RunnerOptions options_;
+  MessageTuning tuning_;
+  MessageHub::Lock held_;
+  CalledOperations calls_;
+  Mailbox mailbox_;
+  MessageLetters letters_;
+
+  std::vector<std::uint64_t> have_;  ///< per member: it holds what it needs of all up to this one
+  std::vector<std::uint64_t> need_;  ///< per member: the last operation so far that it receives in
+  /// Per member: operations that it receives in and does not hold, as far as is known.
+  std::vector<std::deque<std::uint64_t>> behind_;
+  std::vector<std::uint64_t> prepared_;   ///< per member
+  std::vector<std::uint64_t> last_step_;  ///< per member, as it announced it; 0: none
+  using ReadyPart = std::tuple<std::uint64_t, int, std::uint32_t>;  // sequence, member, part
+  std::set<ReadyPart> ready_;
+
+  std::uint64_t sequence_ = 0;
+  OpSpec spec_;
+  spi::OpDescriptor descriptor_;
+  MessagePlan plan_;
+  std::size_t next_step_ = 0;
+  std::vector<std::byte> scratch_;
+  std::vector<const void*> sources_;
+  TimePoint begun_;       ///< when the operation was
+  bool entered_ = false;  ///< the others were told that I am in it
+  std::vector<Deferred> deferred_;
+  std::vector<int> sending_;  ///< per member: parts whose bytes the port still reads
+  int sending_total_ = 0;
+  bool over_ = true;  ///< no part of the operation is wanted any more
+  bool said_held_ = false;
+  bool output_touched_ = false;
+  bool unsettled_ = false;
+  std::string damage_;
+  const std::byte* input_ = nullptr;  ///< the caller's, or its copy
+  std::vector<std::byte> kept_;
+  std::byte* kept_at_ = nullptr;  ///< null: nothing is kept
+  std::size_t kept_bytes_ = 0;
+  struct Written {
+    std::uint64_t completed = 0;
+    std::uint64_t prepared = 0;
+  } mine_;
+};
+
+}  // namespace regroup::collective

@@ -1,0 +1,66 @@
+/// Plans of collective operations over messages, as data: what one rank posts, sends, awaits and
+/// folds. Pure.
+///
+/// Rules that every plan keeps:
+///   M1  Each part that a rank sends is received by exactly one Receive of the same bytes, and the
+///       other way round; (source, part) names it within the operation.
+///   M2  Await of a part comes after its Receive, and Fold after the Await of all that it reads.
+///   M3  A scratch place is used again only after the Fold that read it.
+///   M4  In place (output = input), a result is sent by a rank only after all contributions to that
+///       piece have arrived there, so no input is overwritten before it was read.
+/// Reductions are folded in seat order, whoever folds: the result's bits do not depend on the plan.
+/// The algorithms: direct exchange, and direct reduce-scatter with all-gather (both all-pairs), as
+/// in Thakur, Rabenseifner, Gropp, "Optimization of Collective Communication Operations in MPICH"
+/// (2005), section on pairwise exchange.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "spi/operation.hpp"
+
+namespace regroup::collective {
+
+enum class MessageStepKind : std::uint8_t {
+  Receive,  ///< name the place of a part of `member`
+  Send,     ///< a part to `member`
+  Await,    ///< until the part of `member` has arrived
+  Fold,     ///< all members' pieces -> output; mine is input at `in_offset`
+  Copy,     ///< input at in_offset -> output at out_offset
+};
+
+enum class Region : std::uint8_t { Input, Output, Scratch };
+
+struct MessageStep {
+  MessageStepKind kind = MessageStepKind::Send;
+  int member = 0;
+  std::uint32_t part = 0;
+  Region region = Region::Input;  ///< Receive: into; Send: from
+  std::size_t offset = 0;         ///< into that region; Fold: of member 0's piece in Scratch
+  std::size_t bytes = 0;
+  std::size_t in_offset = 0;
+  std::size_t out_offset = 0;
+  std::size_t stride = 0;  ///< Fold: from one member's piece in Scratch to the next one's
+};
+
+/// What a plan depends on beyond the descriptor; equal on all ranks but for `me`.
+struct MessageShape {
+  int members = 1;
+  int me = 0;
+  std::size_t direct_bytes = std::size_t{8}
+                             << 10;  ///< all_reduce: everything to everybody up to it
+  std::size_t chunk_bytes = std::size_t{256} << 10;  ///< a multiple of 64
+  std::size_t window = 2;  ///< chunks under way before the first of them is folded
+};
+
+struct MessagePlan {
+  std::vector<MessageStep> steps;
+  std::size_t scratch_bytes = 0;
+};
+
+/// The plan of one rank.
+void make_message_plan(const spi::OpDescriptor& descriptor, const MessageShape& shape,
+                       MessagePlan& plan);
+
+}  // namespace regroup::collective
