@@ -127,8 +127,11 @@ class UcxMessageWorld final : public MessageWorld {
     }
     connect(std::move(ports));
   }
-  /// On a thread of the rank that holds its hub's lock.
-  void die(int rank) override { close_all(rank); }
+  /// On a thread of the rank that holds its hub's lock. What arrives later meets nobody.
+  void die(int rank) override {
+    close_all(rank);
+    hub(rank).detach(slots(rank).epoch(), slots(rank).group());
+  }
 };
 #endif
 

@@ -1,0 +1,189 @@
+// Ranks as processes that exchange messages over UCX and are really killed; each has an arena of
+// its own, as if it were alone on its host.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+
+#include "base/fd.hpp"
+#include "tests/conformance/message_worlds.hpp"
+
+namespace regroup::conformance {
+namespace {
+
+constexpr int kRanks = 3;
+constexpr std::size_t kAddressMax = 2048;
+
+/// What a rank process tells the test, in memory that outlives it.
+struct Diary {
+  std::atomic<std::uint64_t> done;  ///< operations that were done with right values
+  std::atomic<std::uint64_t> lost;  ///< number of the operation that was lost, 0 none
+  std::atomic<std::uint64_t> wrong;
+  std::atomic<std::uint32_t> address_bytes;  ///< 0: not there yet
+  std::byte address[kAddressMax];
+};
+
+/// Small ones, and such as move in several chunks.
+Case case_of(std::uint64_t number) {
+  const std::size_t counts[] = {1, 900, 100'000};
+  return {{.kind = OpKind::AllReduce, .dtype = DType::F32, .count = counts[number % 3]},
+          kRanks,
+          number % 7};
+}
+
+/// The parent says on this pipe who is dead.
+void close_the_lost(int pipe, MessageHub& hub, const std::vector<int>& channels) {
+  for (int lost = 0; ::read(pipe, &lost, sizeof lost) == sizeof lost;) {
+    const auto held = hub.lock();
+    hub.close(channels[static_cast<std::size_t>(lost)]);
+  }
+}
+
+MessageMembers reach(MessageHub& hub, Diary* diaries, int rank) {
+  MessageMembers members;
+  for (int other = 0; other < kRanks; ++other) {
+    members.incarnations.push_back(static_cast<std::uint64_t>(other) + 1);
+    members.channels.push_back(-1);
+    if (other == rank) continue;
+    Diary& theirs = diaries[other];
+    while (theirs.address_bytes == 0) spi::yield_cpu();
+    const auto held = hub.lock();
+    members.channels.back() = hub.port().connect({theirs.address, theirs.address_bytes}).value();
+  }
+  return members;
+}
+
+void run_rank(int arena_fd, int pipe, int rank, Diary* diaries) {
+  ::setenv("UCX_TLS", "tcp", 0);  // NOLINT(concurrency-mt-unsafe)
+  Diary& diary = diaries[rank];
+  const shm::Arena arena = shm::open_arena(arena_fd, Epoch(1), 0).value();
+  auto port = ucx::open_port().value();
+  const auto address = port->address();
+  if (address.size() > kAddressMax) ::_exit(1);
+  std::memcpy(diary.address, address.data(), address.size());
+  diary.address_bytes = static_cast<std::uint32_t>(address.size());
+  MessageHub hub(std::move(port));
+  const MessageMembers members = reach(hub, diaries, rank);
+  std::thread news([&] { close_the_lost(pipe, hub, members.channels); });
+  {
+    MessageRunner runner(arena.slots, rank, hub, members, {.cores = cores()});
+    for (std::uint64_t number = 1; diary.lost == 0; ++number) {
+      const Case c = case_of(number);
+      std::vector<std::byte> data = c.input(rank);
+      const std::vector<std::byte> before = data;
+      OpSpec spec = c.spec;
+      spec.in = spec.out = data.data();
+      const Outcome outcome = runner.run(spec, kNoDeadline);
+      if (outcome.kind == OutcomeKind::Lost) {
+        if (data != before) ++diary.wrong;
+        diary.lost = number;
+      } else {
+        if (outcome.kind != OutcomeKind::Done || data != c.expected(rank)) ++diary.wrong;
+        diary.done = number;
+      }
+    }
+  }
+  news.join();  // the parent closes the pipe once all have ended
+}
+
+struct Process {
+  pid_t pid = -1;
+  base::Fd news;  ///< to it
+};
+
+/// One job in which `victim` is killed once it has done `after` operations.
+class Job {
+ public:
+  explicit Job(Diary* diaries) : diaries_(diaries) {
+    for (int rank = 0; rank < kRanks; ++rank) {
+      diaries[rank].done = diaries[rank].lost = diaries[rank].wrong = 0;
+      diaries[rank].address_bytes = 0;
+      arenas_.push_back(
+          shm::make_arena(Epoch(1), 0, kRanks, {.slot_bytes = 4096, .ring_bytes = 64}).value());
+    }
+    for (int rank = 0; rank < kRanks; ++rank) start(rank);
+  }
+
+  void kill(int victim, std::uint64_t after) {
+    while (diaries_[victim].done < after && diaries_[victim].wrong == 0) spi::yield_cpu();
+    ASSERT_EQ(::kill(process(victim).pid, SIGKILL), 0);
+    int status = 0;
+    ASSERT_EQ(::waitpid(process(victim).pid, &status, 0), process(victim).pid);
+    EXPECT_EQ(WTERMSIG(status), SIGKILL);
+    std::uint64_t cut = 0;
+    for (const shm::Arena& arena : arenas_) {
+      spi::wedge_all(arena.slots);
+      cut = std::max(cut, spi::read_report(arena.slots).completed);
+    }
+    for (int rank = 0; rank < kRanks; ++rank) {
+      if (rank == victim) continue;
+      ASSERT_EQ(::write(process(rank).news.get(), &victim, sizeof victim),
+                static_cast<ssize_t>(sizeof victim));
+      const int survivor[] = {rank};
+      spi::decide_all(arenas_[static_cast<std::size_t>(rank)].slots, survivor, cut, 0);
+    }
+    end(victim, cut);
+  }
+
+ private:
+  Process& process(int rank) { return processes_[static_cast<std::size_t>(rank)]; }
+  void start(int rank) {
+    int ends[2];
+    ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+    const pid_t child = ::fork();
+    if (child == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // a test that is aborted leaves nothing behind
+      ::close(ends[1]);
+      for (Process& other : processes_) other.news.reset();
+      run_rank(arenas_[static_cast<std::size_t>(rank)].fd.get(), ends[0], rank, diaries_);
+      ::_exit(0);
+    }
+    ::close(ends[0]);
+    processes_.push_back({child, base::Fd(ends[1])});
+  }
+  void end(int victim, std::uint64_t cut) {
+    // A rank stays until all have ended their operation, as it does in a job.
+    for (int rank = 0; rank < kRanks; ++rank) {
+      while (rank != victim && diaries_[rank].lost == 0) spi::yield_cpu();
+    }
+    for (int rank = 0; rank < kRanks; ++rank) {
+      if (rank == victim) continue;
+      process(rank).news.reset();
+      int status = 0;
+      ASSERT_EQ(::waitpid(process(rank).pid, &status, 0), process(rank).pid);
+      EXPECT_EQ(status, 0) << "rank " << rank;
+      EXPECT_EQ(diaries_[rank].wrong, 0U) << "rank " << rank;
+      EXPECT_EQ(diaries_[rank].done, cut) << "rank " << rank;
+      EXPECT_EQ(diaries_[rank].lost, cut + 1) << "rank " << rank;
+    }
+    EXPECT_LE(diaries_[victim].done, cut) << "the dead rank was told more than its survivors";
+  }
+
+  Diary* diaries_;
+  std::vector<shm::Arena> arenas_;
+  std::vector<Process> processes_;
+};
+
+TEST(UcxProcesses, SurvivorsOfAKilledRankAgree) {
+  const Watchdog watchdog;
+  constexpr std::size_t kBytes = sizeof(Diary) * kRanks;
+  void* shared = ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(shared, MAP_FAILED);
+  auto* diaries = static_cast<Diary*>(shared);
+  std::mt19937_64 random(99);
+  for (int number = 0; number < 6; ++number) {
+    Job job(diaries);
+    job.kill(static_cast<int>(random() % kRanks), 1 + random() % 40);
+    ASSERT_FALSE(HasFailure()) << "job " << number << " over UCX " << ucx::version();
+  }
+  ::munmap(shared, kBytes);
+}
+
+}  // namespace
+}  // namespace regroup::conformance
