@@ -88,7 +88,13 @@ void MessageHub::attach(Epoch epoch, std::uint32_t group, MessageReceiver& recei
 }
 
 void MessageHub::detach(Epoch epoch, std::uint32_t group) {
-  receivers_.erase({epoch.value(), group});
+  const Key key{epoch.value(), group};
+  receivers_.erase(key);
+  std::erase_if(places_, [&](const auto& each) {
+    if (each.second != key) return false;
+    port_->withdraw(each.first);
+    return true;
+  });
 }
 
 void MessageHub::begin_epoch(Epoch epoch) {
@@ -110,6 +116,10 @@ void MessageHub::send(int channel, const spi::MessageHeader& header, const void*
   const std::uint64_t token = next_token_++;
   sending_[token] = {&receiver, purpose};
   port_->send(channel, header, data, bytes, token);
+}
+
+void MessageHub::withdraw(const std::byte* place) {
+  if (places_.erase(place) != 0) port_->withdraw(place);
 }
 
 void MessageHub::abandon(const MessageReceiver& receiver) {
@@ -144,11 +154,16 @@ void MessageHub::on_message(const spi::MessageHeader& header, const std::byte* d
 std::byte* MessageHub::place_for(const spi::MessageHeader& header, std::size_t bytes) {
   MessageReceiver* receiver = receiver_of(header);
   std::byte* place = receiver == nullptr ? nullptr : receiver->place_for(header, bytes);
-  if (place == nullptr) ++counters_.stale;
+  if (place == nullptr) {
+    ++counters_.stale;
+  } else {
+    places_[place] = {header.epoch, header.group};
+  }
   return place;
 }
 
-void MessageHub::on_placed(const spi::MessageHeader& header, bool whole) {
+void MessageHub::on_placed(const spi::MessageHeader& header, const std::byte* place, bool whole) {
+  if (places_.erase(place) == 0) return;
   if (MessageReceiver* receiver = receiver_of(header)) receiver->on_placed(header, whole);
 }
 

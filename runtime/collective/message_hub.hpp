@@ -62,6 +62,7 @@ class MessageHub final : private spi::MessageSink {
 
   /// From here on the receiver gets the group's messages, first those that came before.
   void attach(Epoch epoch, std::uint32_t group, MessageReceiver& receiver);
+  /// Nobody writes to its places any more.
   void detach(Epoch epoch, std::uint32_t group);
   /// Messages of epochs before `epoch` are stale.
   void begin_epoch(Epoch epoch);
@@ -70,6 +71,8 @@ class MessageHub final : private spi::MessageSink {
   /// `receiver` hears of the end by on_sent(purpose).
   void send(int channel, const spi::MessageHeader& header, const void* data, std::size_t bytes,
             MessageReceiver& receiver, std::uint64_t purpose);
+  /// Nobody writes there any more; on_placed() does not come.
+  void withdraw(const std::byte* place);
   /// `receiver` will not hear of what it sent; its buffers may still be read.
   void abandon(const MessageReceiver& receiver);
   [[nodiscard]] MessageCounters& counters() { return counters_; }
@@ -134,7 +137,7 @@ class MessageHub final : private spi::MessageSink {
   void on_message(const spi::MessageHeader& header, const std::byte* data,
                   std::size_t bytes) override;
   std::byte* place_for(const spi::MessageHeader& header, std::size_t bytes) override;
-  void on_placed(const spi::MessageHeader& header, bool whole) override;
+  void on_placed(const spi::MessageHeader& header, const std::byte* place, bool whole) override;
   void on_sent(std::uint64_t token, bool whole) override;
   void on_broken(int channel, const std::string& why) override;
 
@@ -153,6 +156,7 @@ class MessageHub final : private spi::MessageSink {
   std::unique_ptr<spi::MessagePort> port_;
   std::map<Key, MessageReceiver*> receivers_;
   std::map<Key, std::vector<Held>> held_;
+  std::map<const std::byte*, Key> places_;  ///< that the port may write to
   std::size_t held_count_ = 0;
   std::uint64_t epoch_ = 0;
   std::uint64_t next_token_ = 1;

@@ -205,10 +205,11 @@ Outcome MessageLetters::give_up(MessageHub::Lock& held, void* data, const Letter
                                 spi::WaitEnd end) {
   Letter* letter = find(call.other, call.tag);
   if (letter != nullptr && letter->direct) {
-    if (letter->state == State::Placing) {
+    if (letter->state == State::Placing && end == spi::WaitEnd::Expired) {
       await_transfer(held, call.other, [&] { return letter->state != State::Placing; });
     }
     if (letter->state == State::Here) return deliver(data, call);
+    hub_.withdraw(letter->place);
     // The caller takes its memory back; what comes later goes to ours.
     letter->direct = false;
     letter->kept.resize(letter->bytes());

@@ -54,16 +54,17 @@ void Mailbox::placed(const Part& part, bool whole) {
   --placing_;
 }
 
-bool Mailbox::is_placing(int source) const {
-  return std::ranges::any_of(entries_, [source](const auto& each) {
-    return each.first.source == source && each.second.state == State::Placing;
-  });
+const std::byte* Mailbox::next_to_withdraw() {
+  if (placing_ == 0) return nullptr;
+  const auto found = std::ranges::find_if(
+      entries_, [](const auto& each) { return each.second.state == State::Placing; });
+  found->second.state = State::Wanted;
+  --placing_;
+  return found->second.place;
 }
 
 void Mailbox::forget(std::uint64_t sequence) {
-  std::erase_if(entries_, [sequence](const auto& each) {
-    return each.first.sequence <= sequence && each.second.state != State::Placing;
-  });
+  std::erase_if(entries_, [sequence](const auto& each) { return each.first.sequence <= sequence; });
 }
 
 }  // namespace regroup::collective

@@ -30,11 +30,10 @@ class Mailbox {
   [[nodiscard]] std::byte* place_for(const Part& part, std::size_t bytes);
   /// place_for()'s place is filled, or will not be.
   void placed(const Part& part, bool whole);
-  /// Places that somebody else is filling, of `source`.
-  [[nodiscard]] bool is_placing(int source) const;
-  [[nodiscard]] int placing() const { return placing_; }
+  /// A place that somebody else is filling, and is to leave alone from now on; null: there is none.
+  [[nodiscard]] const std::byte* next_to_withdraw();
 
-  /// Everything of the operations up to `sequence`, but for places that are being filled.
+  /// Everything of the operations up to `sequence`; nothing of it is being filled.
   void forget(std::uint64_t sequence);
 
  private:

@@ -184,20 +184,19 @@ MessageRunner::Impl::Progress MessageRunner::Impl::await_held(Deadline until) {
 
 bool MessageRunner::Impl::await_buffers() {
   return hub_.wait(
-             held_, nullptr, Clock::now() + kBufferPatience,
-             [this] { return sending_total_ == 0 && mailbox_.placing() == 0; },
+             held_, nullptr, Clock::now() + kBufferPatience, [this] { return sending_total_ == 0; },
              [] { return false; }) == spi::WaitEnd::Ready;
 }
 
-// The call is over: its buffers are the caller's again. What is under way between living members
-// ends, since each of them waits here or has a hub that moves it; a channel where it does not is
-// closed.
+// The call is over: its buffers are the caller's again. What it sends to living members ends, since
+// each of them has a hub that takes it or drops it; a channel where it does not is closed.
 void MessageRunner::Impl::quiesce() {
   over_ = true;
   deferred_.clear();
+  while (const std::byte* place = mailbox_.next_to_withdraw()) hub_.withdraw(place);
   if (!await_buffers()) {
     for (int member = 0; member < members_; ++member) {
-      if (sending_[index(member)] == 0 && !mailbox_.is_placing(member)) continue;
+      if (sending_[index(member)] == 0) continue;
       ++hub_.counters().closed_by_force;
       hub_.close(reach_.channels[index(member)]);
     }

@@ -60,10 +60,10 @@ class MessageSink {
   virtual void on_message(const MessageHeader& header, const std::byte* data,
                           std::size_t bytes) = 0;
   /// A sent message waits: where its bytes shall go; null: it is dropped, and its sender is told
-  /// that it was sent. The place belongs to the port until on_placed().
+  /// that it was sent. The place belongs to the port until on_placed() or withdraw().
   virtual std::byte* place_for(const MessageHeader& header, std::size_t bytes) = 0;
   /// The place is filled, or (`whole` false) never will be.
-  virtual void on_placed(const MessageHeader& header, bool whole) = 0;
+  virtual void on_placed(const MessageHeader& header, const std::byte* place, bool whole) = 0;
   /// The bytes of send() are the caller's again.
   virtual void on_sent(std::uint64_t token, bool whole) = 0;
   /// The network reports an error of this channel. Evidence, not proof.
@@ -94,6 +94,10 @@ class MessagePort {
   /// `data` belongs to the port until on_sent(token).
   virtual void send(int channel, const MessageHeader& header, const void* data, std::size_t bytes,
                     std::uint64_t token) = 0;
+
+  /// Nobody writes to this place of place_for() any more, at once; on_placed() does not come. What
+  /// is still on its way there is dropped. Not within a call of the sink.
+  virtual void withdraw(const std::byte* place) = 0;
 
   /// Moves what can be moved; how much happened.
   virtual int progress() = 0;

@@ -25,7 +25,7 @@ class Forger {
   class Sink final : public spi::MessageSink {
     void on_message(const spi::MessageHeader&, const std::byte*, std::size_t) override {}
     std::byte* place_for(const spi::MessageHeader&, std::size_t) override { return nullptr; }
-    void on_placed(const spi::MessageHeader&, bool) override {}
+    void on_placed(const spi::MessageHeader&, const std::byte*, bool) override {}
     void on_sent(std::uint64_t, bool) override {}
     void on_broken(int, const std::string&) override {}
   };

@@ -48,6 +48,7 @@ struct Event {
   Packet packet;
   bool whole = false;
   int channel = 0;
+  const std::byte* place = nullptr;  ///< Placed
 };
 
 struct Channel {
@@ -118,8 +119,10 @@ class MessageNet::State {
     }
   }
   void placed(int rank, const Transfer& transfer, bool whole) {
+    if (transfer.place == nullptr) return;
     Event event{.kind = Event::Kind::Placed, .whole = whole};
     event.packet.header = transfer.header;
+    event.place = transfer.place;
     end(rank).events.push_back(std::move(event));
     ring(rank);
   }
@@ -148,7 +151,7 @@ class MessageNet::State {
         ++i;
         continue;
       }
-      std::memcpy(t.place, t.source, t.bytes);
+      if (t.place != nullptr) std::memcpy(t.place, t.source, t.bytes);
       done.push_back(t);
       e.transfers.erase(e.transfers.begin() + static_cast<std::ptrdiff_t>(i));
     }
@@ -289,6 +292,13 @@ class MessageNet::Port final : public spi::MessagePort {
     }
   }
 
+  void withdraw(const std::byte* place) override {
+    const std::lock_guard lock(state_->mutex);
+    for (Transfer& transfer : state_->end(rank_).transfers) {
+      if (transfer.place == place) transfer.place = nullptr;
+    }
+  }
+
   int progress() override {
     std::deque<Event> events;
     {
@@ -327,7 +337,7 @@ class MessageNet::Port final : public spi::MessagePort {
         sink_->on_message(packet.header, packet.data.data(), packet.data.size());
         return;
       case Event::Kind::Place: place(packet); return;
-      case Event::Kind::Placed: sink_->on_placed(packet.header, event.whole); return;
+      case Event::Kind::Placed: sink_->on_placed(packet.header, event.place, event.whole); return;
       case Event::Kind::Sent: sink_->on_sent(packet.token, event.whole); return;
       case Event::Kind::Broken: sink_->on_broken(event.channel, "loopback: the rank died"); return;
     }

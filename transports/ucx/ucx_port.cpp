@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -64,6 +65,7 @@ class Port final : public spi::MessagePort {
             std::size_t bytes) override;
   void send(int channel, const spi::MessageHeader& header, const void* data, std::size_t bytes,
             std::uint64_t token) override;
+  void withdraw(const std::byte* place) override;
   int progress() override;
   [[nodiscard]] int descriptor() const override { return descriptor_; }
   bool arm() override { return ucp_worker_arm(worker_.get()) == UCS_OK; }
@@ -84,9 +86,14 @@ class Port final : public spi::MessagePort {
     std::uint64_t token = 0;
     bool posted = true;
   };
+  /// UCX may still write what it receives after the endpoint was closed by force (seen with 1.13,
+  /// over TCP: the sender had been stopped). So it gets memory of this port, whose bytes are copied
+  /// once they are whole, if somebody still wants them.
   struct Incoming {
     Port* port = nullptr;
     spi::MessageHeader header;
+    std::byte* place = nullptr;  ///< null: withdrawn
+    std::vector<std::byte> bytes;
   };
 
   static ucs_status_t on_active_message(void* arg, const void* header, std::size_t header_length,
@@ -102,6 +109,7 @@ class Port final : public spi::MessagePort {
   void start(Endpoint& endpoint, std::unique_ptr<Outgoing> outgoing, const void* data,
              std::size_t bytes, unsigned flags);
   void finish(Outgoing& outgoing, ucs_status_t status);
+  void deliver(Incoming& incoming, bool whole);
   Status open_worker();
 
   std::unique_ptr<ucp_context, ContextCleanup> context_;
@@ -109,6 +117,7 @@ class Port final : public spi::MessagePort {
   int descriptor_ = -1;
   std::vector<std::byte> address_;
   std::vector<std::unique_ptr<Endpoint>> endpoints_;  ///< UCX keeps pointers to them
+  std::set<Incoming*> incoming_;                      ///< owned by UCX's requests
   spi::MessageSink* sink_ = nullptr;
 };
 
@@ -309,27 +318,42 @@ ucs_status_t Port::receive(const spi::MessageHeader& header, void* data, std::si
   if (place == nullptr) return UCS_OK;  // UCX tells its sender that it was sent
   if (!waits_at_sender) {
     std::memcpy(place, bytes, length);
-    sink_->on_placed(header, true);
+    sink_->on_placed(header, place, true);
     return UCS_OK;
   }
-  auto incoming = std::make_unique<Incoming>(Incoming{this, header});
+  auto incoming =
+      std::make_unique<Incoming>(Incoming{this, header, place, std::vector<std::byte>(length)});
   ucp_request_param_t params{};
   params.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
   params.cb.recv_am = &Port::on_received;
   params.user_data = incoming.get();
-  void* const request = ucp_am_recv_data_nbx(worker_.get(), data, place, length, &params);
+  void* const request =
+      ucp_am_recv_data_nbx(worker_.get(), data, incoming->bytes.data(), length, &params);
   if (UCS_PTR_IS_PTR(request)) {
-    (void)incoming.release();  // on_received() has it
+    incoming_.insert(incoming.release());  // on_received() has it
   } else {
-    sink_->on_placed(header, UCS_PTR_STATUS(request) == UCS_OK);
+    deliver(*incoming, UCS_PTR_STATUS(request) == UCS_OK);
   }
   return UCS_INPROGRESS;
 }
 
 void Port::on_received(void* request, ucs_status_t status, std::size_t /*length*/, void* incoming) {
   const std::unique_ptr<Incoming> received(static_cast<Incoming*>(incoming));
-  received->port->sink_->on_placed(received->header, status == UCS_OK);
+  received->port->incoming_.erase(received.get());
+  received->port->deliver(*received, status == UCS_OK);
   ucp_request_free(request);
+}
+
+void Port::deliver(Incoming& incoming, bool whole) {
+  if (incoming.place == nullptr) return;
+  if (whole) std::memcpy(incoming.place, incoming.bytes.data(), incoming.bytes.size());
+  sink_->on_placed(incoming.header, incoming.place, whole);
+}
+
+void Port::withdraw(const std::byte* place) {
+  for (Incoming* const each : incoming_) {
+    if (each->place == place) each->place = nullptr;
+  }
 }
 
 void Port::on_error(void* arg, ucp_ep_h /*handle*/, ucs_status_t status) {
