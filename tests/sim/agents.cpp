@@ -81,6 +81,10 @@ void Agents::perform(std::uint32_t host, const host::Effect& effect) {
   } else if (const auto* make = std::get_if<host::MakeView>(&effect)) {
     make_view(host, *make);
   } else if (const auto* start = std::get_if<host::Spawn>(&effect)) {
+    const auto& plans = core_.swarm.job.hosts;
+    if (!plans.empty() && !plans[host].used)
+      core_.checks.fail("placement", fmt::format("host {} is to run nothing, and starts {}", host,
+                                                 start->process.incarnation.value()));
     const bool is_refill =
         !start->process.seat && hosts_[host].machine->installed().epoch != Epoch{};
     take(host, supervisor::StartRequested{start->process.incarnation, start->process.seat,

@@ -127,7 +127,24 @@ void carry_on(Swarm& swarm) {
   swarm.rooted = 0;
 }
 
+namespace {
+
+/// Hosts that differ: some hold more seats than others, or none and only spares, and the first one
+/// may run nothing at all, as that of a launcher that is not in its own list.
+void draw_hosts(Random& random, Swarm& swarm) {
+  auto& hosts = swarm.job.hosts;
+  hosts.resize(swarm.hosts);
+  const std::uint32_t first = random.chance(0.4) ? 1 : 0;
+  hosts[0].used = first == 0;
+  for (std::uint32_t seat = 0; seat < swarm.job.ranks; ++seat)
+    ++hosts[first + random.below(swarm.hosts - first)].seats;
+}
+
+}  // namespace
+
 void draw_additions(std::uint64_t seed, Swarm& swarm) {
+  Random hosts(seed ^ 0x686f737473ULL);
+  if (swarm.hosts > 1 && hosts.chance(0.3)) draw_hosts(hosts, swarm);
   Random changes(seed ^ 0x6368616e676573ULL);
   if (changes.chance(0.35)) swarm.change = 0.005 + 0.05 * changes.unit();
   Random decided(seed ^ 0x64656369646564ULL);

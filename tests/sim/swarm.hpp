@@ -70,8 +70,8 @@ struct Swarm {
 /// The same job under carry_on, whose model has operations in which everybody receives.
 void carry_on(Swarm& swarm);
 /// What came later, each drawn by itself: a seed without it means what it meant before. How often
-/// planned changes are asked for; coordinators that die while somebody acts on a decision, and
-/// hosts that come and go meanwhile.
+/// planned changes are asked for; hosts that differ; coordinators that die while somebody acts on a
+/// decision, and hosts that come and go meanwhile.
 void draw_additions(std::uint64_t seed, Swarm& swarm);
 
 }  // namespace regroup::sim
