@@ -48,12 +48,14 @@ Status Bench::once() {
   const Workload& w = workload_;
   const void* const in = buffers_.in();
   void* const out = buffers_.out();
+  const OpOptions options{.factor = kPremulFactor};
   switch (w.collective) {
-    case Collective::AllReduce: return group_.all_reduce(in, out, w.count, w.dtype, w.op);
-    case Collective::Reduce: return group_.reduce(in, out, w.count, w.dtype, w.op, w.root);
+    case Collective::AllReduce: return group_.all_reduce(in, out, w.count, w.dtype, w.op, options);
+    case Collective::Reduce: return group_.reduce(in, out, w.count, w.dtype, w.op, w.root, options);
     case Collective::Broadcast: return group_.broadcast(out, w.count, w.dtype, w.root);
     case Collective::AllGather: return group_.all_gather(in, out, w.count, w.dtype);
-    case Collective::ReduceScatter: return group_.reduce_scatter(in, out, w.count, w.dtype, w.op);
+    case Collective::ReduceScatter:
+      return group_.reduce_scatter(in, out, w.count, w.dtype, w.op, options);
     case Collective::Barrier: return group_.barrier();
     case Collective::SendRecv: break;
   }

@@ -68,9 +68,18 @@ Status sizes_of(const Words& words, std::vector<std::size_t>& sizes) {
   return {};
 }
 
+template <class T>
+std::string names_of(int count) {
+  std::string names;
+  for (int i = 0; i < count; ++i) {
+    names += fmt::format("{}{}", i == 0 ? "" : ", ", name(static_cast<T>(i)));
+  }
+  return names;
+}
+
 template <class T, class ParseFn>
 Status choose(const std::string& text, int all, std::vector<T>& out, ParseFn&& parse,
-              const char* choices) {
+              const std::string& choices) {
   out.clear();
   if (text == "all") {
     for (int i = 0; i < all; ++i) out.push_back(static_cast<T>(i));
@@ -113,11 +122,11 @@ Status convert(const Words& words, Options& options) {
   if (auto status = sizes_of(words, options.sizes); !status) return status;
   if (*collective == Collective::Barrier) options.sizes = {0};
   if (auto status = choose(words.dtype, kDTypeCount, options.dtypes, parse_dtype,
-                           "f64, f32, f16, bf16, i32, i64, u8");
+                           names_of<DType>(kDTypeCount));
       !status)
     return status;
-  if (auto status =
-          choose(words.op, kReduceOpCount, options.ops, parse_op, "sum, avg, prod, min, max");
+  if (auto status = choose(words.op, kReduceOpCount, options.ops, parse_op,
+                           names_of<ReduceOp>(kReduceOpCount));
       !status)
     return status;
   if (!reduces(*collective)) options.ops = {ReduceOp::Sum};

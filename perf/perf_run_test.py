@@ -93,8 +93,8 @@ class Collectives(unittest.TestCase):
 
     def test_all_reduce_of_every_type_and_operation(self):
         document, rows = self.measure("all_reduce", "--sizes", "48,300K", "-d", "all", "-o", "all")
-        # Integers have no average: 4 floats with 5 operations, 3 integers with 4.
-        self.assertEqual(len(rows), 2 * (4 * 5 + 3 * 4))
+        # 6 floats with 6 operations, 7 integers and bool with 7.
+        self.assertEqual(len(rows), 2 * (6 * 6 + 8 * 7))
         self.assertEqual({r["algorithm"] for r in document["results"]}, {"inline", "twoshot"})
 
     def test_reduce_with_a_root(self):

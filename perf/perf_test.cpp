@@ -110,6 +110,12 @@ TEST(Workload, ValuesRoundOnceToNearestEven) {
   EXPECT_EQ(encode(DType::BF16, 259), 0x4382U);
   EXPECT_EQ(encode(DType::F32, 1.0), 0x3f800000U);
   EXPECT_EQ(encode(DType::I64, 5), 5U);
+  EXPECT_EQ(encode(DType::F8E4M3, 1.0), 0x38U);
+  EXPECT_EQ(encode(DType::F8E4M3, 17), 0x58U);  // between 16 and 18: the even one
+  EXPECT_EQ(encode(DType::F8E4M3, 19), 0x5aU);
+  EXPECT_EQ(encode(DType::F8E5M2, 1.0), 0x3cU);
+  EXPECT_EQ(encode(DType::F8E5M2, 9), 0x48U);  // between 8 and 10
+  EXPECT_EQ(encode(DType::Bool, 6), 0U);
 }
 
 /// The result that all ranks together must give, made from what each of them contributes.
@@ -135,6 +141,8 @@ TEST(Workload, CheckAcceptsTheRightResultAndCountsEachWrongElement) {
 TEST(Workload, AnAverageIsDividedOnce) {
   EXPECT_DOUBLE_EQ(combined(ReduceOp::Avg, 4, 10, 1), combined(ReduceOp::Sum, 4, 10, 1) / 4);
   EXPECT_LE(combined(ReduceOp::Prod, 128, 3, 1), 4);
+  EXPECT_DOUBLE_EQ(combined(ReduceOp::PremulSum, 4, 10, 1),
+                   combined(ReduceOp::Sum, 4, 10, 1) * kPremulFactor);
 }
 
 TEST(Rivals, ACommandSurvivesItsLine) {

@@ -313,9 +313,8 @@ void Sweep::leave_out(const std::string& who, const Workload* w, const Status& w
 
 Status Sweep::run_rows() {
   for (const DType dtype : options_.dtypes) {
-    const bool integer = dtype == DType::I32 || dtype == DType::I64 || dtype == DType::U8;
     for (const ReduceOp op : options_.ops) {
-      if (op == ReduceOp::Avg && integer && options_.dtypes.size() * options_.ops.size() > 1) {
+      if (!is_defined(op, dtype) && options_.dtypes.size() * options_.ops.size() > 1) {
         continue;  // of "all" those that exist
       }
       for (const std::size_t bytes : options_.sizes) {

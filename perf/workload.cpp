@@ -39,6 +39,18 @@ std::uint16_t encode_bfloat16(float value) {
   return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+/// Of the 8-bit formats, by where the mantissa ends in binary32, and the bias. As encode_half().
+std::uint8_t encode_float8(float value, int shift, std::uint32_t bias) {
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, &value, sizeof bits);
+  const std::uint32_t sign = bits >> 24 & 0x80;
+  const std::uint32_t magnitude = bits & 0x7fffffff;
+  if (magnitude == 0) return static_cast<std::uint8_t>(sign);
+  const std::uint32_t shifted = magnitude - ((127 - bias) << 23);
+  const std::uint32_t rounded = shifted + (1U << (shift - 1)) - 1 + (shifted >> shift & 1);
+  return static_cast<std::uint8_t>(sign | rounded >> shift);
+}
+
 template <class T>
 std::uint64_t bits_of(T value) {
   std::uint64_t bits = 0;
@@ -70,6 +82,13 @@ std::string_view nccl_name(DType type) {
     case DType::I32: return "int32";
     case DType::I64: return "int64";
     case DType::U8: return "uint8";
+    case DType::F8E4M3: return "f8e4m3";
+    case DType::F8E5M2: return "f8e5m2";
+    case DType::I8: return "int8";
+    case DType::I16: return "int16";
+    case DType::U32: return "uint32";
+    case DType::U64: return "uint64";
+    case DType::Bool: return "bool";
   }
   return "?";
 }
@@ -152,9 +171,16 @@ std::uint64_t encode(DType type, double value) {
     case DType::F32: return bits_of(static_cast<float>(value));
     case DType::F16: return encode_half(static_cast<float>(value));
     case DType::BF16: return encode_bfloat16(static_cast<float>(value));
-    case DType::I32: return bits_of(static_cast<std::int32_t>(value));
-    case DType::I64: return bits_of(static_cast<std::int64_t>(value));
-    case DType::U8: return static_cast<std::uint64_t>(value) & 0xff;
+    case DType::F8E4M3: return encode_float8(static_cast<float>(value), 20, 7);
+    case DType::F8E5M2: return encode_float8(static_cast<float>(value), 21, 15);
+    case DType::I8:
+    case DType::I16:
+    case DType::I32:
+    case DType::I64:
+    case DType::U8:
+    case DType::U32:
+    case DType::U64: return bits_of(static_cast<std::int64_t>(value));  // cut to the type's bytes
+    case DType::Bool: return static_cast<std::uint64_t>(value) & 1;
   }
   return 0;
 }
@@ -167,22 +193,48 @@ double contribution(ReduceOp op, int rank, std::size_t index, std::uint64_t salt
   return static_cast<double>(position % 7 + 1);
 }
 
+namespace {
+
+/// Integers, of which bool uses the lowest bit.
+double combine_bits(ReduceOp op, double a, double b) {
+  const auto x = static_cast<std::uint64_t>(a);
+  const auto y = static_cast<std::uint64_t>(b);
+  if (op == ReduceOp::BAnd) return static_cast<double>(x & y);
+  if (op == ReduceOp::BOr) return static_cast<double>(x | y);
+  return static_cast<double>(x ^ y);
+}
+
+}  // namespace
+
 double combined(ReduceOp op, int ranks, std::size_t index, std::uint64_t salt) {
   double value = contribution(op, 0, index, salt);
   for (int rank = 1; rank < ranks; ++rank) {
     const double next = contribution(op, rank, index, salt);
     switch (op) {
       case ReduceOp::Sum:
+      case ReduceOp::PremulSum:
       case ReduceOp::Avg: value += next; break;
       case ReduceOp::Prod: value *= next; break;
       case ReduceOp::Min: value = std::min(value, next); break;
       case ReduceOp::Max: value = std::max(value, next); break;
+      case ReduceOp::BAnd:
+      case ReduceOp::BOr:
+      case ReduceOp::BXor: value = combine_bits(op, value, next); break;
     }
   }
+  if (op == ReduceOp::PremulSum) return value * kPremulFactor;
   return op == ReduceOp::Avg ? value / ranks : value;
 }
 
 namespace {
+
+/// What `op` does to the lowest bits of integers when it is asked to combine bool.
+ReduceOp effective(ReduceOp op, DType type) {
+  if (type != DType::Bool) return op;
+  if (op == ReduceOp::Sum || op == ReduceOp::Max) return ReduceOp::BOr;
+  if (op == ReduceOp::Prod || op == ReduceOp::Min) return ReduceOp::BAnd;
+  return op;
+}
 
 /// Writes or compares the pattern: value(i % kPeriod) for element i.
 class Pattern {
@@ -253,7 +305,7 @@ void Buffers::fill(std::uint64_t salt) {
     std::memset(out_, 0xee, w.out_count() * unit);
     return;
   }
-  const ReduceOp op = reduces(w.collective) ? w.op : ReduceOp::Sum;
+  const ReduceOp op = reduces(w.collective) ? effective(w.op, w.dtype) : ReduceOp::Sum;
   const Pattern pattern(w.dtype, [&](std::size_t i) { return contribution(op, rank_, i, salt); });
   pattern.write(static_cast<std::byte*>(in_), w.in_count());
 }
@@ -272,8 +324,9 @@ std::uint64_t Buffers::count_wrong(std::uint64_t salt) const {
     case Collective::ReduceScatter: {
       const std::size_t first =
           w.collective == Collective::ReduceScatter ? static_cast<std::size_t>(rank_) * w.count : 0;
-      const Pattern pattern(
-          w.dtype, [&](std::size_t i) { return combined(w.op, w.ranks, first + i, salt); });
+      const ReduceOp op = effective(w.op, w.dtype);
+      const Pattern pattern(w.dtype,
+                            [&](std::size_t i) { return combined(op, w.ranks, first + i, salt); });
       return pattern.count_wrong(out, w.count);
     }
     case Collective::Broadcast: return of_rank(w.root).count_wrong(out, w.count);

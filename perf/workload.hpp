@@ -83,7 +83,10 @@ class Buffers {
   void* out_ = nullptr;
 };
 
-/// Bits of `value` in `type`, rounded once to nearest even. For the small values of the checks.
+/// Of PremulSum: exact in every float type.
+inline constexpr double kPremulFactor = 0.5;
+/// Bits of `value` in `type`, rounded once to nearest even. For the small
+/// values of the checks; of bool their lowest bit.
 [[nodiscard]] std::uint64_t encode(DType type, double value);
 /// What rank `rank` contributes at element `index`, and what all of them give.
 [[nodiscard]] double contribution(ReduceOp op, int rank, std::size_t index, std::uint64_t salt);

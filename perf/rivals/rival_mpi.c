@@ -148,14 +148,14 @@ static const char* prepare(bench_t* b) {
             : !strcmp(d, "i64") ? MPI_INT64_T
             : !strcmp(d, "u8")  ? MPI_UINT8_T
                                 : MPI_DATATYPE_NULL;
-  if (b->type == MPI_DATATYPE_NULL) return "this MPI program has no 16-bit floats";
+  if (b->type == MPI_DATATYPE_NULL) return "this MPI program has no such type";
   const char* o = b->c.op;
   b->op = !strcmp(o, "sum")    ? MPI_SUM
           : !strcmp(o, "prod") ? MPI_PROD
           : !strcmp(o, "min")  ? MPI_MIN
           : !strcmp(o, "max")  ? MPI_MAX
                                : MPI_OP_NULL;
-  if (b->op == MPI_OP_NULL) return "MPI has no average";
+  if (b->op == MPI_OP_NULL) return "this MPI program has no such operation";
   int unit = 0;
   MPI_Type_size(b->type, &unit);
   b->unit = (size_t)unit;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <functional>
 #include <utility>
@@ -28,6 +29,11 @@ std::uint64_t fold_digest(std::uint64_t digest, std::uint64_t meta, std::uint64_
   return digest ^ (digest >> 29);
 }
 
+void describe_reduction(OpDescriptor& d, const OpSpec& spec) {
+  d.op = spec.op;
+  d.detail = detail_of(spec);
+}
+
 OpDescriptor describe_call(const OpSpec& spec) {
   OpDescriptor d;
   d.kind = spec.kind;
@@ -35,9 +41,9 @@ OpDescriptor describe_call(const OpSpec& spec) {
   d.dtype = spec.dtype;
   switch (spec.kind) {
     case OpKind::AllReduce:
-    case OpKind::ReduceScatter: d.op = spec.op; break;
+    case OpKind::ReduceScatter: describe_reduction(d, spec); break;
     case OpKind::Reduce:
-      d.op = spec.op;
+      describe_reduction(d, spec);
       d.root = spec.root;
       break;
     case OpKind::Broadcast: d.root = spec.root; break;
@@ -57,6 +63,10 @@ bool is_small(const OpDescriptor& d) {
 }
 
 }  // namespace
+
+std::uint64_t detail_of(const OpSpec& spec) {
+  return spec.op == ReduceOp::PremulSum ? std::bit_cast<std::uint64_t>(spec.factor) : 0;
+}
 
 const char* name(OutcomeKind kind) {
   switch (kind) {
@@ -145,7 +155,7 @@ Outcome SlotRunner::Impl::run_small(Deadline until) {
     }
     current_.output_touched = true;
     reduce(current_.spec.dtype, current_.spec.op, current_.spec.out, sources_.data(), members_,
-           current_.spec.count, members_);
+           current_.spec.count, {members_, current_.spec.factor});
     hook(Instant::AfterReduce, 0);
   }
   return complete(until);
@@ -193,11 +203,14 @@ void SlotRunner::Impl::begin(const OpSpec& spec) {
 
   const std::uint64_t meta = spi::pack_meta(descriptor);
   digest_ = fold_digest(digest_, meta, descriptor.count);
+  if (descriptor.detail != 0) [[unlikely]]
+    digest_ = fold_digest(digest_, descriptor.detail, 0);
   spi::LedgerEntry& entry = slots_.ledger(me_, sequence_);
   entry.sequence.store(0, std::memory_order_relaxed);
   // Release: whoever reads one of these finds the 0 (or what follows) at its second look.
   entry.meta.store(meta, std::memory_order_release);
   entry.count.store(descriptor.count, std::memory_order_release);
+  entry.detail.store(descriptor.detail, std::memory_order_release);
   entry.arrival_ns.store(options_.arrival_ns != nullptr ? *options_.arrival_ns : 0,
                          std::memory_order_release);
   entry.sequence.store(sequence_, std::memory_order_release);

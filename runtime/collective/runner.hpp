@@ -83,11 +83,15 @@ struct OpSpec {
   DType dtype = DType::U8;
   ReduceOp op = ReduceOp::Sum;
   int root = 0;              ///< group rank
+  double factor = 1.0;       ///< of PremulSum
   std::size_t count = 0;     ///< elements, as in the public API
   const void* in = nullptr;  ///< Broadcast: the root's buffer. Unused where nothing is sent.
   void* out = nullptr;       ///< Unused where nothing is received.
   bool keep_input = true;    ///< where `out` overlaps `in`: a Lost operation leaves `in` as it was
 };
+
+/// OpDescriptor::detail of a call.
+[[nodiscard]] std::uint64_t detail_of(const OpSpec& spec);
 
 enum class OutcomeKind : std::uint8_t {
   Done,        ///< uniform: done on all survivors
@@ -124,8 +128,8 @@ class SlotRunner {
   SlotRunner(SlotRunner&&) noexcept;
   SlotRunner& operator=(SlotRunner&&) noexcept;
 
-  /// The next operation of the group. The arguments are valid (types fit, root < members, no Avg of
-  /// integers).
+  /// The next operation of the group. The arguments are valid (types fit, root < members, the
+  /// operation is defined for the type).
   Outcome run(const OpSpec& spec, Deadline until);
   /// After Expired or Damaged of run(): waits for the decision and finishes (Done) or undoes (Lost)
   /// that operation.

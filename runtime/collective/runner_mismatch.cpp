@@ -133,6 +133,7 @@ SlotRunner::Impl::Progress SlotRunner::Impl::poison(std::uint64_t sequence, int 
     record.rank[i].store(static_cast<std::uint64_t>(ranks[i]), std::memory_order_relaxed);
     record.meta[i].store(spi::pack_meta(*sides[i]), std::memory_order_relaxed);
     record.count[i].store(sides[i]->count, std::memory_order_relaxed);
+    record.detail[i].store(sides[i]->detail, std::memory_order_relaxed);
   }
   // The record of whoever comes first is read by all, and a record never changes once it is
   // claimed.

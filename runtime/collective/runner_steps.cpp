@@ -211,7 +211,7 @@ void SlotRunner::Impl::reduce_step(const Step& step) {
     current_.output_touched = true;
   }
   reduce(current_.spec.dtype, current_.spec.op, out, sources_.data(), members_,
-         step.bytes / size_of(current_.spec.dtype), members_);
+         step.bytes / size_of(current_.spec.dtype), {members_, current_.spec.factor});
 }
 
 void SlotRunner::Impl::publish(std::uint64_t turn) {

@@ -24,10 +24,15 @@ Request collective(Operation operation, const collective::OpSpec& spec, const Op
 
 Request all_reduce_request(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
                            const OpOptions& options) {
-  return collective(
-      Operation::AllReduce,
-      {.kind = OpKind::AllReduce, .dtype = type, .op = op, .count = count, .in = in, .out = out},
-      options);
+  return collective(Operation::AllReduce,
+                    {.kind = OpKind::AllReduce,
+                     .dtype = type,
+                     .op = op,
+                     .factor = options.factor,
+                     .count = count,
+                     .in = in,
+                     .out = out},
+                    options);
 }
 Request reduce_request(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
                        int root, const OpOptions& options) {
@@ -36,6 +41,7 @@ Request reduce_request(const void* in, void* out, std::size_t count, DType type,
                      .dtype = type,
                      .op = op,
                      .root = root,
+                     .factor = options.factor,
                      .count = count,
                      .in = in,
                      .out = out},
@@ -64,6 +70,7 @@ Request reduce_scatter_request(const void* in, void* out, std::size_t count, DTy
                     {.kind = OpKind::ReduceScatter,
                      .dtype = type,
                      .op = op,
+                     .factor = options.factor,
                      .count = count,
                      .in = in,
                      .out = out},

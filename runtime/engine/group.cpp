@@ -50,6 +50,14 @@ constexpr std::array<std::uint8_t, collective::kInstants> kPhaseFrom = [] {
   return numbers;
 }();
 
+Status undefined(ReduceOp op, DType type) {
+  const char* instead = "this operation combines bits; use an integer type or bool";
+  if (op == ReduceOp::Avg) instead = "use sum and divide, or a float type";
+  if (op == ReduceOp::PremulSum) instead = "use sum of what you multiplied, or a float type";
+  return {Code::InvalidArgument,
+          fmt::format("{} of {} is not defined: {}", spi::name(op), spi::name(type), instead)};
+}
+
 bool overlaps(const void* a, std::size_t a_bytes, const void* b, std::size_t b_bytes) {
   const std::less<const std::byte*> below;
   const auto* const a0 = static_cast<const std::byte*>(a);
@@ -249,6 +257,10 @@ Status GroupImpl::validate_collective(const collective::OpSpec& spec) const {
   const auto bytes = spec.count * size_of(spec.dtype);
   const bool gathers = spec.kind == OpKind::AllGather;
   const bool scatters = spec.kind == OpKind::ReduceScatter;
+  if (size_of(spec.dtype) == 0) {
+    return {Code::InvalidArgument,
+            fmt::format("{} is no element type", static_cast<int>(spec.dtype))};
+  }
   if (spec.count > 0 && bytes / spec.count != size_of(spec.dtype)) {
     return {Code::InvalidArgument,
             fmt::format("{} elements are more than memory can hold", spec.count)};
@@ -258,12 +270,7 @@ Status GroupImpl::validate_collective(const collective::OpSpec& spec) const {
                                                spec.root, name_, public_size())};
   }
   const bool reduces = spec.kind == OpKind::AllReduce || spec.kind == OpKind::Reduce || scatters;
-  const bool integer =
-      spec.dtype == DType::I32 || spec.dtype == DType::I64 || spec.dtype == DType::U8;
-  if (reduces && spec.op == ReduceOp::Avg && integer) {
-    return {Code::InvalidArgument,
-            "the average of integers is not defined; use Sum and divide, or a float type"};
-  }
+  if (reduces && !is_defined(spec.op, spec.dtype)) return undefined(spec.op, spec.dtype);
   const int me = public_rank();
   const bool sends = spi::sends(spec.kind, spec.root, me) && spec.kind != OpKind::Barrier;
   const bool receives = spi::receives(spec.kind, spec.root, me) && spec.kind != OpKind::Barrier;
@@ -310,6 +317,7 @@ PrologueCall GroupImpl::call_of(const Request& request) const {
           .op = request.spec.op,
           .root = root,
           .count = request.spec.count,
+          .detail = collective::detail_of(request.spec),
           .group = name_,
           .members = static_cast<std::uint32_t>(public_size()),
           .message = request.kind != Request::Kind::Collective};

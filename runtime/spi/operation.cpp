@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <bit>
+
 namespace regroup::spi {
 
 const char* name(OpKind kind) {
@@ -25,6 +27,13 @@ const char* name(DType type) {
     case DType::I32: return "i32";
     case DType::I64: return "i64";
     case DType::U8: return "u8";
+    case DType::F8E4M3: return "f8e4m3";
+    case DType::F8E5M2: return "f8e5m2";
+    case DType::I8: return "i8";
+    case DType::I16: return "i16";
+    case DType::U32: return "u32";
+    case DType::U64: return "u64";
+    case DType::Bool: return "bool";
   }
   return "?";
 }
@@ -36,18 +45,31 @@ const char* name(ReduceOp op) {
     case ReduceOp::Prod: return "prod";
     case ReduceOp::Min: return "min";
     case ReduceOp::Max: return "max";
+    case ReduceOp::BAnd: return "band";
+    case ReduceOp::BOr: return "bor";
+    case ReduceOp::BXor: return "bxor";
+    case ReduceOp::PremulSum: return "premul_sum";
   }
   return "?";
 }
+
+namespace {
+
+std::string how(const OpDescriptor& d) {
+  if (d.op != ReduceOp::PremulSum) return name(d.op);
+  return fmt::format("{} by {}", name(d.op), std::bit_cast<double>(d.detail));
+}
+
+}  // namespace
 
 std::string describe(const OpDescriptor& d) {
   switch (d.kind) {
     case OpKind::AllReduce:
     case OpKind::ReduceScatter:
-      return fmt::format("{} of {} {}, {}", name(d.kind), d.count, name(d.dtype), name(d.op));
+      return fmt::format("{} of {} {}, {}", name(d.kind), d.count, name(d.dtype), how(d));
     case OpKind::Reduce:
-      return fmt::format("{} of {} {}, {}, root {}", name(d.kind), d.count, name(d.dtype),
-                         name(d.op), d.root);
+      return fmt::format("{} of {} {}, {}, root {}", name(d.kind), d.count, name(d.dtype), how(d),
+                         d.root);
     case OpKind::Broadcast:
       return fmt::format("{} of {} {}, root {}", name(d.kind), d.count, name(d.dtype), d.root);
     case OpKind::AllGather: return fmt::format("{} of {} {}", name(d.kind), d.count, name(d.dtype));

@@ -53,23 +53,27 @@ struct OpDescriptor {
   ReduceOp op = ReduceOp::Sum;
   std::int32_t root = 0;
   std::uint64_t count = 0;
+  std::uint64_t detail = 0;  ///< PremulSum: the factor, as the bits of a double
   bool operator==(const OpDescriptor&) const = default;
 };
 /// "all_reduce of 8 f32, sum".
 [[nodiscard]] std::string describe(const OpDescriptor& descriptor);
 
-/// All but the count in one integer, as it lies in shared memory. unpack_descriptor accepts any
-/// bits.
+/// All but count and detail in one integer, as it lies in shared memory. unpack_descriptor accepts
+/// any bits.
 [[nodiscard]] constexpr std::uint64_t pack_meta(const OpDescriptor& d) {
   return static_cast<std::uint64_t>(d.kind) | static_cast<std::uint64_t>(d.dtype) << 8 |
          static_cast<std::uint64_t>(d.op) << 16 |
          static_cast<std::uint64_t>(static_cast<std::uint32_t>(d.root)) << 32;
 }
-[[nodiscard]] constexpr OpDescriptor unpack_descriptor(std::uint64_t meta, std::uint64_t count) {
+[[nodiscard]] constexpr OpDescriptor unpack_descriptor(std::uint64_t meta, std::uint64_t count,
+                                                       std::uint64_t detail) {
   return {static_cast<OpKind>((meta & 0xff) % kOpKindCount),
           static_cast<DType>((meta >> 8 & 0xff) % kDTypeCount),
           static_cast<ReduceOp>((meta >> 16 & 0xff) % kReduceOpCount),
-          static_cast<std::int32_t>(static_cast<std::uint32_t>(meta >> 32)), count};
+          static_cast<std::int32_t>(static_cast<std::uint32_t>(meta >> 32)),
+          count,
+          detail};
 }
 
 /// When a call must have ended; kNoDeadline: it ends with the operation or with a loss.

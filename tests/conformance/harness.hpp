@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
@@ -127,45 +128,40 @@ inline void on_all_ranks(int members, const std::function<void(int)>& body) {
   for (std::thread& thread : threads) thread.join();
 }
 
-/// Bytes that are plain numbers in every element type: small, so that no sum of a few overflows.
+/// The bits of a small number. Of narrow floats some other ones, none of them NaN.
+inline std::uint64_t element_bits(DType dtype, std::mt19937_64& random) {
+  const auto value = static_cast<std::int64_t>(random() % 17);
+  const std::uint64_t noise = random();
+  const auto f64 = static_cast<double>(value - 8) * 0.37;
+  switch (dtype) {
+    case DType::F64: return std::bit_cast<std::uint64_t>(f64);
+    case DType::F32: return std::bit_cast<std::uint32_t>(static_cast<float>(f64));
+    case DType::BF16: return std::bit_cast<std::uint32_t>(static_cast<float>(f64)) >> 16;
+    // Sign and small exponent with random fraction: a normal number between 0.5 and 2.
+    case DType::F16: return (noise & 0x83ff) | (noise >> 32 & 1 ? 0x3800 : 0x3c00);
+    case DType::F8E4M3: return noise & 0xb7;
+    case DType::F8E5M2: return noise & 0xbb;
+    case DType::I8:
+    case DType::I16:
+    case DType::I32:
+    case DType::I64: return static_cast<std::uint64_t>(value - 8);
+    case DType::U8:
+    case DType::U32:
+    case DType::U64: return static_cast<std::uint64_t>(value);
+    case DType::Bool: return noise & 1;
+  }
+  return 0;
+}
+
+/// Small numbers of every element type, so that no sum of a few overflows.
 inline std::vector<std::byte> input_of(int rank, std::uint64_t salt, DType dtype,
                                        std::size_t count) {
-  std::vector<std::byte> bytes(count * size_of(dtype));
+  const std::size_t unit = size_of(dtype);
+  std::vector<std::byte> bytes(count * unit);
   std::mt19937_64 random(salt * 1000003 + static_cast<std::uint64_t>(rank));
   for (std::size_t i = 0; i < count; ++i) {
-    const auto value = static_cast<std::int64_t>(random() % 17) - (dtype == DType::U8 ? 0 : 8);
-    std::byte* at = bytes.data() + i * size_of(dtype);
-    const auto fraction = static_cast<double>(value) * 0.37;
-    const auto f32 = static_cast<float>(fraction);
-    switch (dtype) {
-      case DType::F64: std::memcpy(at, &fraction, 8); break;
-      case DType::F32: std::memcpy(at, &f32, 4); break;
-      case DType::BF16: {
-        std::uint32_t raw = 0;
-        std::memcpy(&raw, &f32, 4);
-        const auto high = static_cast<std::uint16_t>(raw >> 16);
-        std::memcpy(at, &high, 2);
-        break;
-      }
-      case DType::F16: {
-        // Sign and small exponent with random fraction: a normal number between 0.5 and 2.
-        const auto half =
-            static_cast<std::uint16_t>((random() & 0x83ff) | (random() % 2 ? 0x3800 : 0x3c00));
-        std::memcpy(at, &half, 2);
-        break;
-      }
-      case DType::I32: {
-        const auto i32 = static_cast<std::int32_t>(value);
-        std::memcpy(at, &i32, 4);
-        break;
-      }
-      case DType::I64: std::memcpy(at, &value, 8); break;
-      case DType::U8: {
-        const auto u8 = static_cast<std::uint8_t>(value);
-        std::memcpy(at, &u8, 1);
-        break;
-      }
-    }
+    const std::uint64_t bits = element_bits(dtype, random);  // the low bytes come first
+    std::memcpy(bytes.data() + i * unit, &bits, unit);
   }
   return bytes;
 }
@@ -177,7 +173,7 @@ struct Case {
   std::uint64_t salt = 0;
 
   [[nodiscard]] spi::OpDescriptor descriptor() const {
-    return {spec.kind, spec.dtype, spec.op, spec.root, spec.count};
+    return {spec.kind, spec.dtype, spec.op, spec.root, spec.count, collective::detail_of(spec)};
   }
   [[nodiscard]] collective::OpExtent extent(int rank) const {
     return collective::extent_of(descriptor(), members, rank);
@@ -204,13 +200,9 @@ struct Case {
     for (const auto& part : inputs) sources.push_back(part.data() + offset);
     out.resize(extent(rank).out_bytes);
     collective::reduce(spec.dtype, spec.op, out.data(), sources.data(), members, spec.count,
-                       members);
+                       {members, spec.factor});
     return out;
   }
 };
-
-inline bool is_integer(DType dtype) {
-  return dtype == DType::I32 || dtype == DType::I64 || dtype == DType::U8;
-}
 
 }  // namespace regroup::conformance

@@ -59,7 +59,16 @@ TEST_P(Misuse, SymmetricOperationsThatDifferFailOnAllRanksAndTheGroupGoesOn) {
   const OpSpec large{.kind = OpKind::AllReduce, .count = 4000};
   const OpSpec gather{.kind = OpKind::AllGather, .count = 5};
   const OpSpec max{.kind = OpKind::AllReduce, .op = ReduceOp::Max, .count = 5};
+  const OpSpec half{.kind = OpKind::AllReduce,
+                    .op = ReduceOp::PremulSum,
+                    .factor = 0.5,
+                    .count = 5};
+  OpSpec third = half;
+  third.factor = 0.25;
   for (int round = 0; round < 20; ++round) {
+    expect_mismatch(call_all(runners, {half, half, third}),
+                    "rank 0 called all_reduce of 5 f32, premul_sum by 0.5",
+                    "rank 2 called all_reduce of 5 f32, premul_sum by 0.25");
     expect_mismatch(call_all(runners, {good, large, good}),
                     "rank 0 called all_reduce of 5 f32, sum",
                     "rank 1 called all_reduce of 4000 f32, sum");

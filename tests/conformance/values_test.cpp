@@ -43,7 +43,7 @@ std::vector<Case> all_cases(int members) {
       for (int op = 0; op < (reduces ? kReduceOpCount : 1); ++op) {
         const auto dtype = static_cast<DType>(type);
         const auto redop = static_cast<ReduceOp>(op);
-        if (redop == ReduceOp::Avg && is_integer(dtype)) continue;
+        if (!is_defined(redop, dtype)) continue;
         for (const std::size_t count : {std::size_t{0}, std::size_t{1}, p - 1, std::size_t{6},
                                         std::size_t{257}, std::size_t{5003}}) {
           ++salt;
@@ -51,6 +51,7 @@ std::vector<Case> all_cases(int members) {
                             .dtype = dtype,
                             .op = redop,
                             .root = static_cast<int>(salt % p),
+                            .factor = 0.3,
                             .count = count},
                            members,
                            salt});

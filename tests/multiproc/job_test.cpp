@@ -196,7 +196,7 @@ TEST(TenSeconds, WaitingForARankThatHasLeftEndsTheJob) {
 TEST(Job, BadArgumentsAreRefusedAndLoseNothing) {
   const auto job = run_job({"-n", "2"}, {"bad_arguments"});
   EXPECT_EQ(job.exit_code, 0) << story(job);
-  EXPECT_EQ(job.lines_with("InvalidArgument").size(), 12U) << story(job);
+  EXPECT_EQ(job.lines_with("InvalidArgument").size(), 16U) << story(job);
   EXPECT_EQ(job.lines_with("FailedPrecondition").size(), 2U) << story(job);
   EXPECT_EQ(job.lines_with("good: Ok").size(), 2U) << story(job);
 }

@@ -428,6 +428,8 @@ int bad_arguments(Job& job) {
   show("null", world.all_reduce(nullptr, b.data(), 8, regroup::DType::F32, ReduceOp::Sum));
   show("root", world.broadcast(a, 99));
   show("avg", world.all_reduce(i, ReduceOp::Avg));
+  show("bits", world.all_reduce(a, ReduceOp::BXor));
+  show("type", world.all_reduce(a.data(), b.data(), 8, regroup::DType(99), ReduceOp::Sum));
   show("overlap", world.all_reduce(a.data(), a.data() + 1, 4, regroup::DType::F32, ReduceOp::Sum));
   show("sizes",
        world.all_reduce(std::span<const float>(a), std::span<float>(b.data(), 4), ReduceOp::Sum));

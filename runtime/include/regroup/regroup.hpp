@@ -52,6 +52,9 @@ struct OpOptions {
   /// In place and outside a step: keep a copy, so that an aborted operation leaves the buffer as
   /// it was.
   bool keep_input = true;
+  /// Of ReduceOp::PremulSum: what each rank's contribution is multiplied by, in double for F64 and
+  /// rounded to float for all narrower types. Equal on all ranks; a difference is a mismatch.
+  double factor = 1.0;
 };
 
 /// Who took part in an operation that ended with Ok: whose contributions a reduction or all_gather
