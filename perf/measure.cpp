@@ -40,7 +40,11 @@ void bind_to_core(int rank, int ranks) {
 }
 
 Bench::Bench(ProcessGroup group, const Workload& workload)
-    : group_(std::move(group)), workload_(workload), buffers_(workload, group_.rank()) {
+    : group_(std::move(group)),
+      workload_(workload),
+      counts_(workload.counts(group_.rank())),
+      received_(workload.received(group_.rank())),
+      buffers_(workload, group_.rank()) {
   buffers_.fill(salt_);
 }
 
@@ -57,6 +61,15 @@ Status Bench::once() {
     case Collective::ReduceScatter:
       return group_.reduce_scatter(in, out, w.count, w.dtype, w.op, options);
     case Collective::Barrier: return group_.barrier();
+    case Collective::AllToAll: return group_.all_to_all(in, out, w.count, w.dtype);
+    case Collective::Gather: return group_.gather(in, out, w.count, w.dtype, w.root);
+    case Collective::Scatter: return group_.scatter(in, out, w.count, w.dtype, w.root);
+    case Collective::AllGatherV: return group_.all_gather_v(in, out, counts_, w.dtype);
+    case Collective::ReduceScatterV:
+      return group_.reduce_scatter_v(in, out, counts_, w.dtype, w.op, options);
+    case Collective::AllToAllV: return group_.all_to_all_v(in, counts_, out, received_, w.dtype);
+    case Collective::GatherV: return group_.gather_v(in, out, counts_, w.dtype, w.root);
+    case Collective::ScatterV: return group_.scatter_v(in, out, counts_, w.dtype, w.root);
     case Collective::SendRecv: break;
   }
   const int next = (group_.rank() + 1) % w.ranks;

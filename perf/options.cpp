@@ -16,7 +16,8 @@ constexpr std::size_t kBytesMax = std::size_t{1} << 40;
 constexpr const char* kDescription =
     "Measures a collective on the ranks of a job, with the flags and columns of nccl-tests.\n"
     "  regroup run -n 4 -- regroup-perf all_reduce -b 8 -e 128M -f 4\n"
-    "Collectives: all_reduce reduce broadcast all_gather reduce_scatter barrier sendrecv";
+    "Collectives: all_reduce reduce broadcast all_gather reduce_scatter barrier sendrecv\n"
+    "  all_to_all gather scatter all_gather_v reduce_scatter_v all_to_all_v gather_v scatter_v";
 
 /// What CLI11 fills in before it is checked and converted.
 struct Words {
@@ -113,10 +114,9 @@ Status parse_kill(const std::string& text, std::optional<Kill>& out) {
 Status convert(const Words& words, Options& options) {
   const auto collective = parse_collective(words.collective);
   if (!collective) {
-    return bad(
-        fmt::format("'{}' is no collective; there are all_reduce, reduce, broadcast, "
-                    "all_gather, reduce_scatter, barrier and sendrecv",
-                    words.collective));
+    std::string all;
+    for (const Collective one : kCollectives) all += fmt::format(" {}", name(one));
+    return bad(fmt::format("'{}' is no collective; there are{}", words.collective, all));
   }
   options.collective = *collective;
   if (auto status = sizes_of(words, options.sizes); !status) return status;

@@ -112,6 +112,18 @@ class Collectives(unittest.TestCase):
     def test_reduce_scatter(self):
         self.measure("reduce_scatter", "--sizes", "96,900K", "-d", "bf16")
 
+    def test_operations_with_a_share_for_each_rank(self):
+        for collective in (
+            "all_to_all",
+            "gather",
+            "scatter",
+            "all_gather_v",
+            "reduce_scatter_v",
+            "all_to_all_v",
+        ):
+            with self.subTest(collective):
+                self.measure(collective, "--sizes", "96,900K", "-n", "3")
+
     def test_barrier(self):
         self.measure("barrier", "--mode", "isolated")
 

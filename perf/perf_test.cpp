@@ -94,7 +94,7 @@ TEST(Workload, SizesCountAsInNcclTests) {
   EXPECT_EQ(of(Collective::AllReduce).count, 256U);
   EXPECT_EQ(of(Collective::AllGather).count, 64U);
   EXPECT_EQ(of(Collective::AllGather).bytes(), 1024U);
-  EXPECT_EQ(of(Collective::ReduceScatter).in_count(), 256U);
+  EXPECT_EQ(of(Collective::ReduceScatter).in_count(0), 256U);
   EXPECT_DOUBLE_EQ(of(Collective::AllReduce).bus_factor(), 1.5);
   EXPECT_DOUBLE_EQ(of(Collective::AllGather).bus_factor(), 0.75);
   EXPECT_DOUBLE_EQ(of(Collective::Broadcast).bus_factor(), 1);
@@ -136,6 +136,40 @@ TEST(Workload, CheckAcceptsTheRightResultAndCountsEachWrongElement) {
   out[1234] += 1;
   out[0] += 1;
   EXPECT_EQ(mine.count_wrong(4), 2U);
+}
+
+TEST(Workload, SharesGrowAndAddUpToTheWhole) {
+  const Workload w = make_workload(Collective::AllToAllV, 4000, DType::F32, ReduceOp::Sum, 0, 3);
+  EXPECT_EQ(w.bytes(), 4000U);
+  for (int rank = 0; rank < 3; ++rank) {
+    EXPECT_EQ(w.in_count(rank), 1000U);
+    EXPECT_EQ(w.out_count(rank), 1000U);
+    for (int other = 0; other < 3; ++other) {
+      EXPECT_EQ(w.counts(rank)[static_cast<std::size_t>(other)],
+                w.received(other)[static_cast<std::size_t>(rank)]);
+    }
+  }
+  EXPECT_THAT(w.counts(0), ElementsAre(166, 333, 501));
+}
+
+// What each rank gives to each other, moved by hand.
+TEST(Workload, CheckKnowsWhereEachShareComesFrom) {
+  const Workload w = make_workload(Collective::AllToAllV, 40000, DType::I32, ReduceOp::Sum, 0, 3);
+  std::vector<Buffers> all;
+  for (int rank = 0; rank < 3; ++rank) all.emplace_back(w, rank).fill(4);
+  for (int me = 0; me < 3; ++me) {
+    auto* out = static_cast<std::int32_t*>(all[static_cast<std::size_t>(me)].out());
+    for (int from = 0; from < 3; ++from) {
+      std::size_t at = 0;
+      for (int before = 0; before < me; ++before) at += w.share(from, before);
+      const auto* const in =
+          static_cast<const std::int32_t*>(all[static_cast<std::size_t>(from)].in());
+      out = std::copy_n(in + at, w.share(from, me), out);
+    }
+    EXPECT_EQ(all[static_cast<std::size_t>(me)].count_wrong(4), 0U) << me;
+    out[-1] += 1;
+    EXPECT_EQ(all[static_cast<std::size_t>(me)].count_wrong(4), 1U) << me;
+  }
 }
 
 TEST(Workload, AnAverageIsDividedOnce) {

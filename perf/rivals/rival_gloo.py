@@ -28,6 +28,7 @@ OPS = {
     "min": dist.ReduceOp.MIN,
     "max": dist.ReduceOp.MAX,
 }
+COLLECTIVES = {"all_reduce", "reduce", "broadcast", "all_gather", "barrier", "sendrecv"}
 PERIOD = 509
 
 
@@ -56,7 +57,7 @@ class Bench:
         self.root, self.count = int(words[3]), int(words[4])
         self.rank, self.ranks, self.salt = rank, ranks, 0
         self.supported = (
-            self.op in OPS and dtype in TYPES and self.collective != "reduce_scatter"
+            self.op in OPS and dtype in TYPES and self.collective in COLLECTIVES
         )
         self.dtype = TYPES.get(dtype, torch.float32)
         self.data = torch.zeros(self.count, dtype=self.dtype)

@@ -160,6 +160,8 @@ static const char* prepare(bench_t* b) {
   MPI_Type_size(b->type, &unit);
   b->unit = (size_t)unit;
   const char* c = b->c.collective;
+  if (!strcmp(c, "gather") || !strcmp(c, "scatter") || strstr(c, "all_to_all") || strstr(c, "_v"))
+    return "this MPI program has no such collective";
   size_t p = (size_t)b->ranks;
   b->in_count = !strcmp(c, "reduce_scatter") ? b->c.count * p : b->c.count;
   b->out_count = !strcmp(c, "all_gather") ? b->c.count * p : b->c.count;
