@@ -6,6 +6,7 @@
 #include <bit>
 #include <cstring>
 #include <functional>
+#include <numeric>
 #include <utility>
 
 #include "base/check.hpp"
@@ -29,33 +30,6 @@ std::uint64_t fold_digest(std::uint64_t digest, std::uint64_t meta, std::uint64_
   return digest ^ (digest >> 29);
 }
 
-void describe_reduction(OpDescriptor& d, const OpSpec& spec) {
-  d.op = spec.op;
-  d.detail = detail_of(spec);
-}
-
-OpDescriptor describe_call(const OpSpec& spec) {
-  OpDescriptor d;
-  d.kind = spec.kind;
-  d.count = spec.count;
-  d.dtype = spec.dtype;
-  switch (spec.kind) {
-    case OpKind::AllReduce:
-    case OpKind::ReduceScatter: describe_reduction(d, spec); break;
-    case OpKind::Reduce:
-      describe_reduction(d, spec);
-      d.root = spec.root;
-      break;
-    case OpKind::Broadcast: d.root = spec.root; break;
-    case OpKind::AllGather: break;
-    case OpKind::Barrier:
-      d.count = 0;
-      d.dtype = DType::U8;
-      break;
-  }
-  return d;
-}
-
 /// Whether run_small() does it: the whole operation in one line of each member, awaited from all.
 bool is_small(const OpDescriptor& d) {
   return d.kind == OpKind::Barrier ||
@@ -64,8 +38,33 @@ bool is_small(const OpDescriptor& d) {
 
 }  // namespace
 
-std::uint64_t detail_of(const OpSpec& spec) {
-  return spec.op == ReduceOp::PremulSum ? std::bit_cast<std::uint64_t>(spec.factor) : 0;
+std::uint64_t hash_of(const std::size_t* counts, int ranks) {
+  std::uint64_t hash = kDigestSeed;
+  for (int rank = 0; rank < ranks; ++rank)
+    hash = fold_digest(hash, static_cast<std::uint64_t>(rank), counts[rank]);
+  return hash;
+}
+
+OpDescriptor describe_call(const OpSpec& spec) {
+  OpDescriptor d;
+  d.kind = spec.kind;
+  if (spec.kind == OpKind::Barrier) return d;
+  d.count = spec.count;
+  d.dtype = spec.dtype;
+  if (spi::reduces(spec.kind)) {
+    d.op = spec.op;
+    if (spec.op == ReduceOp::PremulSum) d.detail = std::bit_cast<std::uint64_t>(spec.factor);
+  }
+  if (!spi::is_symmetric(spec.kind)) d.root = spec.root;
+  if (spi::has_counts(spec.kind)) [[unlikely]] {
+    const Counts& counts = spec.counts;
+    d.count = 0;
+    // What a rank sends to each other one need not be alike; the counts themselves are compared.
+    if (spec.kind == OpKind::AllToAllV) return d;
+    d.count = std::accumulate(counts.shares, counts.shares + counts.ranks, std::uint64_t{0});
+    d.detail = fold_digest(hash_of(counts.shares, counts.ranks), d.detail, 0);
+  }
+  return d;
 }
 
 const char* name(OutcomeKind kind) {
@@ -162,11 +161,14 @@ Outcome SlotRunner::Impl::run_small(Deadline until) {
 }
 
 void SlotRunner::Impl::make_plan() {
+  const OpSpec& spec = current_.spec;
+  REGROUP_ASSERT(!spi::has_counts(spec.kind) || spec.counts.ranks >= members_);
   current_.plan = Plan(current_.descriptor, {.members = members_,
                                              .me = me_,
                                              .slot_bytes = slots_.slot_bytes(),
                                              .forced = forced_algorithm(current_.descriptor),
-                                             .own_from_input = options_.own_from_input});
+                                             .own_from_input = options_.own_from_input,
+                                             .counts = spec.counts});
 }
 
 // Goes over from run_small() to the plan: its next step is the one of kind `reached`, or none.
@@ -234,15 +236,15 @@ void SlotRunner::Impl::keep_input() {
   const OpSpec& spec = current_.spec;
   const OpDescriptor& d = current_.descriptor;
   if (!spi::kFaultTolerance || !spec.keep_input) return;
-  const OpExtent extent = extent_of(d, members_, me_);
+  const OpExtent extent = extent_of(d, spec.counts, members_, me_);
   if (extent.in_bytes == 0 || extent.out_bytes == 0) return;
   const auto in = reinterpret_cast<std::uintptr_t>(spec.in);
   const auto out = reinterpret_cast<std::uintptr_t>(spec.out);
   const std::uintptr_t begin = std::max(in, out);
   const std::uintptr_t end = std::min(in + extent.in_bytes, out + extent.out_bytes);
   if (begin >= end) return;
-  const bool own_place =
-      d.kind == OpKind::AllGather && in == out + static_cast<std::size_t>(me_) * extent.in_bytes;
+  const bool own_place = spi::gathers(d.kind) && !spi::scatters(d.kind) &&
+                         in == out + share_offset(d, spec.counts.shares, me_);
   if (own_place) return;  // it is overwritten by itself
   kept_at_ = static_cast<std::byte*>(spec.out) + (begin - out);
   kept_bytes_ = end - begin;

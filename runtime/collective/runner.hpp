@@ -84,14 +84,17 @@ struct OpSpec {
   ReduceOp op = ReduceOp::Sum;
   int root = 0;              ///< group rank
   double factor = 1.0;       ///< of PremulSum
-  std::size_t count = 0;     ///< elements, as in the public API
+  std::size_t count = 0;     ///< elements, as in the public API; unused where there are counts
+  Counts counts;             ///< of the kinds that have them
   const void* in = nullptr;  ///< Broadcast: the root's buffer. Unused where nothing is sent.
   void* out = nullptr;       ///< Unused where nothing is received.
   bool keep_input = true;    ///< where `out` overlaps `in`: a Lost operation leaves `in` as it was
 };
 
-/// OpDescriptor::detail of a call.
-[[nodiscard]] std::uint64_t detail_of(const OpSpec& spec);
+/// The part of a call that is compared between the ranks.
+[[nodiscard]] OpDescriptor describe_call(const OpSpec& spec);
+/// Of `ranks` numbers, in their order.
+[[nodiscard]] std::uint64_t hash_of(const std::size_t* counts, int ranks);
 
 enum class OutcomeKind : std::uint8_t {
   Done,        ///< uniform: done on all survivors

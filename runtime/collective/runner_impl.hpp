@@ -85,6 +85,9 @@ class SlotRunner::Impl {
   Progress await_handed_over(Deadline until);
   void copy_in(const Step& step);
   void copy_out(const Step& step);
+  void copy_own(const Step& step);
+  void copy_counts(std::uint64_t turn);
+  Progress read_counts(std::uint64_t turn);
   void reduce_step(const Step& step);
   void publish(std::uint64_t turn);
   /// Waits for ready(); a wedge of the own word ends the wait unless the operation is being
@@ -103,6 +106,7 @@ class SlotRunner::Impl {
   void restore_words();
 
   Progress judge_mismatch();
+  void end_differently(std::string text);
   Progress judge_anomaly(int member, std::uint64_t found, std::uint64_t expected);
   [[nodiscard]] bool called_differently(int member) const;
   Progress poison(std::uint64_t sequence, int a, const OpDescriptor& da, int b,

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <functional>
 #include <utility>
 
 #include "base/check.hpp"
@@ -49,21 +48,6 @@ constexpr std::array<std::uint8_t, collective::kInstants> kPhaseFrom = [] {
                          [](metrics::Phase phase) { return static_cast<std::uint8_t>(phase); });
   return numbers;
 }();
-
-Status undefined(ReduceOp op, DType type) {
-  const char* instead = "this operation combines bits; use an integer type or bool";
-  if (op == ReduceOp::Avg) instead = "use sum and divide, or a float type";
-  if (op == ReduceOp::PremulSum) instead = "use sum of what you multiplied, or a float type";
-  return {Code::InvalidArgument,
-          fmt::format("{} of {} is not defined: {}", spi::name(op), spi::name(type), instead)};
-}
-
-bool overlaps(const void* a, std::size_t a_bytes, const void* b, std::size_t b_bytes) {
-  const std::less<const std::byte*> below;
-  const auto* const a0 = static_cast<const std::byte*>(a);
-  const auto* const b0 = static_cast<const std::byte*>(b);
-  return below(a0, b0 + b_bytes) && below(b0, a0 + a_bytes);
-}
 
 }  // namespace
 
@@ -253,89 +237,6 @@ bool GroupImpl::ends_after(std::uint64_t step) const {
   return spi::is_last_step(group_->arena.slots, step);
 }
 
-Status GroupImpl::validate_collective(const collective::OpSpec& spec) const {
-  const auto bytes = spec.count * size_of(spec.dtype);
-  const bool gathers = spec.kind == OpKind::AllGather;
-  const bool scatters = spec.kind == OpKind::ReduceScatter;
-  if (size_of(spec.dtype) == 0) {
-    return {Code::InvalidArgument,
-            fmt::format("{} is no element type", static_cast<int>(spec.dtype))};
-  }
-  if (spec.count > 0 && bytes / spec.count != size_of(spec.dtype)) {
-    return {Code::InvalidArgument,
-            fmt::format("{} elements are more than memory can hold", spec.count)};
-  }
-  if (spec.root < 0 || spec.root >= public_size()) {
-    return {Code::InvalidArgument, fmt::format("root {} is not in group \"{}\" of {} ranks",
-                                               spec.root, name_, public_size())};
-  }
-  const bool reduces = spec.kind == OpKind::AllReduce || spec.kind == OpKind::Reduce || scatters;
-  if (reduces && !is_defined(spec.op, spec.dtype)) return undefined(spec.op, spec.dtype);
-  const int me = public_rank();
-  const bool sends = spi::sends(spec.kind, spec.root, me) && spec.kind != OpKind::Barrier;
-  const bool receives = spi::receives(spec.kind, spec.root, me) && spec.kind != OpKind::Barrier;
-  if (bytes > 0 && ((sends && spec.in == nullptr) || (receives && spec.out == nullptr))) {
-    return {Code::InvalidArgument,
-            fmt::format("the {} buffer is null", sends && spec.in == nullptr ? "input" : "output")};
-  }
-  if (!sends || !receives || bytes == 0) return {};
-  const auto world = static_cast<std::size_t>(public_size());
-  const auto in_bytes = scatters ? bytes * world : bytes;
-  const auto out_bytes = gathers ? bytes * world : bytes;
-  if (overlaps(spec.in, in_bytes, spec.out, out_bytes) && spec.in != spec.out) {
-    return {Code::InvalidArgument,
-            "input and output overlap in part; they must be equal (in place) or apart"};
-  }
-  return {};
-}
-
-Status GroupImpl::validate(const Request& request) const {
-  if (closed_.load()) {
-    return {Code::FailedPrecondition,
-            fmt::format("group \"{}\" belongs to a Job that was destroyed; keep the Job while its "
-                        "groups are in use",
-                        name_)};
-  }
-  if (auto status = job_.usable(); !status) return status;
-  if (request.kind == Request::Kind::Collective) return validate_collective(request.spec);
-  if (request.other < 0 || request.other >= public_size() || request.other == public_rank()) {
-    return {Code::InvalidArgument,
-            fmt::format("rank {} of group \"{}\" cannot exchange messages with rank {} of {}",
-                        public_rank(), name_, request.other, public_size())};
-  }
-  const auto* const data = request.kind == Request::Kind::Send ? request.spec.in : request.spec.out;
-  if (request.spec.count > 0 && data == nullptr)
-    return {Code::InvalidArgument, "the buffer is null"};
-  return {};
-}
-
-PrologueCall GroupImpl::call_of(const Request& request) const {
-  const auto kind = static_cast<std::uint32_t>(request.operation);
-  const auto root = request.kind == Request::Kind::Collective ? request.spec.root : request.other;
-  return {.kind = kind,
-          .dtype = request.spec.dtype,
-          .op = request.spec.op,
-          .root = root,
-          .count = request.spec.count,
-          .detail = collective::detail_of(request.spec),
-          .group = name_,
-          .members = static_cast<std::uint32_t>(public_size()),
-          .message = request.kind != Request::Kind::Collective};
-}
-
-std::span<std::byte> GroupImpl::result_of(const Request& request) const {
-  const auto& spec = request.spec;
-  if (request.kind == Request::Kind::Send) return {};
-  if (request.kind == Request::Kind::Collective) {
-    if (spec.kind == OpKind::Barrier || !spi::receives(spec.kind, spec.root, public_rank()))
-      return {};
-  }
-  const auto copies = spec.kind == OpKind::AllGather && request.kind == Request::Kind::Collective
-                          ? static_cast<std::size_t>(public_size())
-                          : 1;
-  return {static_cast<std::byte*>(spec.out), copies * spec.count * size_of(spec.dtype)};
-}
-
 Status GroupImpl::perform(const Request& request) {
   auto status = validate(request);
   if (status && pending_.load(std::memory_order_acquire) != 0) {
@@ -358,11 +259,29 @@ Status GroupImpl::noted(Status status) {
   return status;
 }
 
-std::shared_ptr<WorkImpl> GroupImpl::start(const Request& request) {
-  if (auto status = validate(request); !status) return std::make_shared<WorkImpl>(status);
+namespace {
+
+/// The counts are the caller's until start() returns: from here on the request has its own.
+std::shared_ptr<const std::vector<std::size_t>> keep_counts(collective::OpSpec& spec) {
+  if (!spi::has_counts(spec.kind)) return nullptr;
+  auto& counts = spec.counts;
+  const auto ranks = static_cast<std::size_t>(counts.ranks);
+  auto kept = std::make_shared<std::vector<std::size_t>>(counts.shares, counts.shares + ranks);
+  if (counts.recv != nullptr) kept->insert(kept->end(), counts.recv, counts.recv + ranks);
+  counts.shares = kept->data();
+  if (counts.recv != nullptr) counts.recv = kept->data() + ranks;
+  return kept;
+}
+
+}  // namespace
+
+std::shared_ptr<WorkImpl> GroupImpl::start(const Request& call) {
+  if (auto status = validate(call); !status) return std::make_shared<WorkImpl>(status);
+  Request request = call;
+  const auto counts = keep_counts(request.spec);
   auto work = std::make_shared<WorkImpl>();
   pending_.fetch_add(1, std::memory_order_acq_rel);
-  async_->submit([this, request, work] {
+  async_->submit([this, request, counts, work] {
     auto status = validate(request);
     Contributors contributors;
     if (status) status = noted(perform_now(request, true, &contributors));
@@ -443,7 +362,7 @@ Outcome GroupImpl::differs(const Request& request, const std::string& difference
 }
 
 Outcome GroupImpl::run_once(const Request& request, bool background, spi::Deadline until) {
-  const auto bytes = request.spec.count * size_of(request.spec.dtype);
+  const auto bytes = bytes_of(request);
   operation_name_ =
       request.label != nullptr ? request.label : metrics::name(request.operation).data();
   auto spec = request.spec;

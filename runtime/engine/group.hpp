@@ -103,7 +103,7 @@ class GroupImpl {
   /// Runs the operation on this thread, or behind the asynchronous ones that are pending. Blocks.
   Status perform(const Request& request);
   /// Runs it on the group's own thread, behind those started before.
-  std::shared_ptr<WorkImpl> start(const Request& request);
+  std::shared_ptr<WorkImpl> start(const Request& call);
   /// The step word of the world: Ok once `step` is committed, RankLost when it is not. Behind the
   /// asynchronous operations that are pending. Blocks.
   Status commit(std::uint64_t step);
@@ -115,6 +115,10 @@ class GroupImpl {
   class Scope;
   Status validate(const Request& request) const;
   Status validate_collective(const collective::OpSpec& spec) const;
+  Status validate_counts(const collective::OpSpec& spec) const;
+  [[nodiscard]] bool is_in_place(const collective::OpSpec& spec) const;
+  [[nodiscard]] collective::OpExtent extent_of(const collective::OpSpec& spec) const;
+  [[nodiscard]] std::size_t bytes_of(const Request& request) const;
   /// `result` null: the operation is the program's last blocking one.
   Status perform_now(const Request& request, bool background, Contributors* result);
   Status perform_guided(const Request& request, bool background, Contributors* result);

@@ -14,6 +14,14 @@ const char* name(OpKind kind) {
     case OpKind::AllGather: return "all_gather";
     case OpKind::ReduceScatter: return "reduce_scatter";
     case OpKind::Barrier: return "barrier";
+    case OpKind::AllGatherV: return "all_gather_v";
+    case OpKind::ReduceScatterV: return "reduce_scatter_v";
+    case OpKind::AllToAll: return "all_to_all";
+    case OpKind::AllToAllV: return "all_to_all_v";
+    case OpKind::Gather: return "gather";
+    case OpKind::Scatter: return "scatter";
+    case OpKind::GatherV: return "gather_v";
+    case OpKind::ScatterV: return "scatter_v";
   }
   return "?";
 }
@@ -53,29 +61,18 @@ const char* name(ReduceOp op) {
   return "?";
 }
 
-namespace {
-
-std::string how(const OpDescriptor& d) {
-  if (d.op != ReduceOp::PremulSum) return name(d.op);
-  return fmt::format("{} by {}", name(d.op), std::bit_cast<double>(d.detail));
-}
-
-}  // namespace
-
 std::string describe(const OpDescriptor& d) {
-  switch (d.kind) {
-    case OpKind::AllReduce:
-    case OpKind::ReduceScatter:
-      return fmt::format("{} of {} {}, {}", name(d.kind), d.count, name(d.dtype), how(d));
-    case OpKind::Reduce:
-      return fmt::format("{} of {} {}, {}, root {}", name(d.kind), d.count, name(d.dtype), how(d),
-                         d.root);
-    case OpKind::Broadcast:
-      return fmt::format("{} of {} {}, root {}", name(d.kind), d.count, name(d.dtype), d.root);
-    case OpKind::AllGather: return fmt::format("{} of {} {}", name(d.kind), d.count, name(d.dtype));
-    case OpKind::Barrier: return name(d.kind);
-  }
-  return "?";
+  if (d.kind == OpKind::Barrier) return name(d.kind);
+  std::string text = d.kind == OpKind::AllToAllV
+                         ? fmt::format("{} of {}", name(d.kind), name(d.dtype))
+                         : fmt::format("{} of {} {}", name(d.kind), d.count, name(d.dtype));
+  const bool counts = has_counts(d.kind) && d.kind != OpKind::AllToAllV;
+  if (reduces(d.kind)) text += fmt::format(", {}", name(d.op));
+  if (d.op == ReduceOp::PremulSum && !counts)
+    text += fmt::format(" by {}", std::bit_cast<double>(d.detail));
+  if (!is_symmetric(d.kind)) text += fmt::format(", root {}", d.root);
+  if (counts) text += fmt::format(", counts with hash {:016x}", d.detail);
+  return text;
 }
 
 }  // namespace regroup::spi

@@ -15,45 +15,87 @@ enum class OpKind : std::uint8_t {
   Broadcast,
   AllGather,
   ReduceScatter,
-  Barrier
+  Barrier,
+  AllGatherV,
+  ReduceScatterV,
+  AllToAll,
+  AllToAllV,
+  Gather,
+  Scatter,
+  GatherV,
+  ScatterV,
 };
-inline constexpr int kOpKindCount = 6;
+inline constexpr int kOpKindCount = 14;
 [[nodiscard]] const char* name(OpKind kind);
 [[nodiscard]] const char* name(DType type);
 [[nodiscard]] const char* name(ReduceOp op);
 
-/// In a symmetric kind every rank contributes and every rank awaits all of them.
-[[nodiscard]] constexpr bool is_symmetric(OpKind kind) {
+/// Who gives and who gets; of ToRoot and FromRoot the root only gets, or only gives.
+enum class Flow : std::uint8_t { Symmetric, ToRoot, FromRoot };
+[[nodiscard]] constexpr Flow flow_of(OpKind kind) {
   switch (kind) {
     case OpKind::AllReduce:
     case OpKind::AllGather:
+    case OpKind::AllGatherV:
     case OpKind::ReduceScatter:
-    case OpKind::Barrier: return true;
+    case OpKind::ReduceScatterV:
+    case OpKind::AllToAll:
+    case OpKind::AllToAllV:
+    case OpKind::Barrier: return Flow::Symmetric;
     case OpKind::Reduce:
-    case OpKind::Broadcast: return false;
+    case OpKind::Gather:
+    case OpKind::GatherV: return Flow::ToRoot;
+    case OpKind::Broadcast:
+    case OpKind::Scatter:
+    case OpKind::ScatterV: return Flow::FromRoot;
   }
-  return false;
+  return Flow::Symmetric;
 }
+/// In a symmetric kind every rank contributes and every rank awaits all of them.
+[[nodiscard]] constexpr bool is_symmetric(OpKind kind) { return flow_of(kind) == Flow::Symmetric; }
 /// Whether group rank `member` contributes to (receives from) an operation of this kind and root.
+/// What the root of a gather or scatter gives itself does not count.
 [[nodiscard]] constexpr bool sends(OpKind kind, int root, int member) {
-  if (kind == OpKind::Broadcast) return member == root;
-  if (kind == OpKind::Reduce) return member != root;
-  return true;
+  const Flow flow = flow_of(kind);
+  return flow == Flow::Symmetric || (flow == Flow::FromRoot) == (member == root);
 }
 [[nodiscard]] constexpr bool receives(OpKind kind, int root, int member) {
-  if (kind == OpKind::Broadcast) return member != root;
-  if (kind == OpKind::Reduce) return member == root;
-  return true;
+  const Flow flow = flow_of(kind);
+  return flow == Flow::Symmetric || (flow == Flow::ToRoot) == (member == root);
+}
+/// Whether contributions are combined, by a ReduceOp.
+[[nodiscard]] constexpr bool reduces(OpKind kind) {
+  return kind == OpKind::AllReduce || kind == OpKind::Reduce || kind == OpKind::ReduceScatter ||
+         kind == OpKind::ReduceScatterV;
+}
+/// Whether the ranks' shares differ in size, as the call's counts say.
+[[nodiscard]] constexpr bool has_counts(OpKind kind) {
+  return kind == OpKind::AllGatherV || kind == OpKind::ReduceScatterV ||
+         kind == OpKind::AllToAllV || kind == OpKind::GatherV || kind == OpKind::ScatterV;
+}
+/// Whether what a rank gives is cut into a share for each rank.
+[[nodiscard]] constexpr bool scatters(OpKind kind) {
+  return kind == OpKind::ReduceScatter || kind == OpKind::ReduceScatterV ||
+         kind == OpKind::AllToAll || kind == OpKind::AllToAllV || kind == OpKind::Scatter ||
+         kind == OpKind::ScatterV;
+}
+/// Whether what a rank gets is one share of each rank behind the other.
+[[nodiscard]] constexpr bool gathers(OpKind kind) {
+  return kind == OpKind::AllGather || kind == OpKind::AllGatherV || kind == OpKind::AllToAll ||
+         kind == OpKind::AllToAllV || kind == OpKind::Gather || kind == OpKind::GatherV;
 }
 
-/// Compared between the ranks. `count` is in elements, as in the public API.
+/// Compared between the ranks. `count` is in elements: as in the public API, or of all ranks'
+/// shares together where the call has counts (0 for all_to_all_v, whose counts may differ).
 struct OpDescriptor {
   OpKind kind = OpKind::Barrier;
   DType dtype = DType::U8;
   ReduceOp op = ReduceOp::Sum;
   std::int32_t root = 0;
   std::uint64_t count = 0;
-  std::uint64_t detail = 0;  ///< PremulSum: the factor, as the bits of a double
+  /// PremulSum: the factor, as the bits of a double. With counts: a hash of them (and of the
+  /// factor).
+  std::uint64_t detail = 0;
   bool operator==(const OpDescriptor&) const = default;
 };
 /// "all_reduce of 8 f32, sum".

@@ -98,23 +98,15 @@ class Agent {
 };
 
 void run_operation(SlotRunner& runner, const Case& c, int rank, Told& told) {
-  std::vector<std::byte> in = c.input(rank);
-  const std::vector<std::byte> before = in;
-  std::vector<std::byte> out(c.extent(rank).out_bytes);
-  const bool in_place = c.salt % 2 == 0 && out.size() <= in.size() && c.extent(rank).in_bytes != 0;
-  OpSpec spec = c.spec;
-  spec.in = in.data();
-  spec.out = in_place ? in.data() : out.data();
-  const Outcome outcome = runner.run(spec, kNoDeadline);
+  const PlacedCall call(c, rank, kPlaces[c.salt % 3]);
+  const Outcome outcome = runner.run(call.spec(), kNoDeadline);
   told.outcomes.push_back(outcome.kind);
   if (outcome.kind == OutcomeKind::Done) {
-    const std::vector<std::byte> expected = c.expected(rank);
-    const std::byte* got = in_place ? in.data() : out.data();
-    EXPECT_TRUE(expected.empty() || std::memcmp(got, expected.data(), expected.size()) == 0)
-        << "wrong values of " << spi::describe(c.descriptor()) << " on rank " << rank;
+    EXPECT_TRUE(call.result_is(c.expected(rank)))
+        << "wrong values of " << c.describe() << " on rank " << rank;
   } else if (outcome.kind == OutcomeKind::Lost) {
-    EXPECT_EQ(in, before) << "input of " << spi::describe(c.descriptor()) << " on rank " << rank
-                          << (in_place ? ", in place" : "");
+    EXPECT_TRUE(call.input_intact())
+        << "input of " << c.describe() << " on rank " << rank << (call.apart() ? "" : ", in place");
   } else {
     EXPECT_EQ(outcome.kind, OutcomeKind::HandedOver) << outcome.text;
   }

@@ -168,41 +168,154 @@ inline std::vector<std::byte> input_of(int rank, std::uint64_t salt, DType dtype
 
 /// Everybody's input to one operation, and what each rank must get.
 struct Case {
-  OpSpec spec;  ///< buffers unset
+  OpSpec spec;  ///< buffers and counts unset; with counts `count` is what they are made of
   int members = 1;
   std::uint64_t salt = 0;
 
-  [[nodiscard]] spi::OpDescriptor descriptor() const {
-    return {spec.kind, spec.dtype, spec.op, spec.root, spec.count, collective::detail_of(spec)};
+  /// Elements that rank `from` gives to rank `to`. With counts: 0, `count` or twice as many; of
+  /// all_to_all_v for each pair, else by the rank whose share it is.
+  [[nodiscard]] std::size_t share(int from, int to) const {
+    if (!spi::has_counts(spec.kind)) return spec.count;
+    int who = spi::scatters(spec.kind) ? to : from;
+    if (spec.kind == OpKind::AllToAllV) who = 5 * from + 7 * to;
+    return spec.count * ((static_cast<std::size_t>(who) + salt) % 3);
+  }
+  /// As the call of `rank` has them.
+  [[nodiscard]] std::vector<std::size_t> shares(int rank) const {
+    std::vector<std::size_t> counts;
+    for (int q = 0; q < members; ++q)
+      counts.push_back(spi::scatters(spec.kind) ? share(rank, q) : share(q, rank));
+    return counts;
+  }
+  [[nodiscard]] std::vector<std::size_t> received(int rank) const {
+    std::vector<std::size_t> counts;
+    for (int q = 0; q < members; ++q) counts.push_back(share(q, rank));
+    return counts;
+  }
+  /// The call of `rank`, over counts that the caller keeps.
+  [[nodiscard]] OpSpec call(const std::vector<std::size_t>& shares,
+                            const std::vector<std::size_t>& received) const {
+    OpSpec call = spec;
+    if (!spi::has_counts(spec.kind)) return call;
+    call.counts = {.shares = shares.data(),
+                   .recv = spec.kind == OpKind::AllToAllV ? received.data() : nullptr,
+                   .ranks = members};
+    return call;
+  }
+  [[nodiscard]] std::string describe() const {
+    const auto counts = shares(0);
+    return spi::describe(collective::describe_call(call(counts, counts)));
   }
   [[nodiscard]] collective::OpExtent extent(int rank) const {
-    return collective::extent_of(descriptor(), members, rank);
+    const auto out = shares(rank);
+    const auto in = received(rank);
+    const OpSpec spec_of_rank = call(out, in);
+    return collective::extent_of(collective::describe_call(spec_of_rank), spec_of_rank.counts,
+                                 members, rank);
+  }
+  /// Bytes in front of the share of `to` in the input of `from`.
+  [[nodiscard]] std::size_t offset(int from, int to) const {
+    std::size_t elements = 0;
+    for (int q = 0; spi::scatters(spec.kind) && q < to; ++q) elements += share(from, q);
+    return elements * size_of(spec.dtype);
   }
   [[nodiscard]] std::vector<std::byte> input(int rank) const {
-    const bool scatter = spec.kind == OpKind::ReduceScatter;
-    const std::size_t count = spec.count * (scatter ? static_cast<std::size_t>(members) : 1);
-    return input_of(rank, salt, spec.dtype, spec.kind == OpKind::Barrier ? 0 : count);
+    const std::size_t bytes =
+        spec.kind == OpKind::Broadcast ? spec.count * size_of(spec.dtype) : extent(rank).in_bytes;
+    return input_of(rank, salt, spec.dtype, bytes / size_of(spec.dtype));
   }
   [[nodiscard]] std::vector<std::byte> expected(int rank) const {
-    if (extent(rank).out_bytes == 0) return {};
-    std::vector<std::vector<std::byte>> inputs;
-    for (int q = 0; q < members; ++q) inputs.push_back(input(q));
-    if (spec.kind == OpKind::Broadcast) return inputs[static_cast<std::size_t>(spec.root)];
+    const std::size_t bytes = extent(rank).out_bytes;
+    if (bytes == 0) return {};
     std::vector<std::byte> out;
-    if (spec.kind == OpKind::AllGather) {
-      for (const auto& part : inputs) out.insert(out.end(), part.begin(), part.end());
-      return out;
+    const auto append = [&](int from) {
+      const auto in = input(from);
+      const std::byte* const begin = in.data() + offset(from, rank);
+      out.insert(out.end(), begin, begin + share(from, rank) * size_of(spec.dtype));
+    };
+    if (spi::gathers(spec.kind)) {
+      for (int q = 0; q < members; ++q) append(q);
+    } else if (!spi::reduces(spec.kind)) {
+      append(spec.root);
+    } else {
+      std::vector<std::vector<std::byte>> inputs;
+      std::vector<const void*> sources;
+      for (int q = 0; q < members; ++q) inputs.push_back(input(q));
+      for (const auto& in : inputs) sources.push_back(in.data() + offset(0, rank));
+      out.resize(bytes);
+      collective::reduce(spec.dtype, spec.op, out.data(), sources.data(), members,
+                         bytes / size_of(spec.dtype), {members, spec.factor});
     }
-    const std::size_t offset = spec.kind == OpKind::ReduceScatter
-                                   ? static_cast<std::size_t>(rank) * extent(rank).out_bytes
-                                   : 0;
-    std::vector<const void*> sources;
-    for (const auto& part : inputs) sources.push_back(part.data() + offset);
-    out.resize(extent(rank).out_bytes);
-    collective::reduce(spec.dtype, spec.op, out.data(), sources.data(), members, spec.count,
-                       {members, spec.factor});
     return out;
   }
+};
+
+/// Where the buffers of a call lie.
+enum class Place : std::uint8_t {
+  Apart,
+  Same,  ///< equal
+  Own,   ///< the share of the rank in the buffer of all shares
+};
+inline constexpr Place kPlaces[] = {Place::Apart, Place::Same, Place::Own};
+
+/// The call of one rank with its buffers. What cannot be had in that place lies apart.
+/// Thread safety: none.
+class PlacedCall {
+ public:
+  PlacedCall(const Case& c, int rank, Place place)
+      : shares_(c.shares(rank)),
+        received_(c.received(rank)),
+        spec_(c.call(shares_, received_)),
+        before_(c.input(rank)),
+        out_bytes_(c.extent(rank).out_bytes) {
+    const OpKind kind = c.spec.kind;
+    const bool overlap = c.extent(rank).in_bytes != 0 && out_bytes_ != 0;
+    const bool one_side = spi::scatters(kind) != spi::gathers(kind);
+    if (place == Place::Same && (spi::has_counts(kind) || !overlap)) place = Place::Apart;
+    if (place == Place::Own && !(one_side && overlap)) place = Place::Apart;
+    std::size_t in_offset = 0;
+    std::size_t out_offset = 0;
+    std::size_t bytes = std::max(before_.size(), out_bytes_);
+    if (place == Place::Apart) {
+      out_offset = before_.size() + kGap;
+      bytes = out_offset + out_bytes_;
+    } else if (place == Place::Own) {
+      const std::size_t offset =
+          collective::share_offset(collective::describe_call(spec_), spec_.counts.shares, rank);
+      (spi::scatters(kind) ? out_offset : in_offset) = offset;
+    }
+    memory_.assign(bytes + kGap, std::byte{0xee});
+    in_ = memory_.data() + in_offset;
+    out_ = memory_.data() + out_offset;
+    if (!before_.empty()) std::memcpy(in_, before_.data(), before_.size());
+    apart_ = place == Place::Apart;
+    spec_.in = in_;
+    spec_.out = out_;
+  }
+  PlacedCall(const PlacedCall&) = delete;
+  PlacedCall& operator=(const PlacedCall&) = delete;
+
+  [[nodiscard]] const OpSpec& spec() const { return spec_; }
+  [[nodiscard]] bool apart() const { return apart_; }
+  [[nodiscard]] bool input_intact() const {
+    return before_.empty() || std::memcmp(in_, before_.data(), before_.size()) == 0;
+  }
+  [[nodiscard]] bool result_is(const std::vector<std::byte>& expected) const {
+    return expected.size() == out_bytes_ &&
+           (expected.empty() || std::memcmp(out_, expected.data(), expected.size()) == 0);
+  }
+
+ private:
+  static constexpr std::size_t kGap = 64;
+  std::vector<std::size_t> shares_;
+  std::vector<std::size_t> received_;
+  OpSpec spec_;
+  std::vector<std::byte> before_;
+  std::size_t out_bytes_;
+  std::vector<std::byte> memory_;
+  std::byte* in_ = nullptr;
+  std::byte* out_ = nullptr;
+  bool apart_ = true;
 };
 
 }  // namespace regroup::conformance

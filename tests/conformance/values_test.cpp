@@ -8,26 +8,17 @@ namespace {
 
 class Values : public testing::TestWithParam<Transport> {};
 
-/// Runs one case on one rank, out of place or in place, and compares.
-void run_case(SlotRunner& runner, const Case& c, int rank, bool in_place) {
-  std::vector<std::byte> in = c.input(rank);
-  std::vector<std::byte> out(std::max(c.extent(rank).out_bytes, in.size()), std::byte{0xee});
-  const std::vector<std::byte> before = in;
-  OpSpec spec = c.spec;
-  spec.in = in.data();
-  spec.out = in_place ? in.data() : out.data();
-  in_place = in_place && c.extent(rank).out_bytes <= in.size();
-  if (!in_place) spec.out = out.data();
-  const Outcome outcome = runner.run(spec, kNoDeadline);
-  const bool receives = spi::receives(spec.kind, spec.root, rank);
+/// Runs one case on one rank, and compares.
+void run_case(SlotRunner& runner, const Case& c, int rank, Place place) {
+  const PlacedCall call(c, rank, place);
+  const Outcome outcome = runner.run(call.spec(), kNoDeadline);
+  const bool receives = spi::receives(c.spec.kind, c.spec.root, rank);
   ASSERT_EQ(outcome.kind, receives ? OutcomeKind::Done : OutcomeKind::HandedOver) << outcome.text;
-  const std::vector<std::byte> expected = c.expected(rank);
-  const std::vector<std::byte>& got = in_place ? in : out;
-  const bool equal =
-      expected.empty() || std::memcmp(got.data(), expected.data(), expected.size()) == 0;
-  ASSERT_TRUE(equal) << spi::describe(c.descriptor()) << " on rank " << rank << " of " << c.members;
-  if (!in_place) {
-    ASSERT_EQ(in, before);
+  ASSERT_TRUE(call.result_is(c.expected(rank)))
+      << c.describe() << " on rank " << rank << " of " << c.members << ", place "
+      << static_cast<int>(place);
+  if (call.apart()) {
+    ASSERT_TRUE(call.input_intact()) << c.describe();
   }
 }
 
@@ -37,10 +28,8 @@ std::vector<Case> all_cases(int members) {
   std::uint64_t salt = 0;
   for (int kind = 0; kind < spi::kOpKindCount; ++kind) {
     const auto k = static_cast<OpKind>(kind);
-    const bool reduces =
-        k == OpKind::AllReduce || k == OpKind::Reduce || k == OpKind::ReduceScatter;
     for (int type = 0; type < (k == OpKind::Barrier ? 1 : kDTypeCount); ++type) {
-      for (int op = 0; op < (reduces ? kReduceOpCount : 1); ++op) {
+      for (int op = 0; op < (spi::reduces(k) ? kReduceOpCount : 1); ++op) {
         const auto dtype = static_cast<DType>(type);
         const auto redop = static_cast<ReduceOp>(op);
         if (!is_defined(redop, dtype)) continue;
@@ -70,7 +59,7 @@ TEST_P(Values, AllKindsTypesAndOperations) {
     on_all_ranks(members, [&](int rank) {
       SlotRunner runner(world->slots(rank), rank, {.cores = cores()});
       for (const Case& c : cases) {
-        run_case(runner, c, rank, c.salt % 2 == 0);
+        run_case(runner, c, rank, kPlaces[c.salt % 3]);
         if (testing::Test::HasFatalFailure()) return;
       }
     });
@@ -94,8 +83,8 @@ TEST_P(Values, LargeAndForcedAlgorithmsGiveTheSameBits) {
            {std::size_t{1}, std::size_t{12}, std::size_t{65537}, std::size_t{700001}}) {
         const Case c{
             {.kind = OpKind::AllReduce, .dtype = DType::F32, .count = count}, kMembers, count};
-        run_case(runner, c, rank, false);
-        run_case(runner, c, rank, true);
+        run_case(runner, c, rank, Place::Apart);
+        run_case(runner, c, rank, Place::Same);
       }
     });
   }
@@ -156,7 +145,7 @@ TEST_P(Values, ThousandsOfMixedOperationsBackToBack) {
   on_all_ranks(kMembers, [&](int rank) {
     SlotRunner runner(world->slots(rank), rank, {.cores = cores()});
     for (const Case& c : cases) {
-      run_case(runner, c, rank, false);
+      run_case(runner, c, rank, kPlaces[c.salt / 2 % 3]);
       if (testing::Test::HasFatalFailure()) return;
     }
   });

@@ -16,6 +16,8 @@
 
 #include <regroup/regroup.hpp>
 
+#include "tests/multiproc/rank_shares.hpp"
+
 namespace {
 
 using regroup::Job;
@@ -535,6 +537,7 @@ int main(int argc, char** argv) {
   }
   auto job = std::move(*attached);
   if (mode == "train") return train(job, std::stoull(argument));
+  if (mode == "shares") return regroup::test::run_shares(job, std::stoull(argument));
   if (mode == "changing") return changing(job, argument);
   if (mode == "prologue") return prologue(job, argument);
   if (mode == "mismatch") return mismatch(job, argument);
