@@ -82,13 +82,18 @@ struct OpSpec {
   OpKind kind = OpKind::Barrier;
   DType dtype = DType::U8;
   ReduceOp op = ReduceOp::Sum;
-  int root = 0;              ///< group rank
-  double factor = 1.0;       ///< of PremulSum
-  std::size_t count = 0;     ///< elements, as in the public API; unused where there are counts
+  int root = 0;         ///< group rank
+  double factor = 1.0;  ///< of PremulSum
+  /// Elements, as in the public API; unused where there are counts. Coalesced: of `parts`, at least
+  /// 1.
+  std::size_t count = 0;
   Counts counts;             ///< of the kinds that have them
   const void* in = nullptr;  ///< Broadcast: the root's buffer. Unused where nothing is sent.
   void* out = nullptr;       ///< Unused where nothing is received.
-  bool keep_input = true;    ///< where `out` overlaps `in`: a Lost operation leaves `in` as it was
+  /// Coalesced: carried out in this order, none of them coalesced itself. Where ranks are roots or
+  /// not, all of them are done, or none is. Memory: the caller's, for as long as the operation.
+  const OpSpec* parts = nullptr;
+  bool keep_input = true;  ///< where `out` overlaps `in`: a Lost operation leaves `in` as it was
 };
 
 /// The part of a call that is compared between the ranks.

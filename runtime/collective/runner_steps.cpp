@@ -41,7 +41,10 @@ SlotRunner::Impl::Progress SlotRunner::Impl::wait_for(int member, Deadline until
 
 SlotRunner::Impl::Progress SlotRunner::Impl::execute(Deadline until) {
   for (;;) {
-    if (!current_.pending && !current_.plan.next(current_.step)) return Progress::Finished;
+    if (!current_.pending && !current_.plan.next(current_.step)) {
+      if (!next_part()) return Progress::Finished;
+      continue;
+    }
     current_.pending = true;
     const Progress progress = perform(current_.step, until);
     if (progress != Progress::Finished) [[unlikely]]
@@ -51,6 +54,7 @@ SlotRunner::Impl::Progress SlotRunner::Impl::execute(Deadline until) {
     // turn.
     if (!current_.mismatch.empty()) [[unlikely]] {
       next_turn_ = current_.first_turn + 1;
+      current_.parts = nullptr;
       while (current_.plan.next(current_.step)) {
       }
       return Progress::Finished;
@@ -116,9 +120,9 @@ bool SlotRunner::Impl::has_published(int member, std::uint64_t turn) const {
 // still have to finish from this buffer.
 SlotRunner::Impl::Progress SlotRunner::Impl::reclaim(std::uint64_t turn, Deadline until) {
   Use& use = uses_[turn & 1];
-  const OpDescriptor& d = current_.descriptor;
-  const bool to_root = spi::flow_of(d.kind) == spi::Flow::ToRoot;
-  const Use mine{turn, sequence_, to_root ? d.root : spi::kAnyMember};
+  const OpSpec& spec = current_.spec;
+  const bool to_root = spi::flow_of(spec.kind) == spi::Flow::ToRoot;
+  const Use mine{turn, sequence_, to_root ? spec.root : spi::kAnyMember};
   const Use old = use;
   if (old.turn != 0 && everyone_at_ <= old.turn && !current_.flushing) {
     for (int member = 0; member < members_; ++member) {

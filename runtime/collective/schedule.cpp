@@ -79,7 +79,7 @@ std::size_t share_offset(const OpDescriptor& d, const std::size_t* counts, int m
 }
 
 OpExtent extent_of(const OpDescriptor& d, const Counts& counts, int members, int me) {
-  if (d.kind == OpKind::Barrier) return {0, 0};
+  if (d.kind == OpKind::Barrier || d.kind == OpKind::Coalesced) return {0, 0};
   const bool root = me == d.root;
   const std::size_t share = share_of(d, counts.shares, me);
   const auto all = [&](const std::size_t* of) { return share_offset(d, of, members); };
@@ -97,6 +97,7 @@ OpExtent extent_of(const OpDescriptor& d, const Counts& counts, int members, int
     case OpKind::GatherV: return {share, root ? all(counts.shares) : 0};
     case OpKind::Scatter:
     case OpKind::ScatterV: return {root ? all(counts.shares) : 0, share};
+    case OpKind::Coalesced:
     case OpKind::Barrier: break;
   }
   return {};
@@ -104,6 +105,7 @@ OpExtent extent_of(const OpDescriptor& d, const Counts& counts, int members, int
 
 Plan::Plan(const OpDescriptor& descriptor, const PlanShape& shape)
     : descriptor_(descriptor), shape_(shape) {
+  REGROUP_ASSERT(descriptor.kind != OpKind::Coalesced);
   bytes_total_ = largest_share(descriptor, shape.counts);
   algorithm_ = choose(descriptor, shape, bytes_total_);
   chunk_bytes_max_ = shape.slot_bytes;
@@ -419,7 +421,7 @@ bool Plan::next_from_root(Step& step) {
 
 /// Only of a turn whose buffer is used again within the operation: completing says the rest.
 bool Plan::said_read(Step& step) const {
-  if (chunk_ + 2 >= chunks_) return false;
+  if (chunk_ + 2 >= chunks_ && !shape_.coalesced) return false;
   make(step, StepKind::SaidRead, chunk_);
   return true;
 }

@@ -78,6 +78,7 @@ struct PlanShape {
   std::optional<Algorithm> forced;  ///< ignored where it cannot carry the operation
   bool own_from_input = false;  ///< one-shot all_reduce: my contribution is not read from my slot
   Counts counts;                ///< where the kind has them
+  bool coalesced = false;       ///< other plans of the same operation follow
 };
 
 /// The steps of one rank in one operation, generated one after the other without allocation.

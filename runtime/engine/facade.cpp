@@ -335,6 +335,14 @@ Work ProcessGroup::barrier_async(OpOptions options) {
   return Work(impl_ ? impl_->start(barrier_request(Operation::Barrier, options)) : nullptr);
 }
 
+Status ProcessGroup::begin_coalescing() { return impl_ ? impl_->begin_coalescing() : no_group(); }
+Status ProcessGroup::end_coalescing(OpOptions options) {
+  return impl_ ? impl_->end_coalescing(options) : no_group();
+}
+Work ProcessGroup::end_coalescing_async(OpOptions options) {
+  return Work(impl_ ? impl_->end_coalescing_async(options) : nullptr);
+}
+
 Result<ProcessGroup> ProcessGroup::split(int color, int key, std::string_view name) {
   if (!impl_) return no_group();
   auto group = impl_->split(color, key, name);

@@ -65,8 +65,15 @@ bool WorkImpl::done() const {
 
 Status WorkImpl::wait() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return status_.has_value(); });
-  return *status_;
+  changed_.wait(lock, [&] { return status_.has_value() || collecting_; });
+  if (status_) return *status_;
+  return {Code::FailedPrecondition,
+          "this operation is only collected so far; end_coalescing() starts it"};
+}
+
+void WorkImpl::collecting(bool yes) {
+  const std::lock_guard lock(mutex_);
+  collecting_ = yes;
 }
 
 Contributors WorkImpl::contributors() const {
@@ -239,7 +246,9 @@ bool GroupImpl::ends_after(std::uint64_t step) const {
 
 Status GroupImpl::perform(const Request& request) {
   auto status = validate(request);
-  if (status && pending_.load(std::memory_order_acquire) != 0) {
+  if (pending_.load(std::memory_order_acquire) != 0) {
+    if (collecting_) return collect(request, std::move(status));
+    if (!status) return noted(std::move(status));
     const auto work = start(request);
     status = work->wait();
     const auto share = job_.hold_epoch();
@@ -259,36 +268,31 @@ Status GroupImpl::noted(Status status) {
   return status;
 }
 
-namespace {
-
-/// The counts are the caller's until start() returns: from here on the request has its own.
-std::shared_ptr<const std::vector<std::size_t>> keep_counts(collective::OpSpec& spec) {
-  if (!spi::has_counts(spec.kind)) return nullptr;
-  auto& counts = spec.counts;
-  const auto ranks = static_cast<std::size_t>(counts.ranks);
-  auto kept = std::make_shared<std::vector<std::size_t>>(counts.shares, counts.shares + ranks);
-  if (counts.recv != nullptr) kept->insert(kept->end(), counts.recv, counts.recv + ranks);
-  counts.shares = kept->data();
-  if (counts.recv != nullptr) counts.recv = kept->data() + ranks;
-  return kept;
+std::shared_ptr<WorkImpl> GroupImpl::start(const Request& call) {
+  auto status = validate(call);
+  if (collecting_) {
+    (void)collect(call, std::move(status));
+    return collecting_->work;
+  }
+  if (!status) return std::make_shared<WorkImpl>(status);
+  auto work = std::make_shared<WorkImpl>();
+  Request request = call;
+  auto counts = keep_counts(request.spec);
+  enqueue(request, std::move(counts), work);
+  return work;
 }
 
-}  // namespace
-
-std::shared_ptr<WorkImpl> GroupImpl::start(const Request& call) {
-  if (auto status = validate(call); !status) return std::make_shared<WorkImpl>(status);
-  Request request = call;
-  const auto counts = keep_counts(request.spec);
-  auto work = std::make_shared<WorkImpl>();
+/// `kept` is what the request points to.
+void GroupImpl::enqueue(const Request& request, std::shared_ptr<const void> kept,
+                        const std::shared_ptr<WorkImpl>& work) {
   pending_.fetch_add(1, std::memory_order_acq_rel);
-  async_->submit([this, request, counts, work] {
+  async_->submit([this, request, kept = std::move(kept), work] {
     auto status = validate(request);
     Contributors contributors;
     if (status) status = noted(perform_now(request, true, &contributors));
     pending_.fetch_sub(1, std::memory_order_acq_rel);
     work->finish(std::move(status), std::move(contributors));
   });
-  return work;
 }
 
 Status GroupImpl::perform_now(const Request& request, bool background, Contributors* result) {
@@ -301,6 +305,7 @@ Status GroupImpl::perform_now(const Request& request, bool background, Contribut
 }
 
 Status GroupImpl::perform_guided(const Request& request, bool background, Contributors* result) {
+  if (request.parts != nullptr) return perform_parts(request, background, result);
   if (!job_.keeps_prologue()) return perform_carrying_on(request, background, result);
   auto status = perform_in_prologue(request, background);
   const auto share = job_.hold_epoch();
@@ -367,6 +372,8 @@ Outcome GroupImpl::run_once(const Request& request, bool background, spi::Deadli
       request.label != nullptr ? request.label : metrics::name(request.operation).data();
   auto spec = request.spec;
   spec.keep_input = keeps_input(request);
+  if (request.parts != nullptr) [[unlikely]]
+    spec.parts = specs_of(*request.parts);
   Scope scope(*this, request, bytes, !background);
   auto outcome = execute(request, spec, until);
   if (outcome.ok()) [[likely]] {
@@ -443,6 +450,7 @@ Outcome GroupImpl::execute(const Request& request, const collective::OpSpec& spe
 
 Status GroupImpl::commit(std::uint64_t step) {
   if (pending_.load(std::memory_order_acquire) == 0) return commit_here(step, false);
+  if (collecting_) return only_collected("commit()");
   WorkImpl work;
   async_->submit([&] { work.finish(commit_here(step, true)); });
   return work.wait();
@@ -467,6 +475,7 @@ Status GroupImpl::commit_now(std::uint64_t step, bool background) {
 }
 
 Result<std::shared_ptr<GroupImpl>> GroupImpl::split(int color, int key, std::string_view name) {
+  if (collecting_) return only_collected("split()");
   struct Choice {
     std::int64_t color;
     std::int64_t key;

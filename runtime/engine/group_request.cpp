@@ -116,6 +116,7 @@ Status GroupImpl::validate(const Request& request) const {
                         name_)};
   }
   if (auto status = job_.usable(); !status) return status;
+  if (request.parts != nullptr) return validate_parts(*request.parts);
   if (size_of(request.spec.dtype) == 0) {
     return {Code::InvalidArgument,
             fmt::format("{} is no element type", static_cast<int>(request.spec.dtype))};
@@ -162,8 +163,25 @@ std::span<std::byte> GroupImpl::result_of(const Request& request) const {
   REGROUP_UNREACHABLE("kind of request");
 }
 
+/// The counts are the caller's until the call returns: from here on the request has its own.
+std::shared_ptr<const std::vector<std::size_t>> GroupImpl::keep_counts(collective::OpSpec& spec) {
+  if (!spi::has_counts(spec.kind)) return nullptr;
+  auto& counts = spec.counts;
+  const auto ranks = static_cast<std::size_t>(counts.ranks);
+  auto kept = std::make_shared<std::vector<std::size_t>>(counts.shares, counts.shares + ranks);
+  if (counts.recv != nullptr) kept->insert(kept->end(), counts.recv, counts.recv + ranks);
+  counts.shares = kept->data();
+  if (counts.recv != nullptr) counts.recv = kept->data() + ranks;
+  return kept;
+}
+
 std::size_t GroupImpl::bytes_of(const Request& request) const {
   const auto& spec = request.spec;
+  if (request.parts != nullptr) [[unlikely]] {
+    std::size_t bytes = 0;
+    for (const Request& part : request.parts->requests) bytes += bytes_of(part);
+    return bytes;
+  }
   if (!spi::has_counts(spec.kind)) [[likely]]
     return spec.count * size_of(spec.dtype);
   const auto extent = extent_of(spec);

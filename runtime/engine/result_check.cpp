@@ -59,6 +59,7 @@ bool ResultCheck::covers(const Request& request) {
     case spi::OpKind::GatherV:
     case spi::OpKind::Scatter:
     case spi::OpKind::ScatterV:
+    case spi::OpKind::Coalesced:
     case spi::OpKind::Barrier: return false;
   }
   return false;

@@ -77,8 +77,9 @@ enum class Operation : std::uint8_t {
   Scatter,
   GatherV,
   ScatterV,
+  Coalesced,
 };
-inline constexpr std::size_t kOperations = 22;
+inline constexpr std::size_t kOperations = 23;
 enum class Phase : std::uint8_t {
   Idle,
   CopyIn,

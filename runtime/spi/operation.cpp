@@ -22,6 +22,7 @@ const char* name(OpKind kind) {
     case OpKind::Scatter: return "scatter";
     case OpKind::GatherV: return "gather_v";
     case OpKind::ScatterV: return "scatter_v";
+    case OpKind::Coalesced: return "coalesced";
   }
   return "?";
 }
@@ -63,6 +64,8 @@ const char* name(ReduceOp op) {
 
 std::string describe(const OpDescriptor& d) {
   if (d.kind == OpKind::Barrier) return name(d.kind);
+  if (d.kind == OpKind::Coalesced)
+    return fmt::format("{} coalesced operations with hash {:016x}", d.count, d.detail);
   std::string text = d.kind == OpKind::AllToAllV
                          ? fmt::format("{} of {}", name(d.kind), name(d.dtype))
                          : fmt::format("{} of {} {}", name(d.kind), d.count, name(d.dtype));

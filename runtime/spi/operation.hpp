@@ -24,8 +24,10 @@ enum class OpKind : std::uint8_t {
   Scatter,
   GatherV,
   ScatterV,
+  Coalesced,  ///< several of those before it, with one outcome
 };
-inline constexpr int kOpKindCount = 14;
+inline constexpr int kOpKindCount = 15;
+inline constexpr int kSingleKindCount = 14;  ///< all but Coalesced
 [[nodiscard]] const char* name(OpKind kind);
 [[nodiscard]] const char* name(DType type);
 [[nodiscard]] const char* name(ReduceOp op);
@@ -41,6 +43,7 @@ enum class Flow : std::uint8_t { Symmetric, ToRoot, FromRoot };
     case OpKind::ReduceScatterV:
     case OpKind::AllToAll:
     case OpKind::AllToAllV:
+    case OpKind::Coalesced:
     case OpKind::Barrier: return Flow::Symmetric;
     case OpKind::Reduce:
     case OpKind::Gather:
@@ -86,7 +89,8 @@ enum class Flow : std::uint8_t { Symmetric, ToRoot, FromRoot };
 }
 
 /// Compared between the ranks. `count` is in elements: as in the public API, or of all ranks'
-/// shares together where the call has counts (0 for all_to_all_v, whose counts may differ).
+/// shares together where the call has counts (0 for all_to_all_v, whose counts may differ); of a
+/// coalesced one it is how many operations it has.
 struct OpDescriptor {
   OpKind kind = OpKind::Barrier;
   DType dtype = DType::U8;
@@ -94,7 +98,7 @@ struct OpDescriptor {
   std::int32_t root = 0;
   std::uint64_t count = 0;
   /// PremulSum: the factor, as the bits of a double. With counts: a hash of them (and of the
-  /// factor).
+  /// factor). Coalesced: a hash of the operations.
   std::uint64_t detail = 0;
   bool operator==(const OpDescriptor&) const = default;
 };

@@ -171,6 +171,7 @@ struct Case {
   OpSpec spec;  ///< buffers and counts unset; with counts `count` is what they are made of
   int members = 1;
   std::uint64_t salt = 0;
+  std::vector<Case> parts{};  ///< of a coalesced one
 
   /// Elements that rank `from` gives to rank `to`. With counts: 0, `count` or twice as many; of
   /// all_to_all_v for each pair, else by the rank whose share it is.
@@ -203,6 +204,9 @@ struct Case {
     return call;
   }
   [[nodiscard]] std::string describe() const {
+    std::string text;
+    for (const Case& part : parts) text += part.describe() + "; ";
+    if (!parts.empty()) return "coalesced: " + text;
     const auto counts = shares(0);
     return spi::describe(collective::describe_call(call(counts, counts)));
   }
@@ -258,11 +262,29 @@ enum class Place : std::uint8_t {
 };
 inline constexpr Place kPlaces[] = {Place::Apart, Place::Same, Place::Own};
 
-/// The call of one rank with its buffers. What cannot be had in that place lies apart.
-/// Thread safety: none.
-class PlacedCall {
+/// One to five operations of any kinds and places.
+inline Case coalesced_case(int members, std::uint64_t salt) {
+  std::mt19937_64 random(salt);
+  Case whole{{.kind = OpKind::Coalesced}, members, salt};
+  const std::size_t sizes[] = {0, 1, 12, 300, 2000};
+  for (std::uint64_t left = 1 + random() % 5; left > 0; --left) {
+    whole.parts.push_back(
+        {{.kind = static_cast<OpKind>(random() % spi::kSingleKindCount),
+          .dtype = random() % 2 == 0 ? DType::F32 : DType::I64,
+          .op = ReduceOp::Sum,
+          .root = static_cast<int>(random() % static_cast<std::uint64_t>(members)),
+          .count = sizes[random() % std::size(sizes)]},
+         members,
+         salt * 10 + left});
+  }
+  return whole;
+}
+
+/// The call of one rank with its buffers, of a single operation. What cannot be had in that place
+/// lies apart. Thread safety: none.
+class PlacedBuffers {
  public:
-  PlacedCall(const Case& c, int rank, Place place)
+  PlacedBuffers(const Case& c, int rank, Place place)
       : shares_(c.shares(rank)),
         received_(c.received(rank)),
         spec_(c.call(shares_, received_)),
@@ -292,8 +314,8 @@ class PlacedCall {
     spec_.in = in_;
     spec_.out = out_;
   }
-  PlacedCall(const PlacedCall&) = delete;
-  PlacedCall& operator=(const PlacedCall&) = delete;
+  PlacedBuffers(const PlacedBuffers&) = delete;
+  PlacedBuffers& operator=(const PlacedBuffers&) = delete;
 
   [[nodiscard]] const OpSpec& spec() const { return spec_; }
   [[nodiscard]] bool apart() const { return apart_; }
@@ -316,6 +338,39 @@ class PlacedCall {
   std::byte* in_ = nullptr;
   std::byte* out_ = nullptr;
   bool apart_ = true;
+};
+
+/// The call of one rank, coalesced or not, each operation in a place of its own.
+/// Thread safety: none.
+class PlacedCall {
+ public:
+  PlacedCall(const Case& c, int rank) {
+    const std::vector<Case> alone{c};
+    for (const Case& part : c.parts.empty() ? alone : c.parts) {
+      calls_.push_back(std::make_unique<PlacedBuffers>(part, rank, kPlaces[part.salt % 3]));
+      specs_.push_back(calls_.back()->spec());
+    }
+    spec_ = c.parts.empty() ? specs_.front() : c.spec;
+    if (c.parts.empty()) return;
+    spec_.parts = specs_.data();
+    spec_.count = specs_.size();
+  }
+  [[nodiscard]] const OpSpec& spec() const { return spec_; }
+  [[nodiscard]] bool input_intact() const {
+    return std::ranges::all_of(calls_, [](const auto& call) { return call->input_intact(); });
+  }
+  [[nodiscard]] bool result_is_right(const Case& c, int rank) const {
+    if (c.parts.empty()) return calls_.front()->result_is(c.expected(rank));
+    bool right = true;
+    for (std::size_t i = 0; i < calls_.size(); ++i)
+      right = right && calls_[i]->result_is(c.parts[i].expected(rank));
+    return right;
+  }
+
+ private:
+  std::vector<std::unique_ptr<PlacedBuffers>> calls_;
+  std::vector<OpSpec> specs_;
+  OpSpec spec_;
 };
 
 }  // namespace regroup::conformance

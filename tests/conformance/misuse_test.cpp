@@ -37,6 +37,25 @@ std::vector<Outcome> call_all(std::vector<SlotRunner>& runners, const std::vecto
   return outcomes;
 }
 
+/// The same for specs whose parts have no buffers yet.
+std::vector<Outcome> call_parts(std::vector<SlotRunner>& runners,
+                                const std::vector<OpSpec>& specs) {
+  std::vector<Outcome> outcomes(runners.size());
+  on_all_ranks(static_cast<int>(runners.size()), [&](int rank) {
+    const auto r = static_cast<std::size_t>(rank);
+    Call call(specs[r], static_cast<int>(runners.size()));
+    std::vector<OpSpec> parts(specs[r].parts,
+                              specs[r].parts + (specs[r].parts == nullptr ? 0 : specs[r].count));
+    for (OpSpec& part : parts) {
+      part.in = call.in.data();
+      part.out = call.out.data();
+    }
+    if (!parts.empty()) call.spec.parts = parts.data();
+    outcomes[r] = runners[r].run(call.spec, Clock::now() + std::chrono::seconds(20));
+  });
+  return outcomes;
+}
+
 std::vector<SlotRunner> make_runners(const World& world, int members) {
   std::vector<SlotRunner> runners;
   for (int rank = 0; rank < members; ++rank) {
@@ -109,6 +128,32 @@ TEST_P(Misuse, CountsThatDifferFailOnAllRanksAndTheGroupGoesOn) {
     expect_mismatch(call_all(runners, {exchange, expects, exchange}),
                     "rank 2 sends 1 f32 to rank 1", "which receives 2 from it");
     for (const Outcome& outcome : call_all(runners, {large, large, large}))
+      EXPECT_EQ(outcome.kind, OutcomeKind::Done) << outcome.text;
+  }
+}
+
+TEST_P(Misuse, CoalescedOperationsThatDifferFailOnAllRanksAndTheGroupGoesOn) {
+  const Watchdog watchdog;
+  const auto world = GetParam().make(3, {.slot_bytes = 4096});
+  auto runners = make_runners(*world, 3);
+  // A root in front: nothing may be written before all are known to call the same.
+  const OpSpec parts[] = {{.kind = OpKind::Broadcast, .dtype = DType::F32, .root = 1, .count = 7},
+                          {.kind = OpKind::AllReduce, .dtype = DType::F32, .count = 7}};
+  OpSpec others[] = {parts[0], parts[1]};
+  others[1].op = ReduceOp::Max;
+  const auto call = [&](const OpSpec* of, std::size_t count) {
+    return OpSpec{.kind = OpKind::Coalesced, .count = count, .parts = of};
+  };
+  const OpSpec single{.kind = OpKind::AllReduce, .count = 7};
+  for (int round = 0; round < 10; ++round) {
+    expect_mismatch(call_parts(runners, {call(parts, 2), call(others, 2), call(parts, 2)}),
+                    "rank 0 called 2 coalesced operations with hash",
+                    "rank 1 called 2 coalesced operations with hash");
+    expect_mismatch(call_parts(runners, {call(parts, 2), call(parts, 2), single}),
+                    "rank 0 called 2 coalesced operations with hash",
+                    "rank 2 called all_reduce of 7 f32, sum");
+    for (const Outcome& outcome :
+         call_parts(runners, {call(parts, 2), call(parts, 2), call(parts, 2)}))
       EXPECT_EQ(outcome.kind, OutcomeKind::Done) << outcome.text;
   }
 }
@@ -186,7 +231,7 @@ TEST_P(Misuse, AScribblerNeitherCrashesNorHangsAnybody) {
     on_all_ranks(kMembers, [&](int rank) {
       SlotRunner runner(world->slots(rank), rank, {.cores = cores()});
       for (int i = 0; i < 20; ++i) {
-        Call call({.kind = static_cast<OpKind>(i % spi::kOpKindCount),
+        Call call({.kind = static_cast<OpKind>(i % spi::kSingleKindCount),
                    .root = i % kMembers,
                    .count = 900},
                   kMembers);

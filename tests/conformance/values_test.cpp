@@ -10,7 +10,7 @@ class Values : public testing::TestWithParam<Transport> {};
 
 /// Runs one case on one rank, and compares.
 void run_case(SlotRunner& runner, const Case& c, int rank, Place place) {
-  const PlacedCall call(c, rank, place);
+  const PlacedBuffers call(c, rank, place);
   const Outcome outcome = runner.run(call.spec(), kNoDeadline);
   const bool receives = spi::receives(c.spec.kind, c.spec.root, rank);
   ASSERT_EQ(outcome.kind, receives ? OutcomeKind::Done : OutcomeKind::HandedOver) << outcome.text;
@@ -26,7 +26,7 @@ std::vector<Case> all_cases(int members) {
   std::vector<Case> cases;
   const auto p = static_cast<std::size_t>(members);
   std::uint64_t salt = 0;
-  for (int kind = 0; kind < spi::kOpKindCount; ++kind) {
+  for (int kind = 0; kind < spi::kSingleKindCount; ++kind) {
     const auto k = static_cast<OpKind>(kind);
     for (int type = 0; type < (k == OpKind::Barrier ? 1 : kDTypeCount); ++type) {
       for (int op = 0; op < (spi::reduces(k) ? kReduceOpCount : 1); ++op) {
@@ -61,6 +61,26 @@ TEST_P(Values, AllKindsTypesAndOperations) {
       for (const Case& c : cases) {
         run_case(runner, c, rank, kPlaces[c.salt % 3]);
         if (testing::Test::HasFatalFailure()) return;
+      }
+    });
+    ASSERT_FALSE(HasFailure()) << members << " ranks";
+  }
+}
+
+TEST_P(Values, CoalescedOperationsOfAllKinds) {
+  const Watchdog watchdog;
+  for (int members = 1; members <= 4; ++members) {
+    std::vector<Case> cases;
+    for (std::uint64_t salt = 1; salt <= 300; ++salt)
+      cases.push_back(coalesced_case(members, salt));
+    const auto world = GetParam().make(static_cast<std::uint32_t>(members), {.slot_bytes = 4096});
+    on_all_ranks(members, [&](int rank) {
+      SlotRunner runner(world->slots(rank), rank, {.cores = cores()});
+      for (const Case& c : cases) {
+        const PlacedCall call(c, rank);
+        const Outcome outcome = runner.run(call.spec(), kNoDeadline);
+        ASSERT_EQ(outcome.kind, OutcomeKind::Done) << outcome.text;
+        ASSERT_TRUE(call.result_is_right(c, rank)) << "rank " << rank << " salt " << c.salt;
       }
     });
     ASSERT_FALSE(HasFailure()) << members << " ranks";
@@ -132,7 +152,7 @@ TEST_P(Values, ThousandsOfMixedOperationsBackToBack) {
   std::vector<Case> cases;
   std::mt19937_64 random(4711);
   for (std::uint64_t i = 0; i < kOperations; ++i) {
-    Case c{{.kind = static_cast<OpKind>(random() % spi::kOpKindCount),
+    Case c{{.kind = static_cast<OpKind>(random() % spi::kSingleKindCount),
             .dtype = DType::F32,
             .op = ReduceOp::Sum,
             .root = static_cast<int>(random() % kMembers),

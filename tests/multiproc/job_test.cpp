@@ -64,7 +64,7 @@ TEST(Job, EveryOperationWithSharesOutlivesADeath) {
   const std::set<std::string> expected{undisturbed_shares()};
   int cells = 0;
   for (const char* op : {"all_to_all", "all_to_all_v", "gather", "scatter", "all_gather_v",
-                         "reduce_scatter_v", "gather_v", "scatter_v"}) {
+                         "reduce_scatter_v", "gather_v", "scatter_v", "coalesced"}) {
     const auto faults = fmt::format("rank={},inc=0,op={},step=1,phase={}:kill", cells % 3, op,
                                     cells % 2 == 0 ? "before_complete" : "enter");
     ++cells;
@@ -222,8 +222,9 @@ TEST(TenSeconds, WaitingForARankThatHasLeftEndsTheJob) {
 TEST(Job, BadArgumentsAreRefusedAndLoseNothing) {
   const auto job = run_job({"-n", "2"}, {"bad_arguments"});
   EXPECT_EQ(job.exit_code, 0) << story(job);
-  EXPECT_EQ(job.lines_with("InvalidArgument").size(), 16U) << story(job);
-  EXPECT_EQ(job.lines_with("FailedPrecondition").size(), 2U) << story(job);
+  EXPECT_EQ(job.lines_with("InvalidArgument").size(), 24U) << story(job);
+  EXPECT_EQ(job.lines_with("FailedPrecondition").size(), 8U) << story(job);
+  EXPECT_EQ(job.lines_with("Unsupported").size(), 4U) << story(job);
   EXPECT_EQ(job.lines_with("good: Ok").size(), 2U) << story(job);
 }
 

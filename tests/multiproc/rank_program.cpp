@@ -436,6 +436,19 @@ int bad_arguments(Job& job) {
   show("sizes",
        world.all_reduce(std::span<const float>(a), std::span<float>(b.data(), 4), ReduceOp::Sum));
   show("self", world.send(a.data(), 1, regroup::DType::F32, world.rank()));
+  const std::vector<std::size_t> one{8}, two{8, 8};
+  show("counts", world.all_gather_v(a.data(), b.data(), one, regroup::DType::F32));
+  show("counts", world.all_to_all_v(a.data(), one, b.data(), two, regroup::DType::F32));
+  std::vector<float> large(16);
+  show("place", world.all_gather_v(large.data(), large.data() + 1, two, regroup::DType::F32));
+  show("place", world.all_to_all_v(large.data(), two, large.data(), two, regroup::DType::F32));
+  show("end", world.end_coalescing());
+  show("begin", world.begin_coalescing());
+  show("begin", world.begin_coalescing());
+  show("message", world.send(a.data(), 1, regroup::DType::F32, 1 - world.rank()));
+  auto work = world.barrier_async();
+  show("too early", work.wait());
+  show("end", world.end_coalescing());
   show("empty group", ProcessGroup().barrier());
   show("good", world.all_reduce(a, ReduceOp::Sum));
   return 0;

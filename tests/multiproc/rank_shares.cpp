@@ -30,12 +30,14 @@ class Round {
 
   Status prologue() {
     if (auto s = exchange_uneven(); !s) return s;
+    if (auto s = coalesced(); !s) return s;
     return scatter();
   }
 
   Status all() {
-    for (const auto part : {&Round::gather, &Round::scatter, &Round::exchange,
-                            &Round::exchange_uneven, &Round::uneven, &Round::uneven_to_root}) {
+    for (const auto part :
+         {&Round::gather, &Round::scatter, &Round::exchange, &Round::exchange_uneven,
+          &Round::uneven, &Round::uneven_to_root, &Round::coalesced}) {
       if (auto s = (this->*part)(); !s) return s;
     }
     return {};
@@ -146,6 +148,34 @@ class Round {
     if (auto s = world_.scatter_v(whole.data(), out.data(), shares_, DType::I64, root_); !s)
       return s;
     check(out.data(), static_cast<std::size_t>(root_), before(shares_, me_), out.size());
+    return {};
+  }
+
+  /// Three operations as one: in place, with a root, and asynchronous.
+  Status coalesced() {
+    Elements sum = mine(kCount);
+    Elements of_root = mine(kCount);
+    const Elements in = mine(shares_[me_]);
+    Elements all(before(shares_, ranks_));
+    Status status = world_.begin_coalescing();
+    Work work;
+    if (status) status = world_.broadcast(of_root.data(), kCount, DType::I64, root_);
+    if (status)
+      status = world_.all_reduce(sum.data(), sum.data(), kCount, DType::I64, ReduceOp::Sum);
+    if (status) work = world_.all_gather_v_async(in.data(), all.data(), shares_, DType::I64);
+    if (status) {
+      status = step_ % 2 == 0 ? world_.end_coalescing() : world_.end_coalescing_async().wait();
+    }
+    if (!status) return status;
+    if (auto s = work.wait(); !s) return s;
+    check(of_root.data(), static_cast<std::size_t>(root_), 0, kCount);
+    for (std::size_t r = 0; r < ranks_; ++r)
+      check(all.data() + before(shares_, r), r, 0, shares_[r]);
+    for (std::size_t i = 0; i < kCount; ++i) {
+      std::int64_t wanted = 0;
+      for (std::size_t r = 0; r < ranks_; ++r) wanted += value(r, i);
+      wrong_ += sum[i] != wanted ? 1 : 0;
+    }
     return {};
   }
 

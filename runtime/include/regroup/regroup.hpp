@@ -217,6 +217,19 @@ class REGROUP_EXPORT ProcessGroup {
                           OpOptions options = {});
   Work barrier_async(OpOptions options = {});
 
+  /// Several operations as one: what is called between begin_coalescing() and end_coalescing() is
+  /// collected, and carried out at the end in call order. All of it has one outcome, the same on
+  /// all ranks, roots included: after RankLost every in-place input is what it was. All ranks
+  /// coalesce the same calls. A collected call returns Ok when it is valid, or its error, which
+  /// end_coalescing() then returns, too, having done nothing; an asynchronous one returns a Work
+  /// that ends with all of them. Not for send, recv, split, stabilize and commit. Before the first
+  /// step, and under carry_on, each call is carried out by itself: there none is lost.
+  /// Memory: all buffers stay valid and untouched until the end has returned, or its Work.
+  /// `options`: the timeout is that of all together; the rest counts for each call as given there.
+  Status begin_coalescing();
+  Status end_coalescing(OpOptions options = {});
+  Work end_coalescing_async(OpOptions options = {});
+
   /// New groups out of this one: ranks with equal `color` form one, ordered by `key`, then by
   /// rank. Collective. A negative color joins none and gets FailedPrecondition on use. `name`
   /// identifies the group to newcomers; it must be the same on all ranks and new in the job.
