@@ -223,7 +223,8 @@ class REGROUP_EXPORT ProcessGroup {
   /// coalesce the same calls. A collected call returns Ok when it is valid, or its error, which
   /// end_coalescing() then returns, too, having done nothing; an asynchronous one returns a Work
   /// that ends with all of them. Not for send, recv, split, stabilize and commit. Before the first
-  /// step, and under carry_on, each call is carried out by itself: there none is lost.
+  /// step, and under carry_on, each call is carried out as if it were called alone: there calls
+  /// outlive losses by themselves.
   /// Memory: all buffers stay valid and untouched until the end has returned, or its Work.
   /// `options`: the timeout is that of all together; the rest counts for each call as given there.
   Status begin_coalescing();
