@@ -469,7 +469,7 @@ void fold(const Arguments& args, Begin begin, Finish finish) {
 }
 
 template <class Codec>
-void fold_float(ReduceOp op, const Arguments& args, const Scaling& scaling) {
+HWY_INLINE void fold_float(ReduceOp op, const Arguments& args, const Scaling& scaling) {
   switch (op) {
     case ReduceOp::Sum: return fold<Codec, Sum>(args, Keep(), OneNaN());
     case ReduceOp::Avg: return fold<Codec, Sum>(args, Keep(), Divide{scaling.divisor});

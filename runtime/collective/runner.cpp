@@ -47,21 +47,8 @@ std::uint64_t hash_of(const std::size_t* counts, int ranks) {
 
 namespace {
 
-OpDescriptor describe_parts(const OpSpec& spec) {
-  OpDescriptor d{.kind = OpKind::Coalesced, .count = spec.count, .detail = kDigestSeed};
-  for (std::size_t i = 0; i < spec.count; ++i) {
-    const OpDescriptor part = describe_call(spec.parts[i]);
-    d.detail = fold_digest(d.detail, spi::pack_meta(part), part.count);
-    d.detail = fold_digest(d.detail, part.detail, i);
-  }
-  return d;
-}
-
-}  // namespace
-
-OpDescriptor describe_call(const OpSpec& spec) {
-  if (spec.kind == OpKind::Coalesced) [[unlikely]]
-    return describe_parts(spec);
+/// Of a single operation.
+inline OpDescriptor describe_single(const OpSpec& spec) {
   OpDescriptor d;
   d.kind = spec.kind;
   if (spec.kind == OpKind::Barrier) return d;
@@ -81,6 +68,22 @@ OpDescriptor describe_call(const OpSpec& spec) {
     d.detail = fold_digest(hash_of(counts.shares, counts.ranks), d.detail, 0);
   }
   return d;
+}
+
+OpDescriptor describe_parts(const OpSpec& spec) {
+  OpDescriptor d{.kind = OpKind::Coalesced, .count = spec.count, .detail = kDigestSeed};
+  for (std::size_t i = 0; i < spec.count; ++i) {
+    const OpDescriptor part = describe_single(spec.parts[i]);
+    d.detail = fold_digest(d.detail, spi::pack_meta(part), part.count);
+    d.detail = fold_digest(d.detail, part.detail, i);
+  }
+  return d;
+}
+
+}  // namespace
+
+OpDescriptor describe_call(const OpSpec& spec) {
+  return spec.kind == OpKind::Coalesced ? describe_parts(spec) : describe_single(spec);
 }
 
 const char* name(OutcomeKind kind) {
@@ -210,7 +213,8 @@ std::optional<Algorithm> SlotRunner::Impl::forced_algorithm(const OpDescriptor& 
 void SlotRunner::Impl::begin(const OpSpec& spec) {
   if (sequence_ != 0) record_sends();
   ++sequence_;
-  const OpDescriptor descriptor = describe_call(spec);
+  const OpDescriptor descriptor =
+      spec.kind == OpKind::Coalesced ? describe_parts(spec) : describe_single(spec);
   current_.descriptor = descriptor;
   current_.parts = nullptr;
   current_.small = is_small(descriptor) && !forced_algorithm(descriptor);

@@ -367,7 +367,8 @@ Outcome GroupImpl::differs(const Request& request, const std::string& difference
 }
 
 Outcome GroupImpl::run_once(const Request& request, bool background, spi::Deadline until) {
-  const auto bytes = bytes_of(request);
+  const bool plain = !spi::has_counts(request.spec.kind) && request.parts == nullptr;
+  const auto bytes = plain ? request.spec.count * size_of(request.spec.dtype) : bytes_of(request);
   operation_name_ =
       request.label != nullptr ? request.label : metrics::name(request.operation).data();
   auto spec = request.spec;

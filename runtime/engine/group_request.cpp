@@ -48,7 +48,6 @@ bool overlaps(const void* a, std::size_t a_bytes, const void* b, std::size_t b_b
 }  // namespace
 
 Status GroupImpl::validate_counts(const collective::OpSpec& spec) const {
-  if (!spi::has_counts(spec.kind)) return {};
   if (spec.counts.ranks < 0) {
     return {Code::InvalidArgument,
             "there are more counts of one direction than of the other; give one for each rank"};
@@ -76,7 +75,9 @@ Status GroupImpl::validate_collective(const collective::OpSpec& spec) const {
   }
   if (spi::reduces(spec.kind) && !is_defined(spec.op, spec.dtype))
     return undefined(spec.op, spec.dtype);
-  if (auto status = validate_counts(spec); !status) return status;
+  if (spi::has_counts(spec.kind)) [[unlikely]] {
+    if (auto status = validate_counts(spec); !status) return status;
+  }
   const auto bytes = spec.count * size_of(spec.dtype);
   const auto extent =
       spec.kind == OpKind::AllReduce ? collective::OpExtent{bytes, bytes} : extent_of(spec);
@@ -177,13 +178,12 @@ std::shared_ptr<const std::vector<std::size_t>> GroupImpl::keep_counts(collectiv
 
 std::size_t GroupImpl::bytes_of(const Request& request) const {
   const auto& spec = request.spec;
-  if (request.parts != nullptr) [[unlikely]] {
+  if (request.parts != nullptr) {
     std::size_t bytes = 0;
     for (const Request& part : request.parts->requests) bytes += bytes_of(part);
     return bytes;
   }
-  if (!spi::has_counts(spec.kind)) [[likely]]
-    return spec.count * size_of(spec.dtype);
+  if (!spi::has_counts(spec.kind)) return spec.count * size_of(spec.dtype);
   const auto extent = extent_of(spec);
   return std::max(extent.in_bytes, extent.out_bytes);
 }

@@ -32,30 +32,26 @@ inline constexpr int kSingleKindCount = 14;  ///< all but Coalesced
 [[nodiscard]] const char* name(DType type);
 [[nodiscard]] const char* name(ReduceOp op);
 
+/// Kinds as bits: every operation asks several of these questions.
+using KindSet = std::uint32_t;
+template <class... Kinds>
+[[nodiscard]] constexpr KindSet kinds(Kinds... each) {
+  return (... | (KindSet{1} << static_cast<int>(each)));
+}
+[[nodiscard]] constexpr bool is_in(KindSet set, OpKind kind) {
+  return (set >> static_cast<int>(kind) & 1) != 0;
+}
+inline constexpr KindSet kToRoot = kinds(OpKind::Reduce, OpKind::Gather, OpKind::GatherV);
+inline constexpr KindSet kFromRoot = kinds(OpKind::Broadcast, OpKind::Scatter, OpKind::ScatterV);
+
 /// Who gives and who gets; of ToRoot and FromRoot the root only gets, or only gives.
 enum class Flow : std::uint8_t { Symmetric, ToRoot, FromRoot };
 [[nodiscard]] constexpr Flow flow_of(OpKind kind) {
-  switch (kind) {
-    case OpKind::AllReduce:
-    case OpKind::AllGather:
-    case OpKind::AllGatherV:
-    case OpKind::ReduceScatter:
-    case OpKind::ReduceScatterV:
-    case OpKind::AllToAll:
-    case OpKind::AllToAllV:
-    case OpKind::Coalesced:
-    case OpKind::Barrier: return Flow::Symmetric;
-    case OpKind::Reduce:
-    case OpKind::Gather:
-    case OpKind::GatherV: return Flow::ToRoot;
-    case OpKind::Broadcast:
-    case OpKind::Scatter:
-    case OpKind::ScatterV: return Flow::FromRoot;
-  }
-  return Flow::Symmetric;
+  if (is_in(kToRoot, kind)) return Flow::ToRoot;
+  return is_in(kFromRoot, kind) ? Flow::FromRoot : Flow::Symmetric;
 }
 /// In a symmetric kind every rank contributes and every rank awaits all of them.
-[[nodiscard]] constexpr bool is_symmetric(OpKind kind) { return flow_of(kind) == Flow::Symmetric; }
+[[nodiscard]] constexpr bool is_symmetric(OpKind kind) { return !is_in(kToRoot | kFromRoot, kind); }
 /// Whether group rank `member` contributes to (receives from) an operation of this kind and root.
 /// What the root of a gather or scatter gives itself does not count.
 [[nodiscard]] constexpr bool sends(OpKind kind, int root, int member) {
@@ -68,24 +64,27 @@ enum class Flow : std::uint8_t { Symmetric, ToRoot, FromRoot };
 }
 /// Whether contributions are combined, by a ReduceOp.
 [[nodiscard]] constexpr bool reduces(OpKind kind) {
-  return kind == OpKind::AllReduce || kind == OpKind::Reduce || kind == OpKind::ReduceScatter ||
-         kind == OpKind::ReduceScatterV;
+  return is_in(
+      kinds(OpKind::AllReduce, OpKind::Reduce, OpKind::ReduceScatter, OpKind::ReduceScatterV),
+      kind);
 }
 /// Whether the ranks' shares differ in size, as the call's counts say.
 [[nodiscard]] constexpr bool has_counts(OpKind kind) {
-  return kind == OpKind::AllGatherV || kind == OpKind::ReduceScatterV ||
-         kind == OpKind::AllToAllV || kind == OpKind::GatherV || kind == OpKind::ScatterV;
+  return is_in(kinds(OpKind::AllGatherV, OpKind::ReduceScatterV, OpKind::AllToAllV, OpKind::GatherV,
+                     OpKind::ScatterV),
+               kind);
 }
 /// Whether what a rank gives is cut into a share for each rank.
 [[nodiscard]] constexpr bool scatters(OpKind kind) {
-  return kind == OpKind::ReduceScatter || kind == OpKind::ReduceScatterV ||
-         kind == OpKind::AllToAll || kind == OpKind::AllToAllV || kind == OpKind::Scatter ||
-         kind == OpKind::ScatterV;
+  return is_in(kinds(OpKind::ReduceScatter, OpKind::ReduceScatterV, OpKind::AllToAll,
+                     OpKind::AllToAllV, OpKind::Scatter, OpKind::ScatterV),
+               kind);
 }
 /// Whether what a rank gets is one share of each rank behind the other.
 [[nodiscard]] constexpr bool gathers(OpKind kind) {
-  return kind == OpKind::AllGather || kind == OpKind::AllGatherV || kind == OpKind::AllToAll ||
-         kind == OpKind::AllToAllV || kind == OpKind::Gather || kind == OpKind::GatherV;
+  return is_in(kinds(OpKind::AllGather, OpKind::AllGatherV, OpKind::AllToAll, OpKind::AllToAllV,
+                     OpKind::Gather, OpKind::GatherV),
+               kind);
 }
 
 /// Compared between the ranks. `count` is in elements: as in the public API, or of all ranks'
