@@ -57,6 +57,7 @@ inline OpDescriptor describe_single(const OpSpec& spec) {
   if (spi::reduces(spec.kind)) {
     d.op = spec.op;
     if (spec.op == ReduceOp::PremulSum) d.detail = std::bit_cast<std::uint64_t>(spec.factor);
+    if (spec.kind == OpKind::AllReduce) return d;
   }
   if (!spi::is_symmetric(spec.kind)) d.root = spec.root;
   if (spi::has_counts(spec.kind)) [[unlikely]] {
@@ -218,7 +219,10 @@ void SlotRunner::Impl::begin(const OpSpec& spec) {
   current_.descriptor = descriptor;
   current_.parts = nullptr;
   current_.small = is_small(descriptor) && !forced_algorithm(descriptor);
-  if (descriptor.kind == OpKind::Coalesced) [[unlikely]] {
+  if (current_.small) {
+    current_.spec = spec;
+    current_.first_turn = next_turn_++;
+  } else if (descriptor.kind == OpKind::Coalesced) {
     begin_parts(spec);
   } else {
     start(spec);
@@ -246,9 +250,9 @@ void SlotRunner::Impl::begin(const OpSpec& spec) {
 
 void SlotRunner::Impl::start(const OpSpec& spec) {
   current_.spec = spec;
-  if (!current_.small) make_plan();
+  make_plan();
   current_.first_turn = next_turn_;
-  next_turn_ += current_.small ? 1 : current_.plan.turns();
+  next_turn_ += current_.plan.turns();
 }
 
 // Everybody's digest is checked before anything is written, and nobody completes before everybody
