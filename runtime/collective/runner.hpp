@@ -82,8 +82,9 @@ struct OpSpec {
   OpKind kind = OpKind::Barrier;
   DType dtype = DType::U8;
   ReduceOp op = ReduceOp::Sum;
-  int root = 0;         ///< group rank
-  double factor = 1.0;  ///< of PremulSum
+  bool keep_input = true;  ///< where `out` overlaps `in`: a Lost operation leaves `in` as it was
+  int root = 0;            ///< group rank
+  double factor = 1.0;     ///< of PremulSum
   /// Elements, as in the public API; unused where there are counts. Coalesced: of `parts`, at least
   /// 1.
   std::size_t count = 0;
@@ -93,7 +94,6 @@ struct OpSpec {
   /// Coalesced: carried out in this order, none of them coalesced itself. Where ranks are roots or
   /// not, all of them are done, or none is. Memory: the caller's, for as long as the operation.
   const OpSpec* parts = nullptr;
-  bool keep_input = true;  ///< where `out` overlaps `in`: a Lost operation leaves `in` as it was
 };
 
 /// The part of a call that is compared between the ranks.

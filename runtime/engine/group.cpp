@@ -367,14 +367,13 @@ Outcome GroupImpl::differs(const Request& request, const std::string& difference
 }
 
 Outcome GroupImpl::run_once(const Request& request, bool background, spi::Deadline until) {
-  const bool plain = !spi::has_counts(request.spec.kind) && request.parts == nullptr;
-  const auto bytes = plain ? request.spec.count * size_of(request.spec.dtype) : bytes_of(request);
+  const bool lists = spi::has_lists(request.spec.kind);
+  const auto bytes = lists ? bytes_of(request) : request.spec.count * size_of(request.spec.dtype);
   operation_name_ =
       request.label != nullptr ? request.label : metrics::name(request.operation).data();
   auto spec = request.spec;
   spec.keep_input = keeps_input(request);
-  if (request.parts != nullptr) [[unlikely]]
-    spec.parts = specs_of(*request.parts);
+  if (lists && request.parts != nullptr) spec.parts = specs_of(*request.parts);
   Scope scope(*this, request, bytes, !background);
   auto outcome = execute(request, spec, until);
   if (outcome.ok()) [[likely]] {

@@ -24,6 +24,10 @@ Status undefined(ReduceOp op, DType type) {
 /// Their bytes, also of every rank together, still fit into 64 bits.
 constexpr std::uint64_t kElementsMax = std::uint64_t{1} << 52;
 
+Status no_type(DType type) {
+  return {Code::InvalidArgument, fmt::format("{} is no element type", static_cast<int>(type))};
+}
+
 Status too_many(std::uint64_t count) {
   return {Code::InvalidArgument, fmt::format("{} elements are more than memory can hold", count)};
 }
@@ -68,6 +72,7 @@ Status GroupImpl::validate_counts(const collective::OpSpec& spec) const {
 }
 
 Status GroupImpl::validate_collective(const collective::OpSpec& spec) const {
+  if (size_of(spec.dtype) == 0) return no_type(spec.dtype);
   if (spec.count > kElementsMax) return too_many(spec.count);
   if (spec.root < 0 || spec.root >= public_size()) {
     return {Code::InvalidArgument, fmt::format("root {} is not in group \"{}\" of {} ranks",
@@ -117,12 +122,12 @@ Status GroupImpl::validate(const Request& request) const {
                         name_)};
   }
   if (auto status = job_.usable(); !status) return status;
-  if (request.parts != nullptr) return validate_parts(*request.parts);
-  if (size_of(request.spec.dtype) == 0) {
-    return {Code::InvalidArgument,
-            fmt::format("{} is no element type", static_cast<int>(request.spec.dtype))};
+  if (request.kind == Request::Kind::Collective) {
+    if (request.spec.kind == OpKind::Coalesced) [[unlikely]]
+      return validate_parts(*request.parts);
+    return validate_collective(request.spec);
   }
-  if (request.kind == Request::Kind::Collective) return validate_collective(request.spec);
+  if (size_of(request.spec.dtype) == 0) return no_type(request.spec.dtype);
   if (request.other < 0 || request.other >= public_size() || request.other == public_rank()) {
     return {Code::InvalidArgument,
             fmt::format("rank {} of group \"{}\" cannot exchange messages with rank {} of {}",

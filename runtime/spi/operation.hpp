@@ -74,6 +74,12 @@ enum class Flow : std::uint8_t { Symmetric, ToRoot, FromRoot };
                      OpKind::ScatterV),
                kind);
 }
+/// Whether a call takes more than one count.
+[[nodiscard]] constexpr bool has_lists(OpKind kind) {
+  return is_in(kinds(OpKind::AllGatherV, OpKind::ReduceScatterV, OpKind::AllToAllV, OpKind::GatherV,
+                     OpKind::ScatterV, OpKind::Coalesced),
+               kind);
+}
 /// Whether what a rank gives is cut into a share for each rank.
 [[nodiscard]] constexpr bool scatters(OpKind kind) {
   return is_in(kinds(OpKind::ReduceScatter, OpKind::ReduceScatterV, OpKind::AllToAll,
