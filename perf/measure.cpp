@@ -40,7 +40,11 @@ void bind_to_core(int rank, int ranks) {
 }
 
 Bench::Bench(ProcessGroup group, const Workload& workload)
-    : group_(std::move(group)), workload_(workload), buffers_(workload, group_.rank()) {
+    : group_(std::move(group)),
+      workload_(workload),
+      counts_(workload.counts(group_.rank())),
+      received_(workload.received(group_.rank())),
+      buffers_(workload, group_.rank()) {
   buffers_.fill(salt_);
 }
 
@@ -48,13 +52,24 @@ Status Bench::once() {
   const Workload& w = workload_;
   const void* const in = buffers_.in();
   void* const out = buffers_.out();
+  const OpOptions options{.factor = kPremulFactor};
   switch (w.collective) {
-    case Collective::AllReduce: return group_.all_reduce(in, out, w.count, w.dtype, w.op);
-    case Collective::Reduce: return group_.reduce(in, out, w.count, w.dtype, w.op, w.root);
+    case Collective::AllReduce: return group_.all_reduce(in, out, w.count, w.dtype, w.op, options);
+    case Collective::Reduce: return group_.reduce(in, out, w.count, w.dtype, w.op, w.root, options);
     case Collective::Broadcast: return group_.broadcast(out, w.count, w.dtype, w.root);
     case Collective::AllGather: return group_.all_gather(in, out, w.count, w.dtype);
-    case Collective::ReduceScatter: return group_.reduce_scatter(in, out, w.count, w.dtype, w.op);
+    case Collective::ReduceScatter:
+      return group_.reduce_scatter(in, out, w.count, w.dtype, w.op, options);
     case Collective::Barrier: return group_.barrier();
+    case Collective::AllToAll: return group_.all_to_all(in, out, w.count, w.dtype);
+    case Collective::Gather: return group_.gather(in, out, w.count, w.dtype, w.root);
+    case Collective::Scatter: return group_.scatter(in, out, w.count, w.dtype, w.root);
+    case Collective::AllGatherV: return group_.all_gather_v(in, out, counts_, w.dtype);
+    case Collective::ReduceScatterV:
+      return group_.reduce_scatter_v(in, out, counts_, w.dtype, w.op, options);
+    case Collective::AllToAllV: return group_.all_to_all_v(in, counts_, out, received_, w.dtype);
+    case Collective::GatherV: return group_.gather_v(in, out, counts_, w.dtype, w.root);
+    case Collective::ScatterV: return group_.scatter_v(in, out, counts_, w.dtype, w.root);
     case Collective::SendRecv: break;
   }
   const int next = (group_.rank() + 1) % w.ranks;

@@ -50,6 +50,8 @@ class Bench {
 
   ProcessGroup group_;
   Workload workload_;
+  std::vector<std::size_t> counts_;  ///< where the operation takes them
+  std::vector<std::size_t> received_;
   Buffers buffers_;
   std::uint64_t salt_ = 0;
 };

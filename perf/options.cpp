@@ -16,7 +16,8 @@ constexpr std::size_t kBytesMax = std::size_t{1} << 40;
 constexpr const char* kDescription =
     "Measures a collective on the ranks of a job, with the flags and columns of nccl-tests.\n"
     "  regroup run -n 4 -- regroup-perf all_reduce -b 8 -e 128M -f 4\n"
-    "Collectives: all_reduce reduce broadcast all_gather reduce_scatter barrier sendrecv";
+    "Collectives: all_reduce reduce broadcast all_gather reduce_scatter barrier sendrecv\n"
+    "  all_to_all gather scatter all_gather_v reduce_scatter_v all_to_all_v gather_v scatter_v";
 
 /// What CLI11 fills in before it is checked and converted.
 struct Words {
@@ -68,9 +69,18 @@ Status sizes_of(const Words& words, std::vector<std::size_t>& sizes) {
   return {};
 }
 
+template <class T>
+std::string names_of(int count) {
+  std::string names;
+  for (int i = 0; i < count; ++i) {
+    names += fmt::format("{}{}", i == 0 ? "" : ", ", name(static_cast<T>(i)));
+  }
+  return names;
+}
+
 template <class T, class ParseFn>
 Status choose(const std::string& text, int all, std::vector<T>& out, ParseFn&& parse,
-              const char* choices) {
+              const std::string& choices) {
   out.clear();
   if (text == "all") {
     for (int i = 0; i < all; ++i) out.push_back(static_cast<T>(i));
@@ -104,20 +114,19 @@ Status parse_kill(const std::string& text, std::optional<Kill>& out) {
 Status convert(const Words& words, Options& options) {
   const auto collective = parse_collective(words.collective);
   if (!collective) {
-    return bad(
-        fmt::format("'{}' is no collective; there are all_reduce, reduce, broadcast, "
-                    "all_gather, reduce_scatter, barrier and sendrecv",
-                    words.collective));
+    std::string all;
+    for (const Collective one : kCollectives) all += fmt::format(" {}", name(one));
+    return bad(fmt::format("'{}' is no collective; there are{}", words.collective, all));
   }
   options.collective = *collective;
   if (auto status = sizes_of(words, options.sizes); !status) return status;
   if (*collective == Collective::Barrier) options.sizes = {0};
   if (auto status = choose(words.dtype, kDTypeCount, options.dtypes, parse_dtype,
-                           "f64, f32, f16, bf16, i32, i64, u8");
+                           names_of<DType>(kDTypeCount));
       !status)
     return status;
-  if (auto status =
-          choose(words.op, kReduceOpCount, options.ops, parse_op, "sum, avg, prod, min, max");
+  if (auto status = choose(words.op, kReduceOpCount, options.ops, parse_op,
+                           names_of<ReduceOp>(kReduceOpCount));
       !status)
     return status;
   if (!reduces(*collective)) options.ops = {ReduceOp::Sum};

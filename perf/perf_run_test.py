@@ -93,8 +93,8 @@ class Collectives(unittest.TestCase):
 
     def test_all_reduce_of_every_type_and_operation(self):
         document, rows = self.measure("all_reduce", "--sizes", "48,300K", "-d", "all", "-o", "all")
-        # Integers have no average: 4 floats with 5 operations, 3 integers with 4.
-        self.assertEqual(len(rows), 2 * (4 * 5 + 3 * 4))
+        # 6 floats with 6 operations, 7 integers and bool with 7.
+        self.assertEqual(len(rows), 2 * (6 * 6 + 8 * 7))
         self.assertEqual({r["algorithm"] for r in document["results"]}, {"inline", "twoshot"})
 
     def test_reduce_with_a_root(self):
@@ -111,6 +111,18 @@ class Collectives(unittest.TestCase):
 
     def test_reduce_scatter(self):
         self.measure("reduce_scatter", "--sizes", "96,900K", "-d", "bf16")
+
+    def test_operations_with_a_share_for_each_rank(self):
+        for collective in (
+            "all_to_all",
+            "gather",
+            "scatter",
+            "all_gather_v",
+            "reduce_scatter_v",
+            "all_to_all_v",
+        ):
+            with self.subTest(collective):
+                self.measure(collective, "--sizes", "96,900K", "-n", "3")
 
     def test_barrier(self):
         self.measure("barrier", "--mode", "isolated")

@@ -94,7 +94,7 @@ TEST(Workload, SizesCountAsInNcclTests) {
   EXPECT_EQ(of(Collective::AllReduce).count, 256U);
   EXPECT_EQ(of(Collective::AllGather).count, 64U);
   EXPECT_EQ(of(Collective::AllGather).bytes(), 1024U);
-  EXPECT_EQ(of(Collective::ReduceScatter).in_count(), 256U);
+  EXPECT_EQ(of(Collective::ReduceScatter).in_count(0), 256U);
   EXPECT_DOUBLE_EQ(of(Collective::AllReduce).bus_factor(), 1.5);
   EXPECT_DOUBLE_EQ(of(Collective::AllGather).bus_factor(), 0.75);
   EXPECT_DOUBLE_EQ(of(Collective::Broadcast).bus_factor(), 1);
@@ -110,6 +110,12 @@ TEST(Workload, ValuesRoundOnceToNearestEven) {
   EXPECT_EQ(encode(DType::BF16, 259), 0x4382U);
   EXPECT_EQ(encode(DType::F32, 1.0), 0x3f800000U);
   EXPECT_EQ(encode(DType::I64, 5), 5U);
+  EXPECT_EQ(encode(DType::F8E4M3, 1.0), 0x38U);
+  EXPECT_EQ(encode(DType::F8E4M3, 17), 0x58U);  // between 16 and 18: the even one
+  EXPECT_EQ(encode(DType::F8E4M3, 19), 0x5aU);
+  EXPECT_EQ(encode(DType::F8E5M2, 1.0), 0x3cU);
+  EXPECT_EQ(encode(DType::F8E5M2, 9), 0x48U);  // between 8 and 10
+  EXPECT_EQ(encode(DType::Bool, 6), 0U);
 }
 
 /// The result that all ranks together must give, made from what each of them contributes.
@@ -132,9 +138,45 @@ TEST(Workload, CheckAcceptsTheRightResultAndCountsEachWrongElement) {
   EXPECT_EQ(mine.count_wrong(4), 2U);
 }
 
+TEST(Workload, SharesGrowAndAddUpToTheWhole) {
+  const Workload w = make_workload(Collective::AllToAllV, 4000, DType::F32, ReduceOp::Sum, 0, 3);
+  EXPECT_EQ(w.bytes(), 4000U);
+  for (int rank = 0; rank < 3; ++rank) {
+    EXPECT_EQ(w.in_count(rank), 1000U);
+    EXPECT_EQ(w.out_count(rank), 1000U);
+    for (int other = 0; other < 3; ++other) {
+      EXPECT_EQ(w.counts(rank)[static_cast<std::size_t>(other)],
+                w.received(other)[static_cast<std::size_t>(rank)]);
+    }
+  }
+  EXPECT_THAT(w.counts(0), ElementsAre(166, 333, 501));
+}
+
+// What each rank gives to each other, moved by hand.
+TEST(Workload, CheckKnowsWhereEachShareComesFrom) {
+  const Workload w = make_workload(Collective::AllToAllV, 40000, DType::I32, ReduceOp::Sum, 0, 3);
+  std::vector<Buffers> all;
+  for (int rank = 0; rank < 3; ++rank) all.emplace_back(w, rank).fill(4);
+  for (int me = 0; me < 3; ++me) {
+    auto* out = static_cast<std::int32_t*>(all[static_cast<std::size_t>(me)].out());
+    for (int from = 0; from < 3; ++from) {
+      std::size_t at = 0;
+      for (int before = 0; before < me; ++before) at += w.share(from, before);
+      const auto* const in =
+          static_cast<const std::int32_t*>(all[static_cast<std::size_t>(from)].in());
+      out = std::copy_n(in + at, w.share(from, me), out);
+    }
+    EXPECT_EQ(all[static_cast<std::size_t>(me)].count_wrong(4), 0U) << me;
+    out[-1] += 1;
+    EXPECT_EQ(all[static_cast<std::size_t>(me)].count_wrong(4), 1U) << me;
+  }
+}
+
 TEST(Workload, AnAverageIsDividedOnce) {
   EXPECT_DOUBLE_EQ(combined(ReduceOp::Avg, 4, 10, 1), combined(ReduceOp::Sum, 4, 10, 1) / 4);
   EXPECT_LE(combined(ReduceOp::Prod, 128, 3, 1), 4);
+  EXPECT_DOUBLE_EQ(combined(ReduceOp::PremulSum, 4, 10, 1),
+                   combined(ReduceOp::Sum, 4, 10, 1) * kPremulFactor);
 }
 
 TEST(Rivals, ACommandSurvivesItsLine) {

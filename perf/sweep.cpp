@@ -90,21 +90,19 @@ Result<std::uint64_t> choose_iterations(Contestant& contestant, const Options& o
 }
 
 std::string algorithm_of(const Workload& w, const collective::AlgorithmRules& rules) {
-  collective::OpDescriptor d{.dtype = w.dtype, .op = w.op, .root = w.root, .count = w.count};
-  switch (w.collective) {
-    case Collective::AllReduce: d.kind = collective::OpKind::AllReduce; break;
-    case Collective::Reduce: d.kind = collective::OpKind::Reduce; break;
-    case Collective::Broadcast: d.kind = collective::OpKind::Broadcast; break;
-    case Collective::AllGather: d.kind = collective::OpKind::AllGather; break;
-    case Collective::ReduceScatter: d.kind = collective::OpKind::ReduceScatter; break;
-    case Collective::Barrier: d.kind = collective::OpKind::Barrier; break;
-    case Collective::SendRecv: return "ring";
-  }
+  if (!kind_of(w.collective)) return "ring";
+  const collective::OpDescriptor d{.kind = *kind_of(w.collective),
+                                   .dtype = w.dtype,
+                                   .op = w.op,
+                                   .root = w.root,
+                                   .count = w.count};
+  const auto counts = w.counts(0);
   const auto geometry = spi::arena_geometry(static_cast<std::uint32_t>(w.ranks));
   const collective::Plan plan(d, {.members = w.ranks,
                                   .me = 0,
                                   .slot_bytes = geometry.slot_bytes,
-                                  .forced = rules.pick(d.kind, w.count * size_of(w.dtype))});
+                                  .forced = rules.pick(d.kind, w.count * size_of(w.dtype)),
+                                  .counts = {counts.data(), counts.data(), w.ranks}});
   return collective::name(plan.algorithm());
 }
 
@@ -313,9 +311,8 @@ void Sweep::leave_out(const std::string& who, const Workload* w, const Status& w
 
 Status Sweep::run_rows() {
   for (const DType dtype : options_.dtypes) {
-    const bool integer = dtype == DType::I32 || dtype == DType::I64 || dtype == DType::U8;
     for (const ReduceOp op : options_.ops) {
-      if (op == ReduceOp::Avg && integer && options_.dtypes.size() * options_.ops.size() > 1) {
+      if (!is_defined(op, dtype) && options_.dtypes.size() * options_.ops.size() > 1) {
         continue;  // of "all" those that exist
       }
       for (const std::size_t bytes : options_.sizes) {
@@ -330,9 +327,9 @@ Status Sweep::run_rows() {
 
 Status Sweep::run_line(const Workload& base) {
   // What has one buffer, or never shares two, is the same in place.
-  const bool one_place = base.collective == Collective::Broadcast ||
-                         base.collective == Collective::Barrier ||
-                         base.collective == Collective::SendRecv;
+  const auto kind = kind_of(base.collective);
+  const bool one_place = !kind || *kind == spi::OpKind::Broadcast ||
+                         *kind == spi::OpKind::Barrier || spi::has_counts(*kind);
   std::vector<Row> apart;
   std::vector<Row> together;
   if (one_place || options_.places != Places::InPlace) {

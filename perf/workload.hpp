@@ -23,10 +23,23 @@ enum class Collective : std::uint8_t {
   ReduceScatter,
   Barrier,
   SendRecv,  ///< each rank sends to the next one and receives from the one before
+  AllToAll,
+  Gather,
+  Scatter,
+  AllGatherV,
+  ReduceScatterV,
+  AllToAllV,
+  GatherV,
+  ScatterV,
 };
 inline constexpr std::array kCollectives = {
-    Collective::AllReduce,     Collective::Reduce,  Collective::Broadcast, Collective::AllGather,
-    Collective::ReduceScatter, Collective::Barrier, Collective::SendRecv};
+    Collective::AllReduce, Collective::Reduce,     Collective::Broadcast,
+    Collective::AllGather, Collective::Barrier,    Collective::ReduceScatter,
+    Collective::SendRecv,  Collective::AllToAll,   Collective::Gather,
+    Collective::Scatter,   Collective::AllGatherV, Collective::ReduceScatterV,
+    Collective::AllToAllV, Collective::GatherV,    Collective::ScatterV};
+/// The operation behind it; none: send and recv.
+[[nodiscard]] std::optional<spi::OpKind> kind_of(Collective collective);
 
 [[nodiscard]] std::string_view name(Collective collective);
 using spi::name;  // of types and operations
@@ -46,14 +59,20 @@ struct Workload {
   ReduceOp op = ReduceOp::Sum;
   int root = 0;
   int ranks = 1;
-  std::size_t count = 0;  ///< elements, as the call takes them
+  std::size_t count = 0;  ///< elements, as the call takes them; of all ranks where it takes counts
   bool in_place = false;
 
-  /// nccl-tests' size: of all_gather and reduce_scatter the whole array, else the buffer of the
-  /// call.
+  /// nccl-tests' size: of operations with a share for each rank all of them, else the buffer of
+  /// the call.
   [[nodiscard]] std::size_t bytes() const;
-  [[nodiscard]] std::size_t in_count() const;
-  [[nodiscard]] std::size_t out_count() const;
+  [[nodiscard]] std::size_t in_count(int rank) const;
+  [[nodiscard]] std::size_t out_count(int rank) const;
+  /// Elements that `from` gives to `to`. With counts the shares grow from rank to rank, and the
+  /// last takes what is left.
+  [[nodiscard]] std::size_t share(int from, int to) const;
+  /// As the call of `rank` takes them: what it sends to each, and what it receives from each.
+  [[nodiscard]] std::vector<std::size_t> counts(int rank) const;
+  [[nodiscard]] std::vector<std::size_t> received(int rank) const;
   /// Bus bandwidth over algorithm bandwidth.
   [[nodiscard]] double bus_factor() const;
 };
@@ -74,7 +93,7 @@ class Buffers {
   [[nodiscard]] void* out() const { return out_; }
 
  private:
-  [[nodiscard]] bool receives() const;
+  [[nodiscard]] std::size_t first_of(int from) const;
   Workload workload_;
   int rank_;
   std::vector<std::byte> in_memory_;
@@ -83,7 +102,10 @@ class Buffers {
   void* out_ = nullptr;
 };
 
-/// Bits of `value` in `type`, rounded once to nearest even. For the small values of the checks.
+/// Of PremulSum: exact in every float type.
+inline constexpr double kPremulFactor = 0.5;
+/// Bits of `value` in `type`, rounded once to nearest even. For the small
+/// values of the checks; of bool their lowest bit.
 [[nodiscard]] std::uint64_t encode(DType type, double value);
 /// What rank `rank` contributes at element `index`, and what all of them give.
 [[nodiscard]] double contribution(ReduceOp op, int rank, std::size_t index, std::uint64_t salt);

@@ -28,6 +28,7 @@ OPS = {
     "min": dist.ReduceOp.MIN,
     "max": dist.ReduceOp.MAX,
 }
+COLLECTIVES = {"all_reduce", "reduce", "broadcast", "all_gather", "barrier", "sendrecv"}
 PERIOD = 509
 
 
@@ -55,8 +56,10 @@ class Bench:
         self.collective, dtype, self.op = words[0], words[1], words[2]
         self.root, self.count = int(words[3]), int(words[4])
         self.rank, self.ranks, self.salt = rank, ranks, 0
-        self.supported = self.op in OPS and self.collective != "reduce_scatter"
-        self.dtype = TYPES[dtype]
+        self.supported = (
+            self.op in OPS and dtype in TYPES and self.collective in COLLECTIVES
+        )
+        self.dtype = TYPES.get(dtype, torch.float32)
         self.data = torch.zeros(self.count, dtype=self.dtype)
         self.parts = [torch.zeros(self.count, dtype=self.dtype) for _ in range(ranks)]
 
@@ -166,7 +169,7 @@ def rank_main(rank, ranks, directory, ports):
         if words[1:7] != last:
             bench, last = Bench(words[1:], rank, ranks), words[1:7]
         if not bench.supported:
-            answer({"error": f"Gloo has no {bench.collective} with {bench.op} here"})
+            answer({"error": f"Gloo has no {bench.collective} with {bench.op} and this type here"})
             continue
         answer(run_block(bench, words[7], int(words[8]), int(words[9]), int(words[10])))
     dist.destroy_process_group()

@@ -148,18 +148,20 @@ static const char* prepare(bench_t* b) {
             : !strcmp(d, "i64") ? MPI_INT64_T
             : !strcmp(d, "u8")  ? MPI_UINT8_T
                                 : MPI_DATATYPE_NULL;
-  if (b->type == MPI_DATATYPE_NULL) return "this MPI program has no 16-bit floats";
+  if (b->type == MPI_DATATYPE_NULL) return "this MPI program has no such type";
   const char* o = b->c.op;
   b->op = !strcmp(o, "sum")    ? MPI_SUM
           : !strcmp(o, "prod") ? MPI_PROD
           : !strcmp(o, "min")  ? MPI_MIN
           : !strcmp(o, "max")  ? MPI_MAX
                                : MPI_OP_NULL;
-  if (b->op == MPI_OP_NULL) return "MPI has no average";
+  if (b->op == MPI_OP_NULL) return "this MPI program has no such operation";
   int unit = 0;
   MPI_Type_size(b->type, &unit);
   b->unit = (size_t)unit;
   const char* c = b->c.collective;
+  if (!strcmp(c, "gather") || !strcmp(c, "scatter") || strstr(c, "all_to_all") || strstr(c, "_v"))
+    return "this MPI program has no such collective";
   size_t p = (size_t)b->ranks;
   b->in_count = !strcmp(c, "reduce_scatter") ? b->c.count * p : b->c.count;
   b->out_count = !strcmp(c, "all_gather") ? b->c.count * p : b->c.count;

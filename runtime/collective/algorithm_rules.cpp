@@ -16,7 +16,7 @@ Status refuse(std::string_view rule, std::string_view why) {
 }
 
 std::optional<OpKind> parse_kind(std::string_view text) {
-  for (int i = 0; i < spi::kOpKindCount; ++i) {
+  for (int i = 0; i < spi::kSingleKindCount; ++i) {
     const auto kind = static_cast<OpKind>(i);
     if (text == spi::name(kind)) return kind;
   }

@@ -15,140 +15,29 @@
 #include <vector>
 
 #include "base/check.hpp"
+#include "collective/kernels_oracle.hpp"
 
 namespace regroup::collective {
 namespace {
 
-// ---- the oracle: one element at a time, no vectors, conversions written differently
-
-template <class T>
-T load(const void* base, std::size_t index) {
-  T value;
-  std::memcpy(&value, static_cast<const std::byte*>(base) + index * sizeof(T), sizeof(T));
-  return value;
-}
-
-template <class T>
-void store(void* base, std::size_t index, T value) {
-  std::memcpy(static_cast<std::byte*>(base) + index * sizeof(T), &value, sizeof(T));
-}
-
-float widen(BFloat16 value) { return std::bit_cast<float>(std::uint32_t{value.bits} << 16); }
-
-float widen(Half value) {
-  const std::uint32_t sign = (value.bits & 0x8000u) << 16;
-  const std::uint32_t exponent = (value.bits >> 10) & 0x1Fu;
-  const std::uint32_t mantissa = value.bits & 0x3FFu;
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7F800000u | (mantissa << 13));
-  if (exponent == 0) {
-    const float magnitude = std::ldexp(static_cast<float>(mantissa), -24);
-    return sign != 0 ? -magnitude : magnitude;
-  }
-  return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
-}
-
-template <class T>
-T narrow(float value);
-
-template <>
-BFloat16 narrow<BFloat16>(float value) {
-  if (std::isnan(value)) return {0x7FC0};
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  return {static_cast<std::uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16)};
-}
-
-template <>
-Half narrow<Half>(float value) {
-  if (std::isnan(value)) return {0x7E00};
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  const auto sign = static_cast<std::uint16_t>((bits >> 16) & 0x8000u);
-  const float magnitude = std::fabs(value);
-  std::uint32_t half = 0x7C00;
-  if (magnitude < 0x1p-14F) {
-    half = static_cast<std::uint32_t>(std::nearbyint(std::ldexp(magnitude, 24)));
-  } else if (magnitude < 65520.0F) {
-    const std::uint32_t rebased = (bits & 0x7FFFFFFFu) - (112u << 23);
-    half = (rebased + 0xFFFu + ((rebased >> 13) & 1u)) >> 13;
-  }
-  return {static_cast<std::uint16_t>(sign | half)};
-}
-
-template <class T>
-T combine_min_max(ReduceOp op, T a, T b) {
-  const bool smaller = op == ReduceOp::Min;
-  if constexpr (std::is_floating_point_v<T>) {
-    if (std::isnan(a)) return a;
-    if (std::isnan(b)) return b;
-    if (a == b) return std::signbit(a) == smaller ? a : b;
-  }
-  return (a < b) == smaller ? a : b;
-}
-
-template <class T>
-T combine(ReduceOp op, T a, T b) {
-  using Wide = std::conditional_t<std::is_integral_v<T>, std::uint64_t, T>;
-  switch (op) {
-    case ReduceOp::Sum:
-    case ReduceOp::Avg: return static_cast<T>(static_cast<Wide>(a) + static_cast<Wide>(b));
-    case ReduceOp::Prod: return static_cast<T>(static_cast<Wide>(a) * static_cast<Wide>(b));
-    case ReduceOp::Min:
-    case ReduceOp::Max: return combine_min_max(op, a, b);
-  }
-  REGROUP_UNREACHABLE("reduce operation");
-}
-
-template <class T>
-T finish(ReduceOp op, T value, int divisor) {
-  if constexpr (std::is_floating_point_v<T>) {
-    if (op == ReduceOp::Avg) value /= static_cast<T>(divisor);
-    if (std::isnan(value)) return std::numeric_limits<T>::quiet_NaN();
-  }
-  return value;
-}
-
-template <class T>
-void fold(ReduceOp op, void* out, const void* const* inputs, int inputs_count, std::size_t count,
-          int divisor) {
-  for (std::size_t i = 0; i < count; ++i) {
-    T value = load<T>(inputs[0], i);
-    for (int k = 1; k < inputs_count; ++k) value = combine(op, value, load<T>(inputs[k], i));
-    store<T>(out, i, finish(op, value, divisor));
-  }
-}
-
-template <class T>
-void fold_16(ReduceOp op, void* out, const void* const* inputs, int inputs_count, std::size_t count,
-             int divisor) {
-  for (std::size_t i = 0; i < count; ++i) {
-    float value = widen(load<T>(inputs[0], i));
-    for (int k = 1; k < inputs_count; ++k) value = combine(op, value, widen(load<T>(inputs[k], i)));
-    store<T>(out, i, narrow<T>(finish(op, value, divisor)));
-  }
-}
-
-void oracle(DType type, ReduceOp op, void* out, const void* const* inputs, int inputs_count,
-            std::size_t count, int divisor) {
-  switch (type) {
-    case DType::F64: return fold<double>(op, out, inputs, inputs_count, count, divisor);
-    case DType::F32: return fold<float>(op, out, inputs, inputs_count, count, divisor);
-    case DType::F16: return fold_16<Half>(op, out, inputs, inputs_count, count, divisor);
-    case DType::BF16: return fold_16<BFloat16>(op, out, inputs, inputs_count, count, divisor);
-    case DType::I32: break;
-    case DType::I64: break;
-    case DType::U8: break;
-  }
-  if (type == DType::I32) return fold<std::int32_t>(op, out, inputs, inputs_count, count, divisor);
-  if (type == DType::I64) return fold<std::int64_t>(op, out, inputs, inputs_count, count, divisor);
-  fold<std::uint8_t>(op, out, inputs, inputs_count, count, divisor);
-}
-
 // ---- the fixture
 
-constexpr DType kFloats[] = {DType::F64, DType::F32, DType::F16, DType::BF16};
-constexpr DType kIntegers[] = {DType::I32, DType::I64, DType::U8};
-constexpr ReduceOp kFloatOps[] = {ReduceOp::Sum, ReduceOp::Avg, ReduceOp::Prod, ReduceOp::Min,
-                                  ReduceOp::Max};
-constexpr ReduceOp kIntegerOps[] = {ReduceOp::Sum, ReduceOp::Prod, ReduceOp::Min, ReduceOp::Max};
+template <class CallFn>
+void for_each_defined(const CallFn& call) {
+  for (int type = 0; type < kDTypeCount; ++type) {
+    for (int op = 0; op < kReduceOpCount; ++op) {
+      if (is_defined(static_cast<ReduceOp>(op), static_cast<DType>(type)))
+        call(static_cast<DType>(type), static_cast<ReduceOp>(op));
+    }
+  }
+}
+
+constexpr DType kFloats[] = {DType::F64,  DType::F32,    DType::F16,
+                             DType::BF16, DType::F8E4M3, DType::F8E5M2};
+constexpr ReduceOp kFloatOps[] = {ReduceOp::Sum, ReduceOp::Avg, ReduceOp::Prod,
+                                  ReduceOp::Min, ReduceOp::Max, ReduceOp::PremulSum};
+constexpr ReduceOp kIntegerOps[] = {ReduceOp::Sum,  ReduceOp::Prod, ReduceOp::Min, ReduceOp::Max,
+                                    ReduceOp::BAnd, ReduceOp::BOr,  ReduceOp::BXor};
 
 using Bytes = std::vector<std::byte>;
 
@@ -176,8 +65,8 @@ class KernelsTest : public ::testing::Test {
   }
 
   /// Runs kernel and oracle over the same inputs: same bits, and nothing around the result changes.
-  static void compare(DType type, ReduceOp op, const std::vector<Bytes>& inputs, int divisor = 3,
-                      std::size_t misalign = 0) {
+  static void compare(DType type, ReduceOp op, const std::vector<Bytes>& inputs,
+                      const Scaling& scaling = {3, 0.3}, std::size_t misalign = 0) {
     const std::size_t bytes = inputs[0].size();
     const std::size_t count = bytes / size_of(type);
     std::vector<Bytes> placed;
@@ -189,11 +78,11 @@ class KernelsTest : public ::testing::Test {
     }
     const int inputs_count = static_cast<int>(inputs.size());
     Bytes expected(bytes);
-    oracle(type, op, expected.data(), pointers.data(), inputs_count, count, divisor);
+    oracle(type, {op, expected.data(), pointers.data(), inputs_count, count, scaling});
 
     constexpr std::size_t kGuard = 64;
     Bytes out(misalign + bytes + kGuard, std::byte{0xA5});
-    reduce(type, op, out.data() + misalign, pointers.data(), inputs_count, count, divisor);
+    reduce(type, op, out.data() + misalign, pointers.data(), inputs_count, count, scaling);
     expect_equal(type, expected, out.data() + misalign, label(type, op, inputs.size(), count));
     for (std::size_t i = 0; i < misalign; ++i) ASSERT_EQ(out[i], std::byte{0xA5}) << i;
     for (std::size_t i = misalign + bytes; i < out.size(); ++i) {
@@ -241,6 +130,12 @@ std::vector<std::uint16_t> all_words() {
   std::vector<std::uint16_t> words(65536);
   for (std::size_t i = 0; i < words.size(); ++i) words[i] = static_cast<std::uint16_t>(i);
   return words;
+}
+
+std::vector<std::uint8_t> all_bytes() {
+  std::vector<std::uint8_t> bytes(256);
+  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::uint8_t>(i);
+  return bytes;
 }
 
 /// Both columns of the table of all pairs.
@@ -306,8 +201,55 @@ TEST_F(KernelsTest, CombinesRandom16BitValues) {
   for (int i = 0; i < 3; ++i) inputs.push_back(random_bytes(random, 2 << 16));
   on_every_target([&] {
     for (const DType type : {DType::F16, DType::BF16}) {
-      for (const ReduceOp op : kFloatOps) compare(type, op, inputs, 7);
+      for (const ReduceOp op : kFloatOps) compare(type, op, inputs, {7, 1.7});
     }
+  });
+}
+
+TEST_F(KernelsTest, CombinesAllPairsOf8BitFloats) {
+  const auto pairs = all_pairs(all_bytes());
+  on_every_target([&] {
+    for (const DType type : {DType::F8E4M3, DType::F8E5M2}) {
+      for (const ReduceOp op : kFloatOps) {
+        compare(type, op, {pairs[0]});
+        compare(type, op, pairs);
+        compare(type, op, {pairs[0], pairs[1], pairs[0]}, {3, 0.01});
+      }
+    }
+  });
+}
+
+// What PyTorch's conversions from float give, in numbers: float8_e4m3fn has no infinity.
+TEST_F(KernelsTest, Rounds8BitFloatsAsPyTorchDoes) {
+  const auto scaled = [](DType type, std::uint8_t one, double factor) {
+    std::uint8_t out = 0xEE;
+    const void* inputs[] = {&one};
+    reduce(type, ReduceOp::PremulSum, &out, inputs, 1, 1, {1, factor});
+    return int{out};
+  };
+  on_every_target([&] {
+    const auto e4m3 = [&](double value) { return scaled(DType::F8E4M3, 0x38, value); };
+    EXPECT_EQ(e4m3(1.0), 0x38);
+    EXPECT_EQ(e4m3(448.0), 0x7E);
+    EXPECT_EQ(e4m3(464.0), 0x7E) << "half way to 480: the even one";
+    EXPECT_EQ(e4m3(465.0), 0x7F);
+    EXPECT_EQ(e4m3(-465.0), 0xFF) << "overflow keeps the sign";
+    EXPECT_EQ(e4m3(1e30), 0x7F);
+    EXPECT_EQ(e4m3(-HUGE_VAL), 0xFF);
+    EXPECT_EQ(e4m3(-NAN), 0x7F);
+    EXPECT_EQ(e4m3(0x1p-9), 0x01);
+    EXPECT_EQ(e4m3(0x1p-10), 0x00) << "half of the smallest: the even one";
+    EXPECT_EQ(e4m3(-0x1.8p-10), 0x81);
+    EXPECT_EQ(e4m3(0x1.fp-7), 0x08) << "half way between the subnormals and 2^-6";
+    const auto e5m2 = [&](double value) { return scaled(DType::F8E5M2, 0x3C, value); };
+    EXPECT_EQ(e5m2(1.0), 0x3C);
+    EXPECT_EQ(e5m2(57344.0), 0x7B);
+    EXPECT_EQ(e5m2(61439.0), 0x7B);
+    EXPECT_EQ(e5m2(61440.0), 0x7C);
+    EXPECT_EQ(e5m2(-1e30), 0xFC);
+    EXPECT_EQ(e5m2(NAN), 0x7F);
+    EXPECT_EQ(e5m2(0x1p-16), 0x01);
+    EXPECT_EQ(e5m2(0x1p-17), 0x00);
   });
 }
 
@@ -324,16 +266,19 @@ TEST_F(KernelsTest, CombinesSpecialFloats) {
 }
 
 TEST_F(KernelsTest, WrapsIntegers) {
+  constexpr std::uint16_t kOthers[] = {0x0001, 0x7FFF, 0x8000, 0xA5A5, 0xFFFF};
   const auto i32 = all_pairs<std::int32_t>({0, 1, -1, 7, 65537, INT32_MIN, INT32_MAX});
   const auto i64 = all_pairs<std::int64_t>({0, 1, -1, 7, 0x123456789ABCDEF, INT64_MIN, INT64_MAX});
-  std::vector<std::uint8_t> all(256);
-  for (std::size_t i = 0; i < all.size(); ++i) all[i] = static_cast<std::uint8_t>(i);
-  const auto u8 = all_pairs(all);
+  const auto bytes = all_pairs(all_bytes());
+  const Bytes words = bytes_of(all_words());
   on_every_target([&] {
     for (const ReduceOp op : kIntegerOps) {
-      compare(DType::I32, op, i32);
-      compare(DType::I64, op, i64);
-      compare(DType::U8, op, u8);
+      for (const DType type : {DType::I32, DType::U32}) compare(type, op, i32);
+      for (const DType type : {DType::I64, DType::U64}) compare(type, op, i64);
+      for (const DType type : {DType::I8, DType::U8, DType::Bool}) compare(type, op, bytes);
+      for (const std::uint16_t other : kOthers) {
+        compare(DType::I16, op, {words, bytes_of(std::vector<std::uint16_t>(65536, other))});
+      }
     }
   });
 }
@@ -348,17 +293,12 @@ TEST_F(KernelsTest, HandlesEveryTailCountAndAlignment) {
           for (std::size_t k = 0; k < inputs_count; ++k) {
             inputs.push_back(random_bytes(random, count * size_of(type)));
           }
-          compare(type, op, inputs, static_cast<int>(inputs_count), count % 5);
+          compare(type, op, inputs, {static_cast<int>(inputs_count), -0.7}, count % 5);
           if (HasFatalFailure()) return;
         }
       }
     };
-    for (const DType type : kFloats) {
-      for (const ReduceOp op : kFloatOps) each(type, op);
-    }
-    for (const DType type : kIntegers) {
-      for (const ReduceOp op : kIntegerOps) each(type, op);
-    }
+    for_each_defined(each);
   });
 }
 
@@ -372,8 +312,8 @@ TEST_F(KernelsTest, OutMayBeAnyOneInput) {
         for (int k = 0; k < 3; ++k) inputs.push_back(random_bytes(random, kCount * size_of(type)));
         const void* pointers[] = {inputs[0].data(), inputs[1].data(), inputs[2].data()};
         Bytes expected(inputs[0].size());
-        oracle(type, ReduceOp::Avg, expected.data(), pointers, 3, kCount, 3);
-        reduce(type, ReduceOp::Avg, inputs[alias].data(), pointers, 3, kCount, 3);
+        oracle(type, {ReduceOp::Avg, expected.data(), pointers, 3, kCount, {3}});
+        reduce(type, ReduceOp::Avg, inputs[alias].data(), pointers, 3, kCount, {3});
         expect_equal(type, expected, inputs[alias].data(), label(type, ReduceOp::Avg, 3, kCount));
       }
     }
@@ -386,10 +326,10 @@ TEST_F(KernelsTest, FoldsInTheGivenOrder) {
   const float third = 1.0F;
   float out = 0;
   const void* cancel_first[] = {&first, &second, &third};
-  reduce(DType::F32, ReduceOp::Sum, &out, cancel_first, 3, 1, 0);
+  reduce(DType::F32, ReduceOp::Sum, &out, cancel_first, 3, 1);
   EXPECT_EQ(out, 1.0F);
   const void* absorb_first[] = {&first, &third, &second};
-  reduce(DType::F32, ReduceOp::Sum, &out, absorb_first, 3, 1, 0);
+  reduce(DType::F32, ReduceOp::Sum, &out, absorb_first, 3, 1);
   EXPECT_EQ(out, 0.0F);
 }
 
@@ -399,15 +339,17 @@ TEST_F(KernelsTest, RoundsOnceNotAfterEveryInput) {
   const BFloat16 one{0x3F80};
   const void* inputs[] = {&big, &one, &one, &one, &one};
   BFloat16 out;
-  reduce(DType::BF16, ReduceOp::Sum, &out, inputs, 5, 1, 0);
+  reduce(DType::BF16, ReduceOp::Sum, &out, inputs, 5, 1);
   EXPECT_EQ(out.bits, 0x4382);
 }
 
-TEST(KernelsDeathTest, AverageOfIntegersIsADefect) {
+TEST(KernelsDeathTest, WhatIsNotDefinedIsADefect) {
   const std::int32_t value = 1;
   const void* inputs[] = {&value};
   std::int32_t out = 0;
-  EXPECT_DEATH(reduce(DType::I32, ReduceOp::Avg, &out, inputs, 1, 1, 1), "average of integers");
+  EXPECT_DEATH(reduce(DType::I32, ReduceOp::Avg, &out, inputs, 1, 1), "operation on integers");
+  EXPECT_DEATH(reduce(DType::F32, ReduceOp::BAnd, &out, inputs, 1, 1), "operation on floats");
+  EXPECT_DEATH(reduce(DType::Bool, ReduceOp::Avg, &out, inputs, 1, 1), "operation on bool");
 }
 
 TEST(Copy, MovesBytesAndAcceptsNothingOrItself) {

@@ -10,6 +10,7 @@ namespace {
 std::uint64_t digest_of(const spi::OpDescriptor& d) {
   std::uint64_t digest = (0x9e3779b97f4a7c15 ^ spi::pack_meta(d)) * 0xff51afd7ed558ccd;
   digest = (digest ^ (digest >> 32) ^ d.count) * 0xc4ceb9fe1a85ec53;
+  digest = (digest ^ (digest >> 29) ^ d.detail) * 0xff51afd7ed558ccd;
   return digest ^ (digest >> 29);
 }
 

@@ -107,7 +107,7 @@ void MessageRunner::Impl::begin(const OpSpec& spec) {
 void MessageRunner::Impl::keep_input() {
   input_ = static_cast<const std::byte*>(spec_.in);
   kept_at_ = nullptr;
-  const OpExtent extent = extent_of(descriptor_, members_, me_);
+  const OpExtent extent = extent_of(descriptor_, {}, members_, me_);
   if (extent.in_bytes == 0 || extent.out_bytes == 0) return;
   const auto in = reinterpret_cast<std::uintptr_t>(spec_.in);
   const auto out = reinterpret_cast<std::uintptr_t>(spec_.out);

@@ -23,6 +23,7 @@ constexpr std::chrono::seconds kBrokenPatience{2};
 struct CalledOperation {
   std::uint64_t meta = 0;
   std::uint64_t count = 0;
+  std::uint64_t detail = 0;
 };
 
 std::size_t index(int member) { return static_cast<std::size_t>(member); }
@@ -158,7 +159,8 @@ void MessageRunner::Impl::fold(const MessageStep& step) {
   output_touched_ = true;
   held_.unlock();
   reduce(descriptor_.dtype, descriptor_.op, static_cast<std::byte*>(spec_.out) + step.out_offset,
-         sources_.data(), members_, step.bytes / size_of(descriptor_.dtype), members_);
+         sources_.data(), members_, step.bytes / size_of(descriptor_.dtype),
+         {members_, spec_.factor});
   held_.lock();
   hook(Instant::AfterReduce, static_cast<std::int64_t>(step.out_offset));
 }
@@ -266,7 +268,8 @@ void MessageRunner::Impl::on_message(const spi::MessageHeader& header, const std
       CalledOperation call;
       if (bytes != sizeof call) break;
       std::memcpy(&call, data, sizeof call);
-      calls_.heard(source, header.sequence, spi::unpack_descriptor(call.meta, call.count));
+      calls_.heard(source, header.sequence,
+                   spi::unpack_descriptor(call.meta, call.count, call.detail));
       break;
     }
     case spi::MessageKind::Prepared:
@@ -310,7 +313,8 @@ void MessageRunner::Impl::on_holds(const spi::MessageHeader& header) {
 
 void MessageRunner::Impl::tell_calls() {
   while (const auto mine = calls_.next_to_tell()) {
-    const CalledOperation call{spi::pack_meta(mine->second), mine->second.count};
+    const CalledOperation call{spi::pack_meta(mine->second), mine->second.count,
+                               mine->second.detail};
     post_to_all(spi::MessageKind::Call, mine->first, 0, &call, sizeof call);
   }
 }

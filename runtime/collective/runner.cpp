@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <functional>
+#include <numeric>
 #include <utility>
 
 #include "base/check.hpp"
@@ -36,26 +38,53 @@ bool is_small(const OpDescriptor& d) {
 
 }  // namespace
 
-OpDescriptor describe_call(const OpSpec& spec) {
+std::uint64_t hash_of(const std::size_t* counts, int ranks) {
+  std::uint64_t hash = kDigestSeed;
+  for (int rank = 0; rank < ranks; ++rank)
+    hash = fold_digest(hash, static_cast<std::uint64_t>(rank), counts[rank]);
+  return hash;
+}
+
+namespace {
+
+/// Of a single operation.
+inline OpDescriptor describe_single(const OpSpec& spec) {
   OpDescriptor d;
   d.kind = spec.kind;
+  if (spec.kind == OpKind::Barrier) return d;
   d.count = spec.count;
   d.dtype = spec.dtype;
-  switch (spec.kind) {
-    case OpKind::AllReduce:
-    case OpKind::ReduceScatter: d.op = spec.op; break;
-    case OpKind::Reduce:
-      d.op = spec.op;
-      d.root = spec.root;
-      break;
-    case OpKind::Broadcast: d.root = spec.root; break;
-    case OpKind::AllGather: break;
-    case OpKind::Barrier:
-      d.count = 0;
-      d.dtype = DType::U8;
-      break;
+  if (spi::reduces(spec.kind)) {
+    d.op = spec.op;
+    if (spec.op == ReduceOp::PremulSum) d.detail = std::bit_cast<std::uint64_t>(spec.factor);
+    if (spec.kind == OpKind::AllReduce) return d;
+  }
+  if (!spi::is_symmetric(spec.kind)) d.root = spec.root;
+  if (spi::has_counts(spec.kind)) [[unlikely]] {
+    const Counts& counts = spec.counts;
+    d.count = 0;
+    // What a rank sends to each other one need not be alike; the counts themselves are compared.
+    if (spec.kind == OpKind::AllToAllV) return d;
+    d.count = std::accumulate(counts.shares, counts.shares + counts.ranks, std::uint64_t{0});
+    d.detail = fold_digest(hash_of(counts.shares, counts.ranks), d.detail, 0);
   }
   return d;
+}
+
+OpDescriptor describe_parts(const OpSpec& spec) {
+  OpDescriptor d{.kind = OpKind::Coalesced, .count = spec.count, .detail = kDigestSeed};
+  for (std::size_t i = 0; i < spec.count; ++i) {
+    const OpDescriptor part = describe_single(spec.parts[i]);
+    d.detail = fold_digest(d.detail, spi::pack_meta(part), part.count);
+    d.detail = fold_digest(d.detail, part.detail, i);
+  }
+  return d;
+}
+
+}  // namespace
+
+OpDescriptor describe_call(const OpSpec& spec) {
+  return spec.kind == OpKind::Coalesced ? describe_parts(spec) : describe_single(spec);
 }
 
 const char* name(OutcomeKind kind) {
@@ -145,18 +174,24 @@ Outcome SlotRunner::Impl::run_small(Deadline until) {
     }
     current_.output_touched = true;
     reduce(current_.spec.dtype, current_.spec.op, current_.spec.out, sources_.data(), members_,
-           current_.spec.count, members_);
+           current_.spec.count, {members_, current_.spec.factor});
     hook(Instant::AfterReduce, 0);
   }
   return complete(until);
 }
 
 void SlotRunner::Impl::make_plan() {
-  current_.plan = Plan(current_.descriptor, {.members = members_,
-                                             .me = me_,
-                                             .slot_bytes = slots_.slot_bytes(),
-                                             .forced = forced_algorithm(current_.descriptor),
-                                             .own_from_input = options_.own_from_input});
+  const OpSpec& spec = current_.spec;
+  REGROUP_ASSERT(!spi::has_counts(spec.kind) || spec.counts.ranks >= members_);
+  const bool part = current_.parts != nullptr;
+  const OpDescriptor d = part ? describe_call(spec) : current_.descriptor;
+  current_.plan = Plan(d, {.members = members_,
+                           .me = me_,
+                           .slot_bytes = slots_.slot_bytes(),
+                           .forced = forced_algorithm(d),
+                           .own_from_input = options_.own_from_input,
+                           .counts = spec.counts,
+                           .coalesced = part});
 }
 
 // Goes over from run_small() to the plan: its next step is the one of kind `reached`, or none.
@@ -179,13 +214,19 @@ std::optional<Algorithm> SlotRunner::Impl::forced_algorithm(const OpDescriptor& 
 void SlotRunner::Impl::begin(const OpSpec& spec) {
   if (sequence_ != 0) record_sends();
   ++sequence_;
-  const OpDescriptor descriptor = describe_call(spec);
-  current_.spec = spec;
+  const OpDescriptor descriptor =
+      spec.kind == OpKind::Coalesced ? describe_parts(spec) : describe_single(spec);
   current_.descriptor = descriptor;
+  current_.parts = nullptr;
   current_.small = is_small(descriptor) && !forced_algorithm(descriptor);
-  if (!current_.small) make_plan();
-  current_.first_turn = next_turn_;
-  next_turn_ += current_.small ? 1 : current_.plan.turns();
+  if (current_.small) {
+    current_.spec = spec;
+    current_.first_turn = next_turn_++;
+  } else if (descriptor.kind == OpKind::Coalesced) {
+    begin_parts(spec);
+  } else {
+    start(spec);
+  }
   current_.pending = current_.flushing = current_.output_touched = false;
   current_.unsettled = current_.differs = false;
   if (!current_.mismatch.empty()) current_.mismatch.clear();
@@ -193,15 +234,46 @@ void SlotRunner::Impl::begin(const OpSpec& spec) {
 
   const std::uint64_t meta = spi::pack_meta(descriptor);
   digest_ = fold_digest(digest_, meta, descriptor.count);
+  if (descriptor.detail != 0) [[unlikely]]
+    digest_ = fold_digest(digest_, descriptor.detail, 0);
   spi::LedgerEntry& entry = slots_.ledger(me_, sequence_);
   entry.sequence.store(0, std::memory_order_relaxed);
   // Release: whoever reads one of these finds the 0 (or what follows) at its second look.
   entry.meta.store(meta, std::memory_order_release);
   entry.count.store(descriptor.count, std::memory_order_release);
+  entry.detail.store(descriptor.detail, std::memory_order_release);
   entry.arrival_ns.store(options_.arrival_ns != nullptr ? *options_.arrival_ns : 0,
                          std::memory_order_release);
   entry.sequence.store(sequence_, std::memory_order_release);
-  keep_input();
+  keep_input(spec);
+}
+
+void SlotRunner::Impl::start(const OpSpec& spec) {
+  current_.spec = spec;
+  make_plan();
+  current_.first_turn = next_turn_;
+  next_turn_ += current_.plan.turns();
+}
+
+// Everybody's digest is checked before anything is written, and nobody completes before everybody
+// has given all: where the first or last part does not do that, a barrier does.
+void SlotRunner::Impl::begin_parts(const OpSpec& spec) {
+  current_.parts = spec.parts;
+  current_.parts_count = spec.count;
+  current_.position = spi::is_symmetric(spec.parts[0].kind) ? 1 : 0;
+  start(current_.position == 0 ? OpSpec{} : spec.parts[0]);
+}
+
+bool SlotRunner::Impl::next_part() {
+  if (current_.parts == nullptr || current_.position > current_.parts_count) return false;
+  const std::size_t at = current_.position++;  // the part behind `position`
+  if (at < current_.parts_count) {
+    start(current_.parts[at]);
+    return true;
+  }
+  if (spi::is_symmetric(current_.parts[at - 1].kind)) return false;
+  start(OpSpec{});
+  return true;
 }
 
 // Completing operation k needs the contributions to the operations before it, not those to k.
@@ -216,39 +288,65 @@ void SlotRunner::Impl::record_sends() {
   }
 }
 
-void SlotRunner::Impl::keep_input() {
-  keep_ = Keep::Nothing;
-  const OpSpec& spec = current_.spec;
-  const OpDescriptor& d = current_.descriptor;
-  if (!spi::kFaultTolerance || !spec.keep_input) return;
-  const OpExtent extent = extent_of(d, members_, me_);
-  if (extent.in_bytes == 0 || extent.out_bytes == 0) return;
+/// What of the input the output will cover; none where it is covered by itself.
+std::optional<SlotRunner::Impl::Kept> SlotRunner::Impl::overlap_of(const OpSpec& spec) const {
+  const bool part = current_.parts != nullptr;
+  const OpDescriptor d = part ? describe_call(spec) : current_.descriptor;
+  const OpExtent extent = extent_of(d, spec.counts, members_, me_);
+  if (!spec.keep_input || extent.in_bytes == 0 || extent.out_bytes == 0) return std::nullopt;
   const auto in = reinterpret_cast<std::uintptr_t>(spec.in);
   const auto out = reinterpret_cast<std::uintptr_t>(spec.out);
   const std::uintptr_t begin = std::max(in, out);
   const std::uintptr_t end = std::min(in + extent.in_bytes, out + extent.out_bytes);
-  if (begin >= end) return;
-  const bool own_place =
-      d.kind == OpKind::AllGather && in == out + static_cast<std::size_t>(me_) * extent.in_bytes;
-  if (own_place) return;  // it is overwritten by itself
-  kept_at_ = static_cast<std::byte*>(spec.out) + (begin - out);
-  kept_bytes_ = end - begin;
+  if (begin >= end) return std::nullopt;
+  const bool own_place = spi::gathers(d.kind) && !spi::scatters(d.kind) &&
+                         in == out + share_offset(d, spec.counts.shares, me_);
+  if (own_place) return std::nullopt;
+  return Kept{static_cast<std::byte*>(spec.out) + (begin - out), end - begin};
+}
+
+void SlotRunner::Impl::keep_copy(Kept kept) {
+  kept.copy_offset =
+      kept_ranges_.empty() ? 0 : kept_ranges_.back().copy_offset + kept_ranges_.back().bytes;
+  const std::size_t end = kept.copy_offset + kept.bytes;
+  if (kept_.size() < end) kept_.resize(end);
+  std::memcpy(kept_.data() + kept.copy_offset, kept.at, kept.bytes);
+  kept_ranges_.push_back(kept);
+  keep_ = Keep::InCopy;
+}
+
+void SlotRunner::Impl::keep_input(const OpSpec& spec) {
+  keep_ = Keep::Nothing;
+  if (!spi::kFaultTolerance) return;
   const bool in_one_chunk = current_.small || current_.plan.chunks() == 1;
-  if (d.kind == OpKind::AllReduce && in == out && in_one_chunk) {
-    keep_ = Keep::InSlot;  // what I publish is the whole input
+  if (spec.kind == OpKind::AllReduce && in_one_chunk) {
+    // What I publish is the whole input.
+    if (spec.in == spec.out && spec.keep_input) keep_ = Keep::InSlot;
     return;
   }
-  keep_ = Keep::InCopy;
-  if (kept_.size() < kept_bytes_) kept_.resize(kept_bytes_);
-  std::memcpy(kept_.data(), kept_at_, kept_bytes_);
+  if (current_.small) return;
+  kept_ranges_.clear();
+  if (current_.parts == nullptr) {
+    if (const auto kept = overlap_of(spec)) keep_copy(*kept);
+    return;
+  }
+  for (std::size_t i = 0; i < current_.parts_count; ++i) {
+    if (const auto kept = overlap_of(current_.parts[i])) keep_copy(*kept);
+  }
 }
 
 void SlotRunner::Impl::restore_input() {
   if (!current_.output_touched) return;
   switch (keep_) {
     case Keep::Nothing: break;
-    case Keep::InSlot: std::memcpy(kept_at_, buffer(me_, absolute(0)), kept_bytes_); break;
-    case Keep::InCopy: std::memcpy(kept_at_, kept_.data(), kept_bytes_); break;
+    case Keep::InSlot:
+      std::memcpy(current_.spec.out, buffer(me_, absolute(0)),
+                  current_.spec.count * size_of(current_.spec.dtype));
+      break;
+    case Keep::InCopy:
+      for (const Kept& kept : kept_ranges_)
+        std::memcpy(kept.at, kept_.data() + kept.copy_offset, kept.bytes);
+      break;
   }
 }
 

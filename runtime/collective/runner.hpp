@@ -81,15 +81,24 @@ struct OpSpec {
   OpKind kind = OpKind::Barrier;
   DType dtype = DType::U8;
   ReduceOp op = ReduceOp::Sum;
-  int root = 0;              ///< group rank
-  std::size_t count = 0;     ///< elements, as in the public API
+  bool keep_input = true;  ///< where `out` overlaps `in`: a Lost operation leaves `in` as it was
+  int root = 0;            ///< group rank
+  double factor = 1.0;     ///< of PremulSum
+  /// Elements, as in the public API; unused where there are counts. Coalesced: of `parts`, at least
+  /// 1.
+  std::size_t count = 0;
+  Counts counts;             ///< of the kinds that have them
   const void* in = nullptr;  ///< Broadcast: the root's buffer. Unused where nothing is sent.
   void* out = nullptr;       ///< Unused where nothing is received.
-  bool keep_input = true;    ///< where `out` overlaps `in`: a Lost operation leaves `in` as it was
+  /// Coalesced: carried out in this order, none of them coalesced itself. Where ranks are roots or
+  /// not, all of them are done, or none is. Memory: the caller's, for as long as the operation.
+  const OpSpec* parts = nullptr;
 };
 
-/// What all ranks must call alike of it.
+/// The part of a call that is compared between the ranks.
 [[nodiscard]] OpDescriptor describe_call(const OpSpec& spec);
+/// Of `ranks` numbers, in their order.
+[[nodiscard]] std::uint64_t hash_of(const std::size_t* counts, int ranks);
 
 enum class OutcomeKind : std::uint8_t {
   Done,        ///< uniform: done on all survivors
@@ -124,8 +133,8 @@ class GroupRunner {
   GroupRunner& operator=(const GroupRunner&) = delete;
   virtual ~GroupRunner() = default;
 
-  /// The next operation of the group. The arguments are valid (types fit, root < members, no Avg of
-  /// integers).
+  /// The next operation of the group. The arguments are valid (types fit, root < members, the
+  /// operation is defined for the type).
   virtual Outcome run(const OpSpec& spec, Deadline until) = 0;
   /// After Expired or Damaged of run(): waits for the decision and finishes (Done) or undoes (Lost)
   /// that operation.

@@ -43,8 +43,11 @@ class SlotRunner::Impl {
 
   /// The operation that run() was last called for.
   struct Current {
-    OpSpec spec;
-    OpDescriptor descriptor;
+    OpDescriptor descriptor;  ///< of the call
+    OpSpec spec;              ///< what is carried out: the call, or the part of it that is due
+    const OpSpec* parts = nullptr;  ///< Coalesced: all of them, and where in them `spec` stands
+    std::size_t parts_count = 0;
+    std::size_t position = 0;  ///< 0: in front of the first one, 1: the first one
     bool small = false;  ///< run_small() does it; `plan` is of an earlier operation until follow()
     Plan plan;
     std::uint64_t first_turn = 0;
@@ -59,10 +62,20 @@ class SlotRunner::Impl {
   };
   /// Where an operation's input is kept while its output overlaps it.
   enum class Keep : std::uint8_t { Nothing, InSlot, InCopy };
+  struct Kept {
+    std::byte* at = nullptr;
+    std::size_t bytes = 0;
+    std::size_t copy_offset = 0;  ///< in kept_
+  };
 
   void begin(const OpSpec& spec);
+  void begin_parts(const OpSpec& spec);
+  bool next_part();
+  void start(const OpSpec& spec);
+  [[nodiscard]] std::optional<Kept> overlap_of(const OpSpec& spec) const;
+  void keep_copy(Kept kept);
   [[nodiscard]] std::optional<Algorithm> forced_algorithm(const OpDescriptor& descriptor) const;
-  void keep_input();
+  void keep_input(const OpSpec& spec);
   void restore_input();
   void record_sends();
 
@@ -85,6 +98,9 @@ class SlotRunner::Impl {
   Progress await_handed_over(Deadline until);
   void copy_in(const Step& step);
   void copy_out(const Step& step);
+  void copy_own(const Step& step);
+  void copy_counts(std::uint64_t turn);
+  Progress read_counts(std::uint64_t turn);
   void reduce_step(const Step& step);
   void publish(std::uint64_t turn);
   /// Waits for ready(); a wedge of the own word ends the wait unless the operation is being
@@ -103,6 +119,7 @@ class SlotRunner::Impl {
   void restore_words();
 
   Progress judge_mismatch();
+  void end_differently(std::string text);
   Progress judge_anomaly(int member, std::uint64_t found, std::uint64_t expected);
   [[nodiscard]] bool called_differently(int member) const;
   Progress poison(std::uint64_t sequence, int a, const OpDescriptor& da, int b,
@@ -156,8 +173,7 @@ class SlotRunner::Impl {
   std::string damage_;  ///< found while waiting
   Keep keep_ = Keep::Nothing;
   std::vector<std::byte> kept_;
-  std::byte* kept_at_ = nullptr;
-  std::size_t kept_bytes_ = 0;
+  std::vector<Kept> kept_ranges_;
   Current current_;
 };
 

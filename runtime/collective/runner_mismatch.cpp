@@ -94,6 +94,12 @@ SlotRunner::Impl::Progress SlotRunner::Impl::judge_anomaly(int member, std::uint
       member, found, expected, sequence_));
 }
 
+/// The operation ends as Mismatch on all ranks, and the group goes on.
+void SlotRunner::Impl::end_differently(std::string text) {
+  current_.mismatch = std::move(text);
+  digest_ = kDigestAfterMismatch ^ sequence_;  // from here on all agree again
+}
+
 // Some awaited digest is not mine. All ranks come to the same answer, from the same ledgers.
 SlotRunner::Impl::Progress SlotRunner::Impl::judge_mismatch() {
   for (std::uint64_t back = 0; back < spi::kLedgerEntries && back < sequence_; ++back) {
@@ -110,10 +116,9 @@ SlotRunner::Impl::Progress SlotRunner::Impl::judge_mismatch() {
     }
     if (!other) continue;
     if (back == 0 && all_symmetric && spi::is_symmetric(current_.descriptor.kind)) {
-      current_.mismatch = fmt::format(
+      end_differently(fmt::format(
           "operation {} of the group differs: rank {} called {}, rank {} called {}", sequence,
-          first->first, spi::describe(first->second), other->first, spi::describe(other->second));
-      digest_ = kDigestAfterMismatch ^ sequence_;  // from here on all agree again
+          first->first, spi::describe(first->second), other->first, spi::describe(other->second)));
       return Progress::Finished;
     }
     return poison(sequence, first->first, first->second, other->first, other->second);
@@ -133,6 +138,7 @@ SlotRunner::Impl::Progress SlotRunner::Impl::poison(std::uint64_t sequence, int 
     record.rank[i].store(static_cast<std::uint64_t>(ranks[i]), std::memory_order_relaxed);
     record.meta[i].store(spi::pack_meta(*sides[i]), std::memory_order_relaxed);
     record.count[i].store(sides[i]->count, std::memory_order_relaxed);
+    record.detail[i].store(sides[i]->detail, std::memory_order_relaxed);
   }
   // The record of whoever comes first is read by all, and a record never changes once it is
   // claimed.

@@ -15,6 +15,9 @@ namespace {
 // What a flush waits for was published before the decision: this long means that the memory is
 // damaged.
 constexpr std::chrono::seconds kFlushMax{2};
+/// More elements than any memory holds: their bytes still fit into 64 bits.
+constexpr std::uint64_t kCountMax = std::uint64_t{1} << 56;
+static_assert(sizeof(std::size_t) == sizeof(std::uint64_t));
 
 }  // namespace
 
@@ -38,7 +41,10 @@ SlotRunner::Impl::Progress SlotRunner::Impl::wait_for(int member, Deadline until
 
 SlotRunner::Impl::Progress SlotRunner::Impl::execute(Deadline until) {
   for (;;) {
-    if (!current_.pending && !current_.plan.next(current_.step)) return Progress::Finished;
+    if (!current_.pending && !current_.plan.next(current_.step)) {
+      if (!next_part()) return Progress::Finished;
+      continue;
+    }
     current_.pending = true;
     const Progress progress = perform(current_.step, until);
     if (progress != Progress::Finished) [[unlikely]]
@@ -48,6 +54,7 @@ SlotRunner::Impl::Progress SlotRunner::Impl::execute(Deadline until) {
     // turn.
     if (!current_.mismatch.empty()) [[unlikely]] {
       next_turn_ = current_.first_turn + 1;
+      current_.parts = nullptr;
       while (current_.plan.next(current_.step)) {
       }
       return Progress::Finished;
@@ -87,6 +94,13 @@ SlotRunner::Impl::Progress SlotRunner::Impl::perform(const Step& step, Deadline 
       hook(Instant::AfterReduce, chunk);
       return Progress::Finished;
     case StepKind::CopyOut: copy_out(step); return Progress::Finished;
+    case StepKind::CopyOwn: copy_own(step); return Progress::Finished;
+    case StepKind::CopyCounts:
+      hook(Instant::BeforeCopyIn, chunk);
+      copy_counts(turn);
+      hook(Instant::AfterCopyIn, chunk);
+      return Progress::Finished;
+    case StepKind::ReadCounts: return read_counts(turn);
     case StepKind::SaidRead:
       mine_.read_up_to = turn;
       waiter_.publish(slots_.member(me_).read_up_to, turn);
@@ -106,8 +120,9 @@ bool SlotRunner::Impl::has_published(int member, std::uint64_t turn) const {
 // still have to finish from this buffer.
 SlotRunner::Impl::Progress SlotRunner::Impl::reclaim(std::uint64_t turn, Deadline until) {
   Use& use = uses_[turn & 1];
-  const OpDescriptor& d = current_.descriptor;
-  const Use mine{turn, sequence_, d.kind == OpKind::Reduce ? d.root : spi::kAnyMember};
+  const OpSpec& spec = current_.spec;
+  const bool to_root = spi::flow_of(spec.kind) == spi::Flow::ToRoot;
+  const Use mine{turn, sequence_, to_root ? spec.root : spi::kAnyMember};
   const Use old = use;
   if (old.turn != 0 && everyone_at_ <= old.turn && !current_.flushing) {
     for (int member = 0; member < members_; ++member) {
@@ -194,6 +209,55 @@ void SlotRunner::Impl::copy_out(const Step& step) {
   collective::copy(out, buffer(step.member, absolute(step.turn)) + step.slot_offset, step.bytes);
 }
 
+void SlotRunner::Impl::copy_own(const Step& step) {
+  current_.output_touched = true;
+  auto* out = static_cast<std::byte*>(current_.spec.out) + step.out_offset;
+  collective::copy(out, static_cast<const std::byte*>(current_.spec.in) + step.in_offset,
+                   step.bytes);
+}
+
+// A row of what I send to each member, and one of what I receive from each.
+void SlotRunner::Impl::copy_counts(std::uint64_t turn) {
+  const Counts& counts = current_.spec.counts;
+  const auto row_bytes = static_cast<std::size_t>(members_) * sizeof(std::uint64_t);
+  std::byte* const slot = slots_.slot(me_, turn);
+  std::memcpy(slot, counts.shares, row_bytes);
+  std::memcpy(slot + row_bytes, counts.recv, row_bytes);
+}
+
+// All ranks read the same rows, so they come to the same answer. Nothing is read or written by
+// these numbers: each rank moves what its own call says.
+SlotRunner::Impl::Progress SlotRunner::Impl::read_counts(std::uint64_t turn) {
+  const auto members = static_cast<std::size_t>(members_);
+  const auto count_at = [&](int member, std::size_t row, int other) {
+    std::uint64_t count = 0;
+    const std::size_t index = row * members + static_cast<std::size_t>(other);
+    std::memcpy(&count, slots_.slot(member, turn) + index * sizeof count, sizeof count);
+    return count;
+  };
+  std::uint64_t largest = 0;
+  for (int from = 0; from < members_; ++from) {
+    for (int to = 0; to < members_; ++to) {
+      const std::uint64_t sent = count_at(from, 0, to);
+      const std::uint64_t due = count_at(to, 1, from);
+      largest = std::max(largest, sent);
+      if (sent == due) continue;
+      end_differently(
+          fmt::format("operation {} of the group differs: in all_to_all_v rank {} sends {} {} to "
+                      "rank {}, which "
+                      "receives {} from it",
+                      sequence_, from, sent, spi::name(current_.spec.dtype), to, due));
+      return Progress::Finished;
+    }
+  }
+  if (largest > kCountMax) {
+    return damaged(
+        fmt::format("operation {}: a rank claims to send {} elements", sequence_, largest));
+  }
+  next_turn_ += current_.plan.learn(largest);
+  return Progress::Finished;
+}
+
 void SlotRunner::Impl::reduce_step(const Step& step) {
   if (step.bytes == 0) return;
   const std::uint64_t turn = absolute(step.turn);
@@ -211,7 +275,7 @@ void SlotRunner::Impl::reduce_step(const Step& step) {
     current_.output_touched = true;
   }
   reduce(current_.spec.dtype, current_.spec.op, out, sources_.data(), members_,
-         step.bytes / size_of(current_.spec.dtype), members_);
+         step.bytes / size_of(current_.spec.dtype), {members_, current_.spec.factor});
 }
 
 void SlotRunner::Impl::publish(std::uint64_t turn) {

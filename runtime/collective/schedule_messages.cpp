@@ -27,6 +27,7 @@ class Maker {
         shape_(shape),
         plan_(plan),
         unit_(d_.kind == OpKind::Barrier ? 0 : d_.count * size_of(d_.dtype)) {
+    REGROUP_ASSERT(static_cast<int>(d_.kind) < kMessageKindCount);
     REGROUP_ASSERT(shape.chunk_bytes >= kCacheLine && shape.chunk_bytes % kCacheLine == 0);
     plan_.steps.clear();
     plan_.scratch_bytes = 0;
@@ -46,6 +47,15 @@ class Maker {
       case OpKind::Broadcast: broadcast(); break;
       case OpKind::AllGather: all_gather(); break;
       case OpKind::ReduceScatter: reduce_scatter(); break;
+      case OpKind::AllGatherV:
+      case OpKind::ReduceScatterV:
+      case OpKind::AllToAll:
+      case OpKind::AllToAllV:
+      case OpKind::Gather:
+      case OpKind::Scatter:
+      case OpKind::GatherV:
+      case OpKind::ScatterV:
+      case OpKind::Coalesced: break;
     }
   }
 

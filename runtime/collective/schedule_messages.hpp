@@ -59,7 +59,12 @@ struct MessagePlan {
   std::size_t scratch_bytes = 0;
 };
 
-/// The plan of one rank.
+/// Messages carry OpKind::AllReduce to OpKind::Barrier: kinds below this number. Those with a share
+/// for each rank are planned over shared slots only.
+inline constexpr int kMessageKindCount = 6;
+static_assert(static_cast<int>(spi::OpKind::Barrier) == kMessageKindCount - 1);
+
+/// The plan of one rank, of a kind that messages carry.
 void make_message_plan(const spi::OpDescriptor& descriptor, const MessageShape& shape,
                        MessagePlan& plan);
 

@@ -75,7 +75,7 @@ class World {
     SimRank r;
     shape_.me = rank;
     make_message_plan(d_, shape_, r.plan);
-    const OpExtent extent = extent_of(d_, shape_.members, rank);
+    const OpExtent extent = extent_of(d_, {}, shape_.members, rank);
     r.in.resize(extent.in_bytes);
     // Sums of these depend on their order.
     std::uniform_real_distribution<float> values(-1e6F, 1e6F);
@@ -160,7 +160,7 @@ class World {
                                   : r.scratch.data() + step.offset + index(q) * step.stride);
     }
     reduce(d_.dtype, d_.op, at(r, Region::Output, step.out_offset), sources.data(), shape_.members,
-           step.bytes / size_of(d_.dtype), shape_.members);
+           step.bytes / size_of(d_.dtype), {shape_.members});
     // M3: whoever reads it again reads rubbish.
     for (int q = 0; q < shape_.members; ++q) {
       if (q != rank) {
@@ -176,12 +176,12 @@ class World {
       for (const auto& part : inputs_) out.insert(out.end(), part.begin(), part.end());
       return out;
     }
-    const std::size_t bytes = extent_of(d_, shape_.members, rank).out_bytes;
+    const std::size_t bytes = extent_of(d_, {}, shape_.members, rank).out_bytes;
     const std::size_t offset = d_.kind == OpKind::ReduceScatter ? index(rank) * bytes : 0;
     std::vector<const void*> sources;
     for (const auto& part : inputs_) sources.push_back(part.data() + offset);
     out.resize(bytes);
-    reduce(d_.dtype, d_.op, out.data(), sources.data(), shape_.members, d_.count, shape_.members);
+    reduce(d_.dtype, d_.op, out.data(), sources.data(), shape_.members, d_.count, {shape_.members});
     return out;
   }
 
@@ -197,7 +197,7 @@ TEST(MessageSchedule, EveryKindGivesTheFoldInSeatOrderForAnyNumberOfRanksAndSize
   std::uint64_t seed = 1;
   for (int members = 1; members <= 17; ++members) {
     const auto p = index(members);
-    for (int kind = 0; kind < spi::kOpKindCount; ++kind) {
+    for (int kind = 0; kind < kMessageKindCount; ++kind) {
       for (const std::size_t count :
            {std::size_t{0}, std::size_t{1}, p - 1, p + 1, std::size_t{100}, std::size_t{1031}}) {
         const spi::OpDescriptor d{.kind = static_cast<OpKind>(kind),

@@ -24,10 +24,15 @@ Request collective(Operation operation, const collective::OpSpec& spec, const Op
 
 Request all_reduce_request(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
                            const OpOptions& options) {
-  return collective(
-      Operation::AllReduce,
-      {.kind = OpKind::AllReduce, .dtype = type, .op = op, .count = count, .in = in, .out = out},
-      options);
+  return collective(Operation::AllReduce,
+                    {.kind = OpKind::AllReduce,
+                     .dtype = type,
+                     .op = op,
+                     .factor = options.factor,
+                     .count = count,
+                     .in = in,
+                     .out = out},
+                    options);
 }
 Request reduce_request(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
                        int root, const OpOptions& options) {
@@ -36,6 +41,7 @@ Request reduce_request(const void* in, void* out, std::size_t count, DType type,
                      .dtype = type,
                      .op = op,
                      .root = root,
+                     .factor = options.factor,
                      .count = count,
                      .in = in,
                      .out = out},
@@ -52,22 +58,81 @@ Request broadcast_request(void* buffer, std::size_t count, DType type, int root,
                      .out = buffer},
                     options);
 }
-Request all_gather_request(const void* in, void* out, std::size_t count, DType type,
-                           const OpOptions& options) {
-  return collective(
-      Operation::AllGather,
-      {.kind = OpKind::AllGather, .dtype = type, .count = count, .in = in, .out = out}, options);
-}
 Request reduce_scatter_request(const void* in, void* out, std::size_t count, DType type,
                                ReduceOp op, const OpOptions& options) {
   return collective(Operation::ReduceScatter,
                     {.kind = OpKind::ReduceScatter,
                      .dtype = type,
                      .op = op,
+                     .factor = options.factor,
                      .count = count,
                      .in = in,
                      .out = out},
                     options);
+}
+/// Of the kinds that move `count` elements from rank to rank and combine nothing.
+Request moving_request(Operation operation, OpKind kind, const void* in, void* out,
+                       std::size_t count, DType type, int root, const OpOptions& options) {
+  return collective(
+      operation, {.kind = kind, .dtype = type, .root = root, .count = count, .in = in, .out = out},
+      options);
+}
+Request all_gather_request(const void* in, void* out, std::size_t count, DType type,
+                           const OpOptions& options) {
+  return moving_request(Operation::AllGather, OpKind::AllGather, in, out, count, type, 0, options);
+}
+Request all_to_all_request(const void* in, void* out, std::size_t count, DType type,
+                           const OpOptions& options) {
+  return moving_request(Operation::AllToAll, OpKind::AllToAll, in, out, count, type, 0, options);
+}
+Request gather_request(const void* in, void* out, std::size_t count, DType type, int root,
+                       const OpOptions& options) {
+  return moving_request(Operation::Gather, OpKind::Gather, in, out, count, type, root, options);
+}
+Request scatter_request(const void* in, void* out, std::size_t count, DType type, int root,
+                        const OpOptions& options) {
+  return moving_request(Operation::Scatter, OpKind::Scatter, in, out, count, type, root, options);
+}
+
+using Shares = std::span<const std::size_t>;
+
+Request with_counts(Request request, Shares counts) {
+  request.spec.counts = {.shares = counts.data(), .ranks = static_cast<int>(counts.size())};
+  return request;
+}
+Request all_gather_v_request(const void* in, void* out, Shares counts, DType type,
+                             const OpOptions& options) {
+  return with_counts(
+      moving_request(Operation::AllGatherV, OpKind::AllGatherV, in, out, 0, type, 0, options),
+      counts);
+}
+Request reduce_scatter_v_request(const void* in, void* out, Shares counts, DType type, ReduceOp op,
+                                 const OpOptions& options) {
+  auto request = reduce_scatter_request(in, out, 0, type, op, options);
+  request.operation = Operation::ReduceScatterV;
+  request.spec.kind = OpKind::ReduceScatterV;
+  return with_counts(request, counts);
+}
+Request gather_v_request(const void* in, void* out, Shares counts, DType type, int root,
+                         const OpOptions& options) {
+  return with_counts(
+      moving_request(Operation::GatherV, OpKind::GatherV, in, out, 0, type, root, options), counts);
+}
+Request scatter_v_request(const void* in, void* out, Shares counts, DType type, int root,
+                          const OpOptions& options) {
+  return with_counts(
+      moving_request(Operation::ScatterV, OpKind::ScatterV, in, out, 0, type, root, options),
+      counts);
+}
+Request all_to_all_v_request(const void* in, Shares send_counts, void* out, Shares recv_counts,
+                             DType type, const OpOptions& options) {
+  auto request = with_counts(
+      moving_request(Operation::AllToAllV, OpKind::AllToAllV, in, out, 0, type, 0, options),
+      send_counts);
+  request.spec.counts.recv = recv_counts.data();
+  // Two lists of different lengths fit no group: its check names the one that is wrong.
+  if (recv_counts.size() != send_counts.size()) request.spec.counts.ranks = -1;
+  return request;
 }
 Request barrier_request(Operation operation, const OpOptions& options) {
   return collective(operation, {.kind = OpKind::Barrier}, options);
@@ -149,6 +214,43 @@ Status ProcessGroup::reduce_scatter(const void* in, void* out, std::size_t count
   return impl_ ? impl_->perform(reduce_scatter_request(in, out, count, type, op, options))
                : no_group();
 }
+Status ProcessGroup::all_gather_v(const void* in, void* out, Shares counts, DType type,
+                                  OpOptions options) {
+  return impl_ ? impl_->perform(all_gather_v_request(in, out, counts, type, options)) : no_group();
+}
+Status ProcessGroup::reduce_scatter_v(const void* in, void* out, Shares counts, DType type,
+                                      ReduceOp op, OpOptions options) {
+  return impl_ ? impl_->perform(reduce_scatter_v_request(in, out, counts, type, op, options))
+               : no_group();
+}
+Status ProcessGroup::all_to_all(const void* in, void* out, std::size_t count, DType type,
+                                OpOptions options) {
+  return impl_ ? impl_->perform(all_to_all_request(in, out, count, type, options)) : no_group();
+}
+Status ProcessGroup::all_to_all_v(const void* in, Shares send_counts, void* out, Shares recv_counts,
+                                  DType type, OpOptions options) {
+  return impl_ ? impl_->perform(
+                     all_to_all_v_request(in, send_counts, out, recv_counts, type, options))
+               : no_group();
+}
+Status ProcessGroup::gather(const void* in, void* out, std::size_t count, DType type, int root,
+                            OpOptions options) {
+  return impl_ ? impl_->perform(gather_request(in, out, count, type, root, options)) : no_group();
+}
+Status ProcessGroup::scatter(const void* in, void* out, std::size_t count, DType type, int root,
+                             OpOptions options) {
+  return impl_ ? impl_->perform(scatter_request(in, out, count, type, root, options)) : no_group();
+}
+Status ProcessGroup::gather_v(const void* in, void* out, Shares counts, DType type, int root,
+                              OpOptions options) {
+  return impl_ ? impl_->perform(gather_v_request(in, out, counts, type, root, options))
+               : no_group();
+}
+Status ProcessGroup::scatter_v(const void* in, void* out, Shares counts, DType type, int root,
+                               OpOptions options) {
+  return impl_ ? impl_->perform(scatter_v_request(in, out, counts, type, root, options))
+               : no_group();
+}
 Status ProcessGroup::barrier(OpOptions options) {
   return impl_ ? impl_->perform(barrier_request(Operation::Barrier, options)) : no_group();
 }
@@ -192,8 +294,53 @@ Work ProcessGroup::reduce_scatter_async(const void* in, void* out, std::size_t c
   return Work(impl_ ? impl_->start(reduce_scatter_request(in, out, count, type, op, options))
                     : nullptr);
 }
+Work ProcessGroup::all_gather_v_async(const void* in, void* out, Shares counts, DType type,
+                                      OpOptions options) {
+  return Work(impl_ ? impl_->start(all_gather_v_request(in, out, counts, type, options)) : nullptr);
+}
+Work ProcessGroup::reduce_scatter_v_async(const void* in, void* out, Shares counts, DType type,
+                                          ReduceOp op, OpOptions options) {
+  return Work(impl_ ? impl_->start(reduce_scatter_v_request(in, out, counts, type, op, options))
+                    : nullptr);
+}
+Work ProcessGroup::all_to_all_async(const void* in, void* out, std::size_t count, DType type,
+                                    OpOptions options) {
+  return Work(impl_ ? impl_->start(all_to_all_request(in, out, count, type, options)) : nullptr);
+}
+Work ProcessGroup::all_to_all_v_async(const void* in, Shares send_counts, void* out,
+                                      Shares recv_counts, DType type, OpOptions options) {
+  return Work(
+      impl_ ? impl_->start(all_to_all_v_request(in, send_counts, out, recv_counts, type, options))
+            : nullptr);
+}
+Work ProcessGroup::gather_async(const void* in, void* out, std::size_t count, DType type, int root,
+                                OpOptions options) {
+  return Work(impl_ ? impl_->start(gather_request(in, out, count, type, root, options)) : nullptr);
+}
+Work ProcessGroup::scatter_async(const void* in, void* out, std::size_t count, DType type, int root,
+                                 OpOptions options) {
+  return Work(impl_ ? impl_->start(scatter_request(in, out, count, type, root, options)) : nullptr);
+}
+Work ProcessGroup::gather_v_async(const void* in, void* out, Shares counts, DType type, int root,
+                                  OpOptions options) {
+  return Work(impl_ ? impl_->start(gather_v_request(in, out, counts, type, root, options))
+                    : nullptr);
+}
+Work ProcessGroup::scatter_v_async(const void* in, void* out, Shares counts, DType type, int root,
+                                   OpOptions options) {
+  return Work(impl_ ? impl_->start(scatter_v_request(in, out, counts, type, root, options))
+                    : nullptr);
+}
 Work ProcessGroup::barrier_async(OpOptions options) {
   return Work(impl_ ? impl_->start(barrier_request(Operation::Barrier, options)) : nullptr);
+}
+
+Status ProcessGroup::begin_coalescing() { return impl_ ? impl_->begin_coalescing() : no_group(); }
+Status ProcessGroup::end_coalescing(OpOptions options) {
+  return impl_ ? impl_->end_coalescing(options) : no_group();
+}
+Work ProcessGroup::end_coalescing_async(OpOptions options) {
+  return Work(impl_ ? impl_->end_coalescing_async(options) : nullptr);
 }
 
 Result<ProcessGroup> ProcessGroup::split(int color, int key, std::string_view name) {

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <functional>
 #include <utility>
 
 #include "base/check.hpp"
@@ -49,13 +48,6 @@ constexpr std::array<std::uint8_t, collective::kInstants> kPhaseFrom = [] {
   return numbers;
 }();
 
-bool overlaps(const void* a, std::size_t a_bytes, const void* b, std::size_t b_bytes) {
-  const std::less<const std::byte*> below;
-  const auto* const a0 = static_cast<const std::byte*>(a);
-  const auto* const b0 = static_cast<const std::byte*>(b);
-  return below(a0, b0 + b_bytes) && below(b0, a0 + a_bytes);
-}
-
 }  // namespace
 
 void WorkImpl::finish(Status status, Contributors contributors) {
@@ -72,8 +64,15 @@ bool WorkImpl::done() const {
 
 Status WorkImpl::wait() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return status_.has_value(); });
-  return *status_;
+  changed_.wait(lock, [&] { return status_.has_value() || collecting_; });
+  if (status_) return *status_;
+  return {Code::FailedPrecondition,
+          "this operation is only collected so far; end_coalescing() starts it"};
+}
+
+void WorkImpl::collecting(bool yes) {
+  const std::lock_guard lock(mutex_);
+  collecting_ = yes;
 }
 
 Contributors WorkImpl::contributors() const {
@@ -242,92 +241,11 @@ void GroupImpl::leave() {
 
 bool GroupImpl::ends_after(std::uint64_t step) const { return runner_->ends_after(step); }
 
-Status GroupImpl::validate_collective(const collective::OpSpec& spec) const {
-  const auto bytes = spec.count * size_of(spec.dtype);
-  const bool gathers = spec.kind == OpKind::AllGather;
-  const bool scatters = spec.kind == OpKind::ReduceScatter;
-  if (spec.count > 0 && bytes / spec.count != size_of(spec.dtype)) {
-    return {Code::InvalidArgument,
-            fmt::format("{} elements are more than memory can hold", spec.count)};
-  }
-  if (spec.root < 0 || spec.root >= public_size()) {
-    return {Code::InvalidArgument, fmt::format("root {} is not in group \"{}\" of {} ranks",
-                                               spec.root, name_, public_size())};
-  }
-  const bool reduces = spec.kind == OpKind::AllReduce || spec.kind == OpKind::Reduce || scatters;
-  const bool integer =
-      spec.dtype == DType::I32 || spec.dtype == DType::I64 || spec.dtype == DType::U8;
-  if (reduces && spec.op == ReduceOp::Avg && integer) {
-    return {Code::InvalidArgument,
-            "the average of integers is not defined; use Sum and divide, or a float type"};
-  }
-  const int me = public_rank();
-  const bool sends = spi::sends(spec.kind, spec.root, me) && spec.kind != OpKind::Barrier;
-  const bool receives = spi::receives(spec.kind, spec.root, me) && spec.kind != OpKind::Barrier;
-  if (bytes > 0 && ((sends && spec.in == nullptr) || (receives && spec.out == nullptr))) {
-    return {Code::InvalidArgument,
-            fmt::format("the {} buffer is null", sends && spec.in == nullptr ? "input" : "output")};
-  }
-  if (!sends || !receives || bytes == 0) return {};
-  const auto world = static_cast<std::size_t>(public_size());
-  const auto in_bytes = scatters ? bytes * world : bytes;
-  const auto out_bytes = gathers ? bytes * world : bytes;
-  if (overlaps(spec.in, in_bytes, spec.out, out_bytes) && spec.in != spec.out) {
-    return {Code::InvalidArgument,
-            "input and output overlap in part; they must be equal (in place) or apart"};
-  }
-  return {};
-}
-
-Status GroupImpl::validate(const Request& request) const {
-  if (closed_.load()) {
-    return {Code::FailedPrecondition,
-            fmt::format("group \"{}\" belongs to a Job that was destroyed; keep the Job while its "
-                        "groups are in use",
-                        name_)};
-  }
-  if (auto status = job_.usable(); !status) return status;
-  if (request.kind == Request::Kind::Collective) return validate_collective(request.spec);
-  if (request.other < 0 || request.other >= public_size() || request.other == public_rank()) {
-    return {Code::InvalidArgument,
-            fmt::format("rank {} of group \"{}\" cannot exchange messages with rank {} of {}",
-                        public_rank(), name_, request.other, public_size())};
-  }
-  const auto* const data = request.kind == Request::Kind::Send ? request.spec.in : request.spec.out;
-  if (request.spec.count > 0 && data == nullptr)
-    return {Code::InvalidArgument, "the buffer is null"};
-  return {};
-}
-
-PrologueCall GroupImpl::call_of(const Request& request) const {
-  const auto kind = static_cast<std::uint32_t>(request.operation);
-  const auto root = request.kind == Request::Kind::Collective ? request.spec.root : request.other;
-  return {.kind = kind,
-          .dtype = request.spec.dtype,
-          .op = request.spec.op,
-          .root = root,
-          .count = request.spec.count,
-          .group = name_,
-          .members = static_cast<std::uint32_t>(public_size()),
-          .message = request.kind != Request::Kind::Collective};
-}
-
-std::span<std::byte> GroupImpl::result_of(const Request& request) const {
-  const auto& spec = request.spec;
-  if (request.kind == Request::Kind::Send) return {};
-  if (request.kind == Request::Kind::Collective) {
-    if (spec.kind == OpKind::Barrier || !spi::receives(spec.kind, spec.root, public_rank()))
-      return {};
-  }
-  const auto copies = spec.kind == OpKind::AllGather && request.kind == Request::Kind::Collective
-                          ? static_cast<std::size_t>(public_size())
-                          : 1;
-  return {static_cast<std::byte*>(spec.out), copies * spec.count * size_of(spec.dtype)};
-}
-
 Status GroupImpl::perform(const Request& request) {
   auto status = validate(request);
-  if (status && pending_.load(std::memory_order_acquire) != 0) {
+  if (pending_.load(std::memory_order_acquire) != 0) {
+    if (collecting_) return collect(request, std::move(status));
+    if (!status) return noted(std::move(status));
     const auto work = start(request);
     status = work->wait();
     const auto share = job_.hold_epoch();
@@ -347,18 +265,31 @@ Status GroupImpl::noted(Status status) {
   return status;
 }
 
-std::shared_ptr<WorkImpl> GroupImpl::start(const Request& request) {
-  if (auto status = validate(request); !status) return std::make_shared<WorkImpl>(status);
+std::shared_ptr<WorkImpl> GroupImpl::start(const Request& call) {
+  auto status = validate(call);
+  if (collecting_) {
+    (void)collect(call, std::move(status));
+    return collecting_->work;
+  }
+  if (!status) return std::make_shared<WorkImpl>(status);
   auto work = std::make_shared<WorkImpl>();
+  Request request = call;
+  auto counts = keep_counts(request.spec);
+  enqueue(request, std::move(counts), work);
+  return work;
+}
+
+/// `kept` is what the request points to.
+void GroupImpl::enqueue(const Request& request, std::shared_ptr<const void> kept,
+                        const std::shared_ptr<WorkImpl>& work) {
   pending_.fetch_add(1, std::memory_order_acq_rel);
-  async_->submit([this, request, work] {
+  async_->submit([this, request, kept = std::move(kept), work] {
     auto status = validate(request);
     Contributors contributors;
     if (status) status = noted(perform_now(request, true, &contributors));
     pending_.fetch_sub(1, std::memory_order_acq_rel);
     work->finish(std::move(status), std::move(contributors));
   });
-  return work;
 }
 
 Status GroupImpl::perform_now(const Request& request, bool background, Contributors* result) {
@@ -371,6 +302,7 @@ Status GroupImpl::perform_now(const Request& request, bool background, Contribut
 }
 
 Status GroupImpl::perform_guided(const Request& request, bool background, Contributors* result) {
+  if (request.parts != nullptr) return perform_parts(request, background, result);
   if (!job_.keeps_prologue()) return perform_carrying_on(request, background, result);
   auto status = perform_in_prologue(request, background);
   const auto share = job_.hold_epoch();
@@ -432,11 +364,13 @@ Outcome GroupImpl::differs(const Request& request, const std::string& difference
 }
 
 Outcome GroupImpl::run_once(const Request& request, bool background, spi::Deadline until) {
-  const auto bytes = request.spec.count * size_of(request.spec.dtype);
+  const bool lists = spi::has_lists(request.spec.kind);
+  const auto bytes = lists ? bytes_of(request) : request.spec.count * size_of(request.spec.dtype);
   operation_name_ =
       request.label != nullptr ? request.label : metrics::name(request.operation).data();
   auto spec = request.spec;
   spec.keep_input = keeps_input(request);
+  if (lists && request.parts != nullptr) spec.parts = specs_of(*request.parts);
   Scope scope(*this, request, bytes, !background);
   auto outcome = execute(request, spec, until);
   if (outcome.ok()) [[likely]] {
@@ -513,6 +447,7 @@ Outcome GroupImpl::execute(const Request& request, const collective::OpSpec& spe
 
 Status GroupImpl::commit(std::uint64_t step) {
   if (pending_.load(std::memory_order_acquire) == 0) return commit_here(step, false);
+  if (collecting_) return only_collected("commit()");
   WorkImpl work;
   async_->submit([&] { work.finish(commit_here(step, true)); });
   return work.wait();
@@ -537,6 +472,7 @@ Status GroupImpl::commit_now(std::uint64_t step, bool background) {
 }
 
 Result<std::shared_ptr<GroupImpl>> GroupImpl::split(int color, int key, std::string_view name) {
+  if (collecting_) return only_collected("split()");
   struct Choice {
     std::int64_t color;
     std::int64_t key;

@@ -31,7 +31,9 @@ class WorkImpl {
   explicit WorkImpl(std::optional<Status> done = std::nullopt) : status_(std::move(done)) {}
   void finish(Status status, Contributors contributors = {});
   [[nodiscard]] bool done() const;
+  /// While its operation is only collected: FailedPrecondition, at once.
   Status wait();
+  void collecting(bool yes);
   /// Once it is done.
   [[nodiscard]] Contributors contributors() const;
 
@@ -39,8 +41,11 @@ class WorkImpl {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::optional<Status> status_;
+  bool collecting_ = false;
   Contributors contributors_;
 };
+
+struct Coalesced;
 
 /// Everything that one call of an operation needs. Memory: as the public call says.
 struct Request {
@@ -51,11 +56,20 @@ struct Request {
   std::uint32_t tag = 0;
   metrics::Operation operation = metrics::Operation::None;
   OpOptions options;
-  const char* label = nullptr;  ///< for the fault script; null: the operation's name
+  const char* label = nullptr;       ///< for the fault script; null: the operation's name
+  const Coalesced* parts = nullptr;  ///< of a coalesced one; lives as long as the call
 
   [[nodiscard]] spi::Deadline deadline() const {
     return options.timeout.count() > 0 ? Clock::now() + options.timeout : spi::kNoDeadline;
   }
+};
+
+/// Operations that are collected to be carried out as one. Thread safety: none.
+struct Coalesced {
+  std::vector<Request> requests;
+  std::vector<std::shared_ptr<const std::vector<std::size_t>>> counts;  ///< that requests point to
+  Status refused;  ///< the first call that could not be collected
+  std::shared_ptr<WorkImpl> work = std::make_shared<WorkImpl>();
 };
 
 /// Thread safety: perform() and start() from one thread at a time, beside the group's own queue.
@@ -103,7 +117,14 @@ class GroupImpl {
   /// Runs the operation on this thread, or behind the asynchronous ones that are pending. Blocks.
   Status perform(const Request& request);
   /// Runs it on the group's own thread, behind those started before.
-  std::shared_ptr<WorkImpl> start(const Request& request);
+  std::shared_ptr<WorkImpl> start(const Request& call);
+  /// From here on perform() and start() collect, until end_coalescing(). Errors:
+  /// FailedPrecondition when they do already.
+  Status begin_coalescing();
+  /// Runs what was collected as one operation. Blocks.
+  Status end_coalescing(const OpOptions& options);
+  /// The same behind the asynchronous operations that are pending.
+  std::shared_ptr<WorkImpl> end_coalescing_async(const OpOptions& options);
   /// The step word of the world: Ok once `step` is committed, RankLost when it is not. Behind the
   /// asynchronous operations that are pending. Blocks.
   Status commit(std::uint64_t step);
@@ -114,7 +135,21 @@ class GroupImpl {
  private:
   class Scope;
   Status validate(const Request& request) const;
+  static Status only_collected(std::string_view what);
+  Status validate_parts(const Coalesced& parts) const;
+  Status collect(const Request& call, Status status);
+  std::unique_ptr<Coalesced> stop_collecting();
+  /// Fills part_specs_.
+  const collective::OpSpec* specs_of(const Coalesced& parts);
+  void enqueue(const Request& request, std::shared_ptr<const void> kept,
+               const std::shared_ptr<WorkImpl>& work);
+  Status perform_parts(const Request& request, bool background, Contributors* result);
   Status validate_collective(const collective::OpSpec& spec) const;
+  Status validate_counts(const collective::OpSpec& spec) const;
+  [[nodiscard]] bool is_in_place(const collective::OpSpec& spec) const;
+  [[nodiscard]] collective::OpExtent extent_of(const collective::OpSpec& spec) const;
+  [[nodiscard]] std::size_t bytes_of(const Request& request) const;
+  static std::shared_ptr<const std::vector<std::size_t>> keep_counts(collective::OpSpec& spec);
   /// `result` null: the operation is the program's last blocking one.
   Status perform_now(const Request& request, bool background, Contributors* result);
   Status perform_guided(const Request& request, bool background, Contributors* result);
@@ -173,7 +208,10 @@ class GroupImpl {
   std::atomic<bool> closed_{false};
   std::uint64_t prologue_calls_ = 0;     ///< collectives of this life that are done
   std::uint64_t prologue_messages_ = 0;  ///< sends and receives of this life that are done
-  std::atomic<int> pending_{0};          ///< asynchronous operations not finished yet
+  /// Asynchronous operations not finished yet, and one while operations are collected.
+  std::atomic<int> pending_{0};
+  std::unique_ptr<Coalesced> collecting_;
+  std::vector<collective::OpSpec> part_specs_;  ///< of the coalesced operation in progress
   const char* operation_name_ = "";
   std::uint64_t called_ns_ = 0;  ///< when the operation in progress was called
   /// Last: its thread uses the rest.

@@ -13,7 +13,6 @@ namespace {
 
 using collective::Outcome;
 using collective::OutcomeKind;
-using spi::OpKind;
 
 bool contains(const std::vector<Rank>& seats, Rank seat) {
   return std::ranges::find(seats, seat) != seats.end();
@@ -91,18 +90,19 @@ Request GroupImpl::wired(const Request& request, const std::vector<Rank>& counte
 Status GroupImpl::may_carry_on(const Request& request, const std::vector<Rank>& counted) const {
   if (counted == group_->seats) return {};
   const bool message = request.kind != Request::Kind::Collective;
+  const bool of_all =
+      !message && (spi::gathers(request.spec.kind) || spi::scatters(request.spec.kind));
   const bool rooted = !message && !spi::is_symmetric(request.spec.kind);
   Rank needed(-1);
-  if (message || rooted) {
+  if (of_all) {
+    needed = *std::ranges::find_if(counted,
+                                   [this](Rank seat) { return !contains(group_->seats, seat); });
+  } else if (message || rooted) {
     const int other = message ? request.other : request.spec.root;
     needed = counted[static_cast<std::size_t>(other)];
     if (contains(group_->seats, needed)) return {};
   } else {
-    const bool of_all =
-        request.spec.kind == OpKind::AllGather || request.spec.kind == OpKind::ReduceScatter;
-    if (!of_all) return {};
-    needed = *std::ranges::find_if(counted,
-                                   [this](Rank seat) { return !contains(group_->seats, seat); });
+    return {};
   }
   return {Code::RankLost,
           fmt::format("rank {} was lost in this step, and {} of group \"{}\" cannot be carried on "

@@ -12,7 +12,7 @@
 namespace regroup::engine {
 namespace {
 
-constexpr std::uint64_t kPrologueMagic = 0x326f72707267ULL;
+constexpr std::uint64_t kPrologueMagic = 0x336f72707267ULL;
 constexpr std::size_t kAlign = 16;
 
 constexpr std::size_t aligned(std::size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
@@ -34,6 +34,7 @@ struct PrologueRecord::Header {
 struct PrologueRecord::Entry {
   std::uint64_t group;
   std::uint64_t count;
+  std::uint64_t detail;
   std::uint64_t result_bytes;
   std::uint32_t kind;
   std::int32_t root;
@@ -46,7 +47,8 @@ struct PrologueRecord::Entry {
 
   [[nodiscard]] bool matches(const PrologueCall& call) const {
     return count == call.count && kind == call.kind && root == call.root && dtype == call.dtype &&
-           op == call.op && members == call.members && message == call.message;
+           op == call.op && detail == call.detail && members == call.members &&
+           message == call.message;
   }
   [[nodiscard]] std::size_t kept_bytes() const { return left_out ? 0 : result_bytes; }
 };
@@ -106,6 +108,7 @@ void PrologueRecord::append(const PrologueCall& call, std::span<const std::byte>
   const auto key = group_key(call.group, call.message);
   new (at) Entry{.group = key,
                  .count = call.count,
+                 .detail = call.detail,
                  .result_bytes = result.size(),
                  .kind = call.kind,
                  .root = call.root,

@@ -23,6 +23,7 @@ struct PrologueCall {
   ReduceOp op = ReduceOp::Sum;
   std::int32_t root = 0;
   std::uint64_t count = 0;
+  std::uint64_t detail = 0;  ///< what else must be equal, as one number
   std::string_view group;
   std::uint32_t members = 0;  ///< of the group
   bool message = false;       ///< send or recv: counted apart from the collectives

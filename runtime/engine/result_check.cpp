@@ -16,22 +16,14 @@ namespace {
 
 std::uint64_t digest_of(std::span<const std::byte> bytes) { return state::digest(bytes).low; }
 
-collective::OpExtent extent_of(const collective::OpSpec& spec, int members, int me) {
-  return collective::extent_of({.kind = spec.kind,
-                                .dtype = spec.dtype,
-                                .op = spec.op,
-                                .root = spec.root,
-                                .count = spec.count},
-                               members, me);
-}
-
 }  // namespace
 
 InputCopy::InputCopy(const Request& request, int members, int me) {
   const auto& spec = request.spec;
   if (request.kind != Request::Kind::Collective || spec.in == nullptr || spec.out == nullptr)
     return;
-  const auto extent = extent_of(spec, members, me);
+  const auto extent =
+      collective::extent_of(collective::describe_call(spec), spec.counts, members, me);
   if (extent.in_bytes == 0 || extent.out_bytes == 0) return;
   const auto* const in = static_cast<const std::byte*>(spec.in);
   auto* const out = static_cast<std::byte*>(spec.out);
@@ -56,9 +48,18 @@ bool ResultCheck::covers(const Request& request) {
   switch (request.spec.kind) {
     case spi::OpKind::AllReduce:
     case spi::OpKind::Broadcast:
-    case spi::OpKind::AllGather: return true;
+    case spi::OpKind::AllGather:
+    case spi::OpKind::AllGatherV: return true;
     case spi::OpKind::Reduce:
     case spi::OpKind::ReduceScatter:
+    case spi::OpKind::ReduceScatterV:
+    case spi::OpKind::AllToAll:
+    case spi::OpKind::AllToAllV:
+    case spi::OpKind::Gather:
+    case spi::OpKind::GatherV:
+    case spi::OpKind::Scatter:
+    case spi::OpKind::ScatterV:
+    case spi::OpKind::Coalesced:
     case spi::OpKind::Barrier: return false;
   }
   return false;
@@ -66,8 +67,9 @@ bool ResultCheck::covers(const Request& request) {
 
 ResultCheck::ResultCheck(const Request& request, int members, int me) : me_(me) {
   const auto& spec = request.spec;
-  const auto extent = extent_of(spec, members, me);
-  const bool gathers = spec.kind == spi::OpKind::AllGather;
+  const auto descriptor = collective::describe_call(spec);
+  const auto extent = collective::extent_of(descriptor, spec.counts, members, me);
+  const bool gathers = spi::gathers(spec.kind);
   // The root of a broadcast has its result from the beginning.
   if (extent.out_bytes == 0) {
     result_ = {static_cast<const std::byte*>(spec.in), extent.in_bytes};
@@ -75,7 +77,8 @@ ResultCheck::ResultCheck(const Request& request, int members, int me) : me_(me) 
     result_ = {static_cast<const std::byte*>(spec.out), extent.out_bytes};
   }
   if (!gathers || extent.in_bytes == 0) return;
-  own_part_ = result_.subspan(static_cast<std::size_t>(me) * extent.in_bytes, extent.in_bytes);
+  own_part_ = result_.subspan(collective::share_offset(descriptor, spec.counts.shares, me),
+                              extent.in_bytes);
   own_input_ = digest_of({static_cast<const std::byte*>(spec.in), extent.in_bytes});
 }
 

@@ -29,8 +29,12 @@ constexpr std::array<std::string_view, kCategories> kCategoryNames = {
     "fail.replace_wait", "fail.heal",       "fail.replay",  "ckpt.blocking",
     "degraded",          "drain",           "spare",        "unknown"};
 constexpr std::array<std::string_view, kOperations> kOperationNames = {
-    "none", "all_reduce", "reduce", "broadcast", "all_gather", "reduce_scatter", "barrier",
-    "send", "recv",       "split",  "stabilize", "commit",     "heal",           "attach"};
+    "none",       "all_reduce",     "reduce",       "broadcast",
+    "all_gather", "reduce_scatter", "barrier",      "send",
+    "recv",       "split",          "stabilize",    "commit",
+    "heal",       "attach",         "all_gather_v", "reduce_scatter_v",
+    "all_to_all", "all_to_all_v",   "gather",       "scatter",
+    "gather_v",   "scatter_v",      "coalesced"};
 constexpr std::array<std::string_view, kPhases> kPhaseNames = {
     "idle",       "copy_in",        "publish", "await_others", "reduce", "copy_out",
     "await_exit", "await_decision", "flush",   "transfer",     "verify"};

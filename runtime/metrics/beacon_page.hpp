@@ -69,8 +69,17 @@ enum class Operation : std::uint8_t {
   Commit,
   Heal,
   Attach,
+  AllGatherV,
+  ReduceScatterV,
+  AllToAll,
+  AllToAllV,
+  Gather,
+  Scatter,
+  GatherV,
+  ScatterV,
+  Coalesced,
 };
-inline constexpr std::size_t kOperations = 14;
+inline constexpr std::size_t kOperations = 23;
 enum class Phase : std::uint8_t {
   Idle,
   CopyIn,

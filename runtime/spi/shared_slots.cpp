@@ -115,12 +115,13 @@ std::optional<LedgerReading> read_ledger(const SharedSlots& slots, int rank,
                                          std::uint64_t sequence) {
   const LedgerEntry& entry = slots.ledger(rank, sequence);
   if (entry.sequence.load(std::memory_order_acquire) != sequence) return std::nullopt;
-  // Acquire keeps the second look at `sequence` behind these three.
+  // Acquire keeps the second look at `sequence` behind these four.
   const std::uint64_t meta = entry.meta.load(std::memory_order_acquire);
   const std::uint64_t count = entry.count.load(std::memory_order_acquire);
+  const std::uint64_t detail = entry.detail.load(std::memory_order_acquire);
   const std::uint64_t arrival = entry.arrival_ns.load(std::memory_order_acquire);
   if (entry.sequence.load(std::memory_order_acquire) != sequence) return std::nullopt;
-  return LedgerReading{unpack_descriptor(meta, count), arrival};
+  return LedgerReading{unpack_descriptor(meta, count, detail), arrival};
 }
 
 std::optional<std::string> read_poison(const SharedSlots& slots) {
@@ -134,7 +135,8 @@ std::optional<std::string> read_poison(const SharedSlots& slots) {
   std::string side[2];
   for (int i = 0; i < 2; ++i) {
     const OpDescriptor d = unpack_descriptor(record.meta[i].load(std::memory_order_relaxed),
-                                             record.count[i].load(std::memory_order_relaxed));
+                                             record.count[i].load(std::memory_order_relaxed),
+                                             record.detail[i].load(std::memory_order_relaxed));
     const std::uint64_t rank = record.rank[i].load(std::memory_order_relaxed);
     side[i] =
         sequence == 0 ? fmt::format("{}", rank) : fmt::format("{} called {}", rank, describe(d));

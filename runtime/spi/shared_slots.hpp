@@ -49,6 +49,7 @@ struct LedgerEntry {
   std::atomic<std::uint64_t> sequence;
   std::atomic<std::uint64_t> meta;  ///< pack_meta()
   std::atomic<std::uint64_t> count;
+  std::atomic<std::uint64_t> detail;
   std::atomic<std::uint64_t> arrival_ns;
 };
 
@@ -59,6 +60,7 @@ struct PoisonRecord {
   std::atomic<std::uint64_t> rank[2];
   std::atomic<std::uint64_t> meta[2];
   std::atomic<std::uint64_t> count[2];
+  std::atomic<std::uint64_t> detail[2];
 };
 
 /// What one member owns. Each part that others poll has lines of its own.
@@ -124,7 +126,7 @@ struct alignas(4096) Header {
   std::atomic<std::uint32_t> end_wanted;
 };
 inline constexpr std::uint64_t kArenaMagic = 0x3150554f52474552;  // "REGROUP1"
-inline constexpr std::uint32_t kArenaAbi = 2;
+inline constexpr std::uint32_t kArenaAbi = 3;
 
 /// View of one arena. Does not own the memory, which outlives it. Copies are views of the same
 /// arena. Thread safety: the view is immutable; the memory behind it is shared by design.

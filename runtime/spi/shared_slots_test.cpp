@@ -126,9 +126,10 @@ TEST(Ledger, AnEntryThatWasOverwrittenIsGone) {
   const Pages pages(arena_bytes(2));
   const SharedSlots slots = format_arena(pages.base(), pages.bytes(), Epoch(3), 0, 2).value();
   LedgerEntry& entry = slots.ledger(1, 4);
-  const OpDescriptor d{OpKind::Broadcast, DType::BF16, ReduceOp::Sum, 1, 77};
+  const OpDescriptor d{OpKind::Broadcast, DType::BF16, ReduceOp::Sum, 1, 77, 5};
   entry.meta = pack_meta(d);
   entry.count = d.count;
+  entry.detail = d.detail;
   entry.sequence = 4;
   ASSERT_TRUE(read_ledger(slots, 1, 4));
   EXPECT_EQ(read_ledger(slots, 1, 4)->descriptor, d);
@@ -137,7 +138,8 @@ TEST(Ledger, AnEntryThatWasOverwrittenIsGone) {
 }
 
 TEST(Ledger, AnyBitsAreADescriptor) {
-  EXPECT_FALSE(describe(unpack_descriptor(~std::uint64_t{0}, ~std::uint64_t{0})).empty());
+  EXPECT_FALSE(
+      describe(unpack_descriptor(~std::uint64_t{0}, ~std::uint64_t{0}, ~std::uint64_t{0})).empty());
 }
 
 TEST(Waiting, ASleeperIsWokenByTheStoreItWaitsForAndByAWedge) {

@@ -214,9 +214,13 @@ class Course {
       case 0: return all_reduce(operation, count, false);
       case 1: return all_reduce(operation, count, true);
       case 2: return broadcast(operation, count, root);
-      case 3: return all_gather(operation, std::min<std::size_t>(count, 8192));
+      case 3:
+        return (drawn >> 24 & 1) == 0 ? all_gather(operation, std::min<std::size_t>(count, 8192))
+                                      : all_to_all(operation, std::min<std::size_t>(count, 8192));
       case 4: return reduce_scatter(operation, std::min<std::size_t>(count, 8192));
-      case 5: return reduce(operation, count, root);
+      case 5:
+        return (drawn >> 24 & 1) == 0 ? reduce(operation, count, root)
+                                      : coalesced(operation, count, root);
       case 6: return ring(operation, std::min<std::size_t>(count, 1000));
       default: return in_parity(operation, count);
     }
@@ -316,6 +320,37 @@ class Course {
     if (!status) return status;
     const auto gave = took_part(world_.contributors(), members_, "reduce");
     if (world_.rank() == root) expect("reduce", out, sum_of(operation, gave));
+    return status;
+  }
+  /// In place: what each member gave to each other one changes places.
+  Status all_to_all(std::uint64_t operation, std::size_t count) {
+    const Line mine = chaos::line_of(where(operation), job_.rank());
+    std::vector<std::uint64_t> inout(count * members_.size());
+    fill(inout, mine);
+    Status status = world_.all_to_all(inout.data(), inout.data(), count, DType::I64);
+    for (std::size_t at = 0; status && at < members_.size(); ++at) {
+      expect("all_to_all", std::span(inout).subspan(at * count, count),
+             chaos::line_of(where(operation), members_[at]),
+             count * static_cast<std::size_t>(world_.rank()));
+    }
+    return status;
+  }
+  /// A broadcast and an all_reduce as one.
+  Status coalesced(std::uint64_t operation, std::size_t count, int root) {
+    const Line mine = chaos::line_of(where(operation), job_.rank());
+    const Line of_root = chaos::line_of(where(operation), members_[static_cast<std::size_t>(root)]);
+    std::vector<std::uint64_t> buffer(count), in(count), out(count);
+    if (world_.rank() == root) fill(buffer, of_root);
+    fill(in, mine);
+    if (Status s = world_.begin_coalescing(); !s) return s;
+    Status status = world_.broadcast(buffer.data(), count, DType::I64, root);
+    if (status) status = world_.all_reduce(in.data(), out.data(), count, DType::I64, ReduceOp::Sum);
+    if (Status end = world_.end_coalescing(); status) status = end;
+    expect("input of coalesced", in, mine);
+    if (!status) return status;
+    expect("coalesced broadcast", buffer, of_root);
+    expect("coalesced all_reduce", out,
+           sum_of(operation, took_part(world_.contributors(), members_, "coalesced")));
     return status;
   }
   /// Everybody sends to the next member and receives from the one before.

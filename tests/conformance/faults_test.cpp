@@ -42,23 +42,27 @@ struct Scenario {
   std::vector<int> dies_after;  ///< per rank: phases until it dies, -1 never
 };
 
-Scenario make_scenario(std::uint64_t seed) {
+Scenario make_scenario(std::uint64_t seed, const Transport& transport) {
   std::mt19937_64 random(seed);
   Scenario s;
   s.members = 2 + static_cast<int>(random() % 4);
   const auto p = static_cast<std::uint64_t>(s.members);
   const bool one_kind = random() % 3 == 0;
-  const auto the_kind = static_cast<OpKind>(random() % spi::kOpKindCount);
+  const auto kinds = static_cast<std::uint64_t>(transport.kinds());
+  const auto the_kind = static_cast<OpKind>(random() % kinds);
   for (std::uint64_t i = 0; i < 24; ++i) {
+    if (random() % 8 == 0 && transport.has_slots) {
+      s.cases.push_back(coalesced_case(s.members, seed * 100 + i));
+      continue;
+    }
     const std::size_t sizes[] = {1, 12, 40, 1000, 3000, 5000};
-    s.cases.push_back(
-        {{.kind = one_kind ? the_kind : static_cast<OpKind>(random() % spi::kOpKindCount),
-          .dtype = random() % 2 == 0 ? DType::F32 : DType::I64,
-          .op = ReduceOp::Sum,
-          .root = static_cast<int>(random() % p),
-          .count = sizes[random() % std::size(sizes)]},
-         s.members,
-         seed * 100 + i});
+    s.cases.push_back({{.kind = one_kind ? the_kind : static_cast<OpKind>(random() % kinds),
+                        .dtype = random() % 2 == 0 ? DType::F32 : DType::I64,
+                        .op = ReduceOp::Sum,
+                        .root = static_cast<int>(random() % p),
+                        .count = sizes[random() % std::size(sizes)]},
+                       s.members,
+                       seed * 100 + i});
   }
   s.dies_after.assign(p, -1);
   const int deaths = 1 + static_cast<int>(random() % 2);
@@ -111,23 +115,15 @@ class Agents {
 };
 
 void run_operation(GroupRunner& runner, const Case& c, int rank, Told& told) {
-  std::vector<std::byte> in = c.input(rank);
-  const std::vector<std::byte> before = in;
-  std::vector<std::byte> out(c.extent(rank).out_bytes);
-  const bool in_place = c.salt % 2 == 0 && out.size() <= in.size() && c.extent(rank).in_bytes != 0;
-  OpSpec spec = c.spec;
-  spec.in = in.data();
-  spec.out = in_place ? in.data() : out.data();
-  const Outcome outcome = runner.run(spec, kNoDeadline);
+  const PlacedCall call(c, rank);
+  const Outcome outcome = runner.run(call.spec(), kNoDeadline);
   told.outcomes.push_back(outcome.kind);
   if (outcome.kind == OutcomeKind::Done) {
-    const std::vector<std::byte> expected = c.expected(rank);
-    const std::byte* got = in_place ? in.data() : out.data();
-    EXPECT_TRUE(expected.empty() || std::memcmp(got, expected.data(), expected.size()) == 0)
-        << "wrong values of " << spi::describe(c.descriptor()) << " on rank " << rank;
+    EXPECT_TRUE(call.result_is_right(c, rank))
+        << "wrong values of " << c.describe() << " on rank " << rank;
   } else if (outcome.kind == OutcomeKind::Lost) {
-    EXPECT_EQ(in, before) << "input of " << spi::describe(c.descriptor()) << " on rank " << rank
-                          << (in_place ? ", in place" : "");
+    EXPECT_TRUE(call.input_intact())
+        << "input of " << c.describe() << " on rank " << rank << ", salt " << c.salt;
   } else {
     EXPECT_EQ(outcome.kind, OutcomeKind::HandedOver) << outcome.text;
   }
@@ -173,7 +169,7 @@ void check_uniform(const Scenario& s, const std::vector<Told>& told) {
 }
 
 void run_scenario(const Transport& transport, std::uint64_t seed) {
-  const Scenario s = make_scenario(seed);
+  const Scenario s = make_scenario(seed, transport);
   const auto world = transport.make(static_cast<std::uint32_t>(s.members), {.slot_bytes = 4096});
   std::vector<Told> told(static_cast<std::size_t>(s.members));
   std::vector<Death> deaths(static_cast<std::size_t>(s.members));
@@ -218,7 +214,7 @@ TEST_P(Faults, OutcomesAreUniformWhereverRanksDie) {
 TEST_P(Faults, OutcomesAreUniformWheneverTheAgentWedges) {
   const Watchdog watchdog(std::chrono::seconds(100));
   for (std::uint64_t seed = 1; seed <= 200; seed += GetParam().one_in) {
-    Scenario s = make_scenario(seed);
+    Scenario s = make_scenario(seed, GetParam());
     const auto world = GetParam().make(static_cast<std::uint32_t>(s.members), {.slot_bytes = 4096});
     std::vector<Told> told(static_cast<std::size_t>(s.members));
     std::mt19937_64 random(seed);

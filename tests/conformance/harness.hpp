@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
@@ -20,6 +21,7 @@
 
 #include "collective/kernels.hpp"
 #include "collective/runner.hpp"
+#include "collective/schedule_messages.hpp"
 #include "spi/arena_agent.hpp"
 #include "transports/loopback/loopback.hpp"
 #include "transports/shm/arena.hpp"
@@ -155,6 +157,11 @@ struct Transport {
   /// Cases take longer than over shared slots: one random case in so many is tried.
   std::uint64_t one_in = 1;
   bool has_slots = true;
+
+  /// It carries the first so many kinds of operations.
+  [[nodiscard]] int kinds() const {
+    return has_slots ? spi::kSingleKindCount : collective::kMessageKindCount;
+  }
 };
 template <class W>
 std::unique_ptr<World> make_world(std::uint32_t members, spi::ArenaOptions options) {
@@ -179,90 +186,249 @@ inline void on_all_ranks(int members, const std::function<void(int)>& body) {
   for (std::thread& thread : threads) thread.join();
 }
 
-/// Bytes that are plain numbers in every element type: small, so that no sum of a few overflows.
+/// The bits of a small number. Of narrow floats some other ones, none of them NaN.
+inline std::uint64_t element_bits(DType dtype, std::mt19937_64& random) {
+  const auto value = static_cast<std::int64_t>(random() % 17);
+  const std::uint64_t noise = random();
+  const auto f64 = static_cast<double>(value - 8) * 0.37;
+  switch (dtype) {
+    case DType::F64: return std::bit_cast<std::uint64_t>(f64);
+    case DType::F32: return std::bit_cast<std::uint32_t>(static_cast<float>(f64));
+    case DType::BF16: return std::bit_cast<std::uint32_t>(static_cast<float>(f64)) >> 16;
+    // Sign and small exponent with random fraction: a normal number between 0.5 and 2.
+    case DType::F16: return (noise & 0x83ff) | (noise >> 32 & 1 ? 0x3800 : 0x3c00);
+    case DType::F8E4M3: return noise & 0xb7;
+    case DType::F8E5M2: return noise & 0xbb;
+    case DType::I8:
+    case DType::I16:
+    case DType::I32:
+    case DType::I64: return static_cast<std::uint64_t>(value - 8);
+    case DType::U8:
+    case DType::U32:
+    case DType::U64: return static_cast<std::uint64_t>(value);
+    case DType::Bool: return noise & 1;
+  }
+  return 0;
+}
+
+/// Small numbers of every element type, so that no sum of a few overflows.
 inline std::vector<std::byte> input_of(int rank, std::uint64_t salt, DType dtype,
                                        std::size_t count) {
-  std::vector<std::byte> bytes(count * size_of(dtype));
+  const std::size_t unit = size_of(dtype);
+  std::vector<std::byte> bytes(count * unit);
   std::mt19937_64 random(salt * 1000003 + static_cast<std::uint64_t>(rank));
   for (std::size_t i = 0; i < count; ++i) {
-    const auto value = static_cast<std::int64_t>(random() % 17) - (dtype == DType::U8 ? 0 : 8);
-    std::byte* at = bytes.data() + i * size_of(dtype);
-    const auto fraction = static_cast<double>(value) * 0.37;
-    const auto f32 = static_cast<float>(fraction);
-    switch (dtype) {
-      case DType::F64: std::memcpy(at, &fraction, 8); break;
-      case DType::F32: std::memcpy(at, &f32, 4); break;
-      case DType::BF16: {
-        std::uint32_t raw = 0;
-        std::memcpy(&raw, &f32, 4);
-        const auto high = static_cast<std::uint16_t>(raw >> 16);
-        std::memcpy(at, &high, 2);
-        break;
-      }
-      case DType::F16: {
-        // Sign and small exponent with random fraction: a normal number between 0.5 and 2.
-        const auto half =
-            static_cast<std::uint16_t>((random() & 0x83ff) | (random() % 2 ? 0x3800 : 0x3c00));
-        std::memcpy(at, &half, 2);
-        break;
-      }
-      case DType::I32: {
-        const auto i32 = static_cast<std::int32_t>(value);
-        std::memcpy(at, &i32, 4);
-        break;
-      }
-      case DType::I64: std::memcpy(at, &value, 8); break;
-      case DType::U8: {
-        const auto u8 = static_cast<std::uint8_t>(value);
-        std::memcpy(at, &u8, 1);
-        break;
-      }
-    }
+    const std::uint64_t bits = element_bits(dtype, random);  // the low bytes come first
+    std::memcpy(bytes.data() + i * unit, &bits, unit);
   }
   return bytes;
 }
 
 /// Everybody's input to one operation, and what each rank must get.
 struct Case {
-  OpSpec spec;  ///< buffers unset
+  OpSpec spec;  ///< buffers and counts unset; with counts `count` is what they are made of
   int members = 1;
   std::uint64_t salt = 0;
+  std::vector<Case> parts{};  ///< of a coalesced one
 
-  [[nodiscard]] spi::OpDescriptor descriptor() const {
-    return {spec.kind, spec.dtype, spec.op, spec.root, spec.count};
+  /// Elements that rank `from` gives to rank `to`. With counts: 0, `count` or twice as many; of
+  /// all_to_all_v for each pair, else by the rank whose share it is.
+  [[nodiscard]] std::size_t share(int from, int to) const {
+    if (!spi::has_counts(spec.kind)) return spec.count;
+    int who = spi::scatters(spec.kind) ? to : from;
+    if (spec.kind == OpKind::AllToAllV) who = 5 * from + 7 * to;
+    return spec.count * ((static_cast<std::size_t>(who) + salt) % 3);
+  }
+  /// As the call of `rank` has them.
+  [[nodiscard]] std::vector<std::size_t> shares(int rank) const {
+    std::vector<std::size_t> counts;
+    for (int q = 0; q < members; ++q)
+      counts.push_back(spi::scatters(spec.kind) ? share(rank, q) : share(q, rank));
+    return counts;
+  }
+  [[nodiscard]] std::vector<std::size_t> received(int rank) const {
+    std::vector<std::size_t> counts;
+    for (int q = 0; q < members; ++q) counts.push_back(share(q, rank));
+    return counts;
+  }
+  /// The call of `rank`, over counts that the caller keeps.
+  [[nodiscard]] OpSpec call(const std::vector<std::size_t>& shares,
+                            const std::vector<std::size_t>& received) const {
+    OpSpec call = spec;
+    if (!spi::has_counts(spec.kind)) return call;
+    call.counts = {.shares = shares.data(),
+                   .recv = spec.kind == OpKind::AllToAllV ? received.data() : nullptr,
+                   .ranks = members};
+    return call;
+  }
+  [[nodiscard]] std::string describe() const {
+    std::string text;
+    for (const Case& part : parts) text += part.describe() + "; ";
+    if (!parts.empty()) return "coalesced: " + text;
+    const auto counts = shares(0);
+    return spi::describe(collective::describe_call(call(counts, counts)));
   }
   [[nodiscard]] collective::OpExtent extent(int rank) const {
-    return collective::extent_of(descriptor(), members, rank);
+    const auto out = shares(rank);
+    const auto in = received(rank);
+    const OpSpec spec_of_rank = call(out, in);
+    return collective::extent_of(collective::describe_call(spec_of_rank), spec_of_rank.counts,
+                                 members, rank);
+  }
+  /// Bytes in front of the share of `to` in the input of `from`.
+  [[nodiscard]] std::size_t offset(int from, int to) const {
+    std::size_t elements = 0;
+    for (int q = 0; spi::scatters(spec.kind) && q < to; ++q) elements += share(from, q);
+    return elements * size_of(spec.dtype);
   }
   [[nodiscard]] std::vector<std::byte> input(int rank) const {
-    const bool scatter = spec.kind == OpKind::ReduceScatter;
-    const std::size_t count = spec.count * (scatter ? static_cast<std::size_t>(members) : 1);
-    return input_of(rank, salt, spec.dtype, spec.kind == OpKind::Barrier ? 0 : count);
+    const std::size_t bytes =
+        spec.kind == OpKind::Broadcast ? spec.count * size_of(spec.dtype) : extent(rank).in_bytes;
+    return input_of(rank, salt, spec.dtype, bytes / size_of(spec.dtype));
   }
   [[nodiscard]] std::vector<std::byte> expected(int rank) const {
-    if (extent(rank).out_bytes == 0) return {};
-    std::vector<std::vector<std::byte>> inputs;
-    for (int q = 0; q < members; ++q) inputs.push_back(input(q));
-    if (spec.kind == OpKind::Broadcast) return inputs[static_cast<std::size_t>(spec.root)];
+    const std::size_t bytes = extent(rank).out_bytes;
+    if (bytes == 0) return {};
     std::vector<std::byte> out;
-    if (spec.kind == OpKind::AllGather) {
-      for (const auto& part : inputs) out.insert(out.end(), part.begin(), part.end());
-      return out;
+    const auto append = [&](int from) {
+      const auto in = input(from);
+      const std::byte* const begin = in.data() + offset(from, rank);
+      out.insert(out.end(), begin, begin + share(from, rank) * size_of(spec.dtype));
+    };
+    if (spi::gathers(spec.kind)) {
+      for (int q = 0; q < members; ++q) append(q);
+    } else if (!spi::reduces(spec.kind)) {
+      append(spec.root);
+    } else {
+      std::vector<std::vector<std::byte>> inputs;
+      std::vector<const void*> sources;
+      for (int q = 0; q < members; ++q) inputs.push_back(input(q));
+      for (const auto& in : inputs) sources.push_back(in.data() + offset(0, rank));
+      out.resize(bytes);
+      collective::reduce(spec.dtype, spec.op, out.data(), sources.data(), members,
+                         bytes / size_of(spec.dtype), {members, spec.factor});
     }
-    const std::size_t offset = spec.kind == OpKind::ReduceScatter
-                                   ? static_cast<std::size_t>(rank) * extent(rank).out_bytes
-                                   : 0;
-    std::vector<const void*> sources;
-    for (const auto& part : inputs) sources.push_back(part.data() + offset);
-    out.resize(extent(rank).out_bytes);
-    collective::reduce(spec.dtype, spec.op, out.data(), sources.data(), members, spec.count,
-                       members);
     return out;
   }
 };
 
-inline bool is_integer(DType dtype) {
-  return dtype == DType::I32 || dtype == DType::I64 || dtype == DType::U8;
+/// Where the buffers of a call lie.
+enum class Place : std::uint8_t {
+  Apart,
+  Same,  ///< equal
+  Own,   ///< the share of the rank in the buffer of all shares
+};
+inline constexpr Place kPlaces[] = {Place::Apart, Place::Same, Place::Own};
+
+/// One to five operations of any kinds and places.
+inline Case coalesced_case(int members, std::uint64_t salt) {
+  std::mt19937_64 random(salt);
+  Case whole{{.kind = OpKind::Coalesced}, members, salt};
+  const std::size_t sizes[] = {0, 1, 12, 300, 2000};
+  for (std::uint64_t left = 1 + random() % 5; left > 0; --left) {
+    whole.parts.push_back(
+        {{.kind = static_cast<OpKind>(random() % spi::kSingleKindCount),
+          .dtype = random() % 2 == 0 ? DType::F32 : DType::I64,
+          .op = ReduceOp::Sum,
+          .root = static_cast<int>(random() % static_cast<std::uint64_t>(members)),
+          .count = sizes[random() % std::size(sizes)]},
+         members,
+         salt * 10 + left});
+  }
+  return whole;
 }
+
+/// The call of one rank with its buffers, of a single operation. What cannot be had in that place
+/// lies apart. Thread safety: none.
+class PlacedBuffers {
+ public:
+  PlacedBuffers(const Case& c, int rank, Place place)
+      : shares_(c.shares(rank)),
+        received_(c.received(rank)),
+        spec_(c.call(shares_, received_)),
+        before_(c.input(rank)),
+        out_bytes_(c.extent(rank).out_bytes) {
+    const OpKind kind = c.spec.kind;
+    const bool overlap = c.extent(rank).in_bytes != 0 && out_bytes_ != 0;
+    const bool one_side = spi::scatters(kind) != spi::gathers(kind);
+    if (place == Place::Same && (spi::has_counts(kind) || !overlap)) place = Place::Apart;
+    if (place == Place::Own && !(one_side && overlap)) place = Place::Apart;
+    std::size_t in_offset = 0;
+    std::size_t out_offset = 0;
+    std::size_t bytes = std::max(before_.size(), out_bytes_);
+    if (place == Place::Apart) {
+      out_offset = before_.size() + kGap;
+      bytes = out_offset + out_bytes_;
+    } else if (place == Place::Own) {
+      const std::size_t offset =
+          collective::share_offset(collective::describe_call(spec_), spec_.counts.shares, rank);
+      (spi::scatters(kind) ? out_offset : in_offset) = offset;
+    }
+    memory_.assign(bytes + kGap, std::byte{0xee});
+    in_ = memory_.data() + in_offset;
+    out_ = memory_.data() + out_offset;
+    if (!before_.empty()) std::memcpy(in_, before_.data(), before_.size());
+    apart_ = place == Place::Apart;
+    spec_.in = in_;
+    spec_.out = out_;
+  }
+  PlacedBuffers(const PlacedBuffers&) = delete;
+  PlacedBuffers& operator=(const PlacedBuffers&) = delete;
+
+  [[nodiscard]] const OpSpec& spec() const { return spec_; }
+  [[nodiscard]] bool apart() const { return apart_; }
+  [[nodiscard]] bool input_intact() const {
+    return before_.empty() || std::memcmp(in_, before_.data(), before_.size()) == 0;
+  }
+  [[nodiscard]] bool result_is(const std::vector<std::byte>& expected) const {
+    return expected.size() == out_bytes_ &&
+           (expected.empty() || std::memcmp(out_, expected.data(), expected.size()) == 0);
+  }
+
+ private:
+  static constexpr std::size_t kGap = 64;
+  std::vector<std::size_t> shares_;
+  std::vector<std::size_t> received_;
+  OpSpec spec_;
+  std::vector<std::byte> before_;
+  std::size_t out_bytes_;
+  std::vector<std::byte> memory_;
+  std::byte* in_ = nullptr;
+  std::byte* out_ = nullptr;
+  bool apart_ = true;
+};
+
+/// The call of one rank, coalesced or not, each operation in a place of its own.
+/// Thread safety: none.
+class PlacedCall {
+ public:
+  PlacedCall(const Case& c, int rank) {
+    const std::vector<Case> alone{c};
+    for (const Case& part : c.parts.empty() ? alone : c.parts) {
+      calls_.push_back(std::make_unique<PlacedBuffers>(part, rank, kPlaces[part.salt % 3]));
+      specs_.push_back(calls_.back()->spec());
+    }
+    spec_ = c.parts.empty() ? specs_.front() : c.spec;
+    if (c.parts.empty()) return;
+    spec_.parts = specs_.data();
+    spec_.count = specs_.size();
+  }
+  [[nodiscard]] const OpSpec& spec() const { return spec_; }
+  [[nodiscard]] bool input_intact() const {
+    return std::ranges::all_of(calls_, [](const auto& call) { return call->input_intact(); });
+  }
+  [[nodiscard]] bool result_is_right(const Case& c, int rank) const {
+    if (c.parts.empty()) return calls_.front()->result_is(c.expected(rank));
+    bool right = true;
+    for (std::size_t i = 0; i < calls_.size(); ++i)
+      right = right && calls_[i]->result_is(c.parts[i].expected(rank));
+    return right;
+  }
+
+ private:
+  std::vector<std::unique_ptr<PlacedBuffers>> calls_;
+  std::vector<OpSpec> specs_;
+  OpSpec spec_;
+};
 
 }  // namespace regroup::conformance

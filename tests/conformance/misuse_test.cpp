@@ -9,18 +9,22 @@ namespace regroup::conformance {
 namespace {
 
 class Misuse : public testing::TestWithParam<Transport> {};
-/// Members that write where they must not.
+/// Members that write where they must not, and calls that messages do not carry.
 class SharedMisuse : public testing::TestWithParam<Transport> {};
 
-/// A spec with buffers large enough for anything these tests call.
+constexpr std::size_t kShares[8] = {3, 0, 5, 1, 3, 0, 5, 1};
+
+/// A spec with buffers large enough for anything these tests call, and counts where there are none.
 struct Call {
   OpSpec spec;
   std::vector<float> in = std::vector<float>(4096, 1.0F);
   std::vector<float> out = std::vector<float>(4096);
-  explicit Call(OpSpec s) : spec(s) {
+  Call(OpSpec s, int ranks) : spec(s) {
     spec.dtype = DType::F32;
     spec.in = in.data();
     spec.out = out.data();
+    if (spi::has_counts(spec.kind) && spec.counts.shares == nullptr)
+      spec.counts = {kShares, kShares, ranks};
   }
 };
 
@@ -30,7 +34,25 @@ std::vector<Outcome> call_all(Runners& runners, const std::vector<OpSpec>& specs
   std::vector<Outcome> outcomes(runners.size());
   on_all_ranks(static_cast<int>(runners.size()), [&](int rank) {
     const auto r = static_cast<std::size_t>(rank);
-    Call call(specs[r]);
+    Call call(specs[r], static_cast<int>(runners.size()));
+    outcomes[r] = runners[r]->run(call.spec, Clock::now() + std::chrono::seconds(20));
+  });
+  return outcomes;
+}
+
+/// The same for specs whose parts have no buffers yet.
+std::vector<Outcome> call_parts(Runners& runners, const std::vector<OpSpec>& specs) {
+  std::vector<Outcome> outcomes(runners.size());
+  on_all_ranks(static_cast<int>(runners.size()), [&](int rank) {
+    const auto r = static_cast<std::size_t>(rank);
+    Call call(specs[r], static_cast<int>(runners.size()));
+    std::vector<OpSpec> parts(specs[r].parts,
+                              specs[r].parts + (specs[r].parts == nullptr ? 0 : specs[r].count));
+    for (OpSpec& part : parts) {
+      part.in = call.in.data();
+      part.out = call.out.data();
+    }
+    if (!parts.empty()) call.spec.parts = parts.data();
     outcomes[r] = runners[r]->run(call.spec, Clock::now() + std::chrono::seconds(20));
   });
   return outcomes;
@@ -62,7 +84,14 @@ TEST_P(Misuse, SymmetricOperationsThatDifferFailOnAllRanksAndTheGroupGoesOn) {
   const OpSpec large{.kind = OpKind::AllReduce, .count = 4000};
   const OpSpec gather{.kind = OpKind::AllGather, .count = 5};
   const OpSpec max{.kind = OpKind::AllReduce, .op = ReduceOp::Max, .count = 5};
+  const OpSpec half{
+      .kind = OpKind::AllReduce, .op = ReduceOp::PremulSum, .factor = 0.5, .count = 5};
+  OpSpec third = half;
+  third.factor = 0.25;
   for (int round = 0; round < 20; ++round) {
+    expect_mismatch(call_all(runners, {half, half, third}),
+                    "rank 0 called all_reduce of 5 f32, premul_sum by 0.5",
+                    "rank 2 called all_reduce of 5 f32, premul_sum by 0.25");
     expect_mismatch(call_all(runners, {good, large, good}),
                     "rank 0 called all_reduce of 5 f32, sum",
                     "rank 1 called all_reduce of 4000 f32, sum");
@@ -73,6 +102,61 @@ TEST_P(Misuse, SymmetricOperationsThatDifferFailOnAllRanksAndTheGroupGoesOn) {
     for (const Outcome& outcome : call_all(runners, {large, large, large})) {
       EXPECT_EQ(outcome.kind, OutcomeKind::Done) << outcome.text;
     }
+  }
+}
+
+TEST_P(SharedMisuse, CountsThatDifferFailOnAllRanksAndTheGroupGoesOn) {
+  const Watchdog watchdog;
+  const auto world = GetParam().make(3, {.slot_bytes = 4096});
+  auto runners = make_runners(*world, 3);
+  const std::size_t counts[] = {4, 0, 9};
+  const std::size_t others[] = {4, 1, 8};
+  const OpSpec gather{.kind = OpKind::AllGatherV, .counts = {counts, nullptr, 3}};
+  const OpSpec gather_other{.kind = OpKind::AllGatherV, .counts = {others, nullptr, 3}};
+  const OpSpec scatter{.kind = OpKind::ReduceScatterV, .counts = {counts, nullptr, 3}};
+  // Rank r sends 1 element to each and receives what `recv` says.
+  const std::size_t one[] = {1, 1, 1};
+  const std::size_t wrong[] = {1, 1, 2};
+  const OpSpec exchange{.kind = OpKind::AllToAllV, .counts = {one, one, 3}};
+  const OpSpec expects{.kind = OpKind::AllToAllV, .counts = {one, wrong, 3}};
+  const OpSpec large{.kind = OpKind::AllToAll, .count = 900};
+  for (int round = 0; round < 10; ++round) {
+    expect_mismatch(call_all(runners, {gather, gather_other, gather}),
+                    "rank 0 called all_gather_v of 13 f32, counts with hash",
+                    "rank 1 called all_gather_v of 13 f32, counts with hash");
+    expect_mismatch(call_all(runners, {scatter, scatter, exchange}),
+                    "rank 0 called reduce_scatter_v of 13 f32, sum, counts with hash",
+                    "rank 2 called all_to_all_v of f32");
+    expect_mismatch(call_all(runners, {exchange, expects, exchange}),
+                    "rank 2 sends 1 f32 to rank 1", "which receives 2 from it");
+    for (const Outcome& outcome : call_all(runners, {large, large, large}))
+      EXPECT_EQ(outcome.kind, OutcomeKind::Done) << outcome.text;
+  }
+}
+
+TEST_P(SharedMisuse, CoalescedOperationsThatDifferFailOnAllRanksAndTheGroupGoesOn) {
+  const Watchdog watchdog;
+  const auto world = GetParam().make(3, {.slot_bytes = 4096});
+  auto runners = make_runners(*world, 3);
+  // A root in front: nothing may be written before all are known to call the same.
+  const OpSpec parts[] = {{.kind = OpKind::Broadcast, .dtype = DType::F32, .root = 1, .count = 7},
+                          {.kind = OpKind::AllReduce, .dtype = DType::F32, .count = 7}};
+  OpSpec others[] = {parts[0], parts[1]};
+  others[1].op = ReduceOp::Max;
+  const auto call = [&](const OpSpec* of, std::size_t count) {
+    return OpSpec{.kind = OpKind::Coalesced, .count = count, .parts = of};
+  };
+  const OpSpec single{.kind = OpKind::AllReduce, .count = 7};
+  for (int round = 0; round < 10; ++round) {
+    expect_mismatch(call_parts(runners, {call(parts, 2), call(others, 2), call(parts, 2)}),
+                    "rank 0 called 2 coalesced operations with hash",
+                    "rank 1 called 2 coalesced operations with hash");
+    expect_mismatch(call_parts(runners, {call(parts, 2), call(parts, 2), single}),
+                    "rank 0 called 2 coalesced operations with hash",
+                    "rank 2 called all_reduce of 7 f32, sum");
+    for (const Outcome& outcome :
+         call_parts(runners, {call(parts, 2), call(parts, 2), call(parts, 2)}))
+      EXPECT_EQ(outcome.kind, OutcomeKind::Done) << outcome.text;
   }
 }
 
@@ -109,6 +193,16 @@ TEST_P(Misuse, AnyOtherDifferenceEndsTheGroupWithOneTextForAll) {
   expect_poison(t, {to0, barrier, to0}, "reduce of 5 f32, sum, root 0", "rank 1 called barrier");
   expect_poison(t, {from0, from0, from1}, "broadcast of 5 f32, root 0",
                 "rank 2 called broadcast of 5 f32, root 1");
+  if (!t.has_slots) return;
+  const OpSpec gather0{.kind = OpKind::Gather, .root = 0, .count = 5};
+  const OpSpec gather1{.kind = OpKind::Gather, .root = 1, .count = 5};
+  const OpSpec scatter0{.kind = OpKind::Scatter, .root = 0, .count = 5};
+  const OpSpec exchange{.kind = OpKind::AllToAllV};
+  expect_poison(t, {gather0, gather1}, "gather of 5 f32, root 0", "gather of 5 f32, root 1");
+  expect_poison(t, {scatter0, from0, scatter0}, "scatter of 5 f32, root 0",
+                "broadcast of 5 f32, root 0");
+  expect_poison(t, {exchange, scatter0, exchange}, "rank 0 called all_to_all_v of f32",
+                "rank 1 called scatter of 5 f32, root 0");
   expect_poison(t, {barrier, from0, from0}, "rank 0 called barrier", "broadcast of 5 f32, root 0");
 }
 
@@ -140,9 +234,10 @@ TEST_P(SharedMisuse, AScribblerNeitherCrashesNorHangsAnybody) {
     on_all_ranks(kMembers, [&](int rank) {
       SlotRunner runner(world->slots(rank), rank, {.cores = cores()});
       for (int i = 0; i < 20; ++i) {
-        Call call({.kind = static_cast<OpKind>(i % spi::kOpKindCount),
+        Call call({.kind = static_cast<OpKind>(i % spi::kSingleKindCount),
                    .root = i % kMembers,
-                   .count = 900});
+                   .count = 900},
+                  kMembers);
         const Outcome outcome = runner.run(call.spec, Clock::now() + std::chrono::milliseconds(10));
         const auto soon = Clock::now() + std::chrono::milliseconds(10);
         if (outcome.kind == OutcomeKind::Expired || outcome.kind == OutcomeKind::Damaged) {
@@ -170,8 +265,8 @@ Scribbled wait_after(const Transport& transport,
   const auto world = transport.make(2, {});
   SlotRunner waiting(world->slots(0), 0, {});
   SlotRunner other(world->slots(1), 1, {});
-  Call mine({.kind = OpKind::AllReduce, .count = 3});
-  Call theirs({.kind = OpKind::AllReduce, .count = 3});
+  Call mine({.kind = OpKind::AllReduce, .count = 3}, 2);
+  Call theirs({.kind = OpKind::AllReduce, .count = 3}, 2);
   on_all_ranks(2, [&](int rank) {
     EXPECT_TRUE(
         (rank == 0 ? waiting : other).run((rank == 0 ? mine : theirs).spec, kNoDeadline).ok());
@@ -230,7 +325,7 @@ TEST_P(SharedMisuse, ADecisionThatWasWrittenOverIsNotAwaitedForEver) {
                    .undecided = [](void* n) { ++*static_cast<std::atomic<int>*>(n); },
                    .context = &told};
   SlotRunner runner(world->slots(0), 0, options);
-  Call call({.kind = OpKind::AllReduce, .count = 3});
+  Call call({.kind = OpKind::AllReduce, .count = 3}, 2);
   spi::wedge(world->slots(0).group_word(0));
   EXPECT_EQ(runner.run(call.spec, kNoDeadline).kind, OutcomeKind::Damaged);
   EXPECT_EQ(told, 1) << "the agent may not know that the word is wedged";
@@ -244,7 +339,7 @@ TEST_P(SharedMisuse, ATurnThatNobodyPublishedIsNamed) {
   const spi::SharedSlots& slots = world->slots(1);
   slots.line(1, 1).turn = 99;
   SlotRunner runner(slots, 0, {});
-  Call call({.kind = OpKind::AllReduce, .count = 3});
+  Call call({.kind = OpKind::AllReduce, .count = 3}, 2);
   const Outcome outcome = runner.run(call.spec, kNoDeadline);
   EXPECT_EQ(outcome.kind, OutcomeKind::Damaged);
   EXPECT_NE(outcome.text.find("rank 1 of the group stands at turn 99"), std::string::npos)

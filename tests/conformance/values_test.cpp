@@ -12,49 +12,45 @@ class Values : public testing::TestWithParam<Transport> {};
 /// What only shared memory can do to a value.
 class SharedValues : public testing::TestWithParam<Transport> {};
 
-/// Runs one case on one rank, out of place or in place, and compares.
-void run_case(GroupRunner& runner, const Case& c, int rank, bool in_place) {
-  std::vector<std::byte> in = c.input(rank);
-  std::vector<std::byte> out(std::max(c.extent(rank).out_bytes, in.size()), std::byte{0xee});
-  const std::vector<std::byte> before = in;
-  OpSpec spec = c.spec;
-  spec.in = in.data();
-  spec.out = in_place ? in.data() : out.data();
-  in_place = in_place && c.extent(rank).out_bytes <= in.size();
-  if (!in_place) spec.out = out.data();
-  const Outcome outcome = runner.run(spec, kNoDeadline);
-  const bool receives = spi::receives(spec.kind, spec.root, rank);
+/// Runs one case on one rank, and compares.
+void run_case(GroupRunner& runner, const Case& c, int rank, Place place) {
+  const PlacedBuffers call(c, rank, place);
+  const Outcome outcome = runner.run(call.spec(), kNoDeadline);
+  const bool receives = spi::receives(c.spec.kind, c.spec.root, rank);
   ASSERT_EQ(outcome.kind, receives ? OutcomeKind::Done : OutcomeKind::HandedOver) << outcome.text;
-  const std::vector<std::byte> expected = c.expected(rank);
-  const std::vector<std::byte>& got = in_place ? in : out;
-  const bool equal =
-      expected.empty() || std::memcmp(got.data(), expected.data(), expected.size()) == 0;
-  ASSERT_TRUE(equal) << spi::describe(c.descriptor()) << " on rank " << rank << " of " << c.members;
-  if (!in_place) {
-    ASSERT_EQ(in, before);
+  ASSERT_TRUE(call.result_is(c.expected(rank)))
+      << c.describe() << " on rank " << rank << " of " << c.members << ", place "
+      << static_cast<int>(place);
+  if (call.apart()) {
+    ASSERT_TRUE(call.input_intact()) << c.describe();
   }
 }
 
-std::vector<Case> all_cases(int members) {
+/// One type of each width; what is only moved has nothing else to be told apart by.
+bool is_usual(DType type) {
+  return type == DType::F32 || type == DType::BF16 || type == DType::I64 || type == DType::U8;
+}
+
+std::vector<Case> all_cases(int members, int kinds) {
   std::vector<Case> cases;
   const auto p = static_cast<std::size_t>(members);
-  std::uint64_t salt = 0;
-  for (int kind = 0; kind < spi::kOpKindCount; ++kind) {
+  const std::vector<std::size_t> many{0, 1, p - 1, 6, 257, 3001};
+  const std::vector<std::size_t> few{p, 257};
+  for (int kind = 0; kind < kinds; ++kind) {
     const auto k = static_cast<OpKind>(kind);
-    const bool reduces =
-        k == OpKind::AllReduce || k == OpKind::Reduce || k == OpKind::ReduceScatter;
     for (int type = 0; type < (k == OpKind::Barrier ? 1 : kDTypeCount); ++type) {
-      for (int op = 0; op < (reduces ? kReduceOpCount : 1); ++op) {
-        const auto dtype = static_cast<DType>(type);
+      const auto dtype = static_cast<DType>(type);
+      if (!spi::reduces(k) && !is_usual(dtype)) continue;
+      for (int op = 0; op < (spi::reduces(k) ? kReduceOpCount : 1); ++op) {
         const auto redop = static_cast<ReduceOp>(op);
-        if (redop == ReduceOp::Avg && is_integer(dtype)) continue;
-        for (const std::size_t count : {std::size_t{0}, std::size_t{1}, p - 1, std::size_t{6},
-                                        std::size_t{257}, std::size_t{5003}}) {
-          ++salt;
+        if (!is_defined(redop, dtype)) continue;
+        for (const std::size_t count : is_usual(dtype) ? many : few) {
+          const std::uint64_t salt = cases.size() + 1;
           cases.push_back({{.kind = k,
                             .dtype = dtype,
                             .op = redop,
                             .root = static_cast<int>(salt % p),
+                            .factor = 0.3,
                             .count = count},
                            members,
                            salt});
@@ -68,13 +64,33 @@ std::vector<Case> all_cases(int members) {
 TEST_P(Values, AllKindsTypesAndOperations) {
   const Watchdog watchdog;
   for (int members = 1; members <= 5; ++members) {
-    const std::vector<Case> cases = all_cases(members);
+    const std::vector<Case> cases = all_cases(members, GetParam().kinds());
     const auto world = GetParam().make(static_cast<std::uint32_t>(members), {.slot_bytes = 4096});
     on_all_ranks(members, [&](int rank) {
       const auto runner = world->runner(rank, {.cores = cores()});
       for (const Case& c : cases) {
-        run_case(*runner, c, rank, c.salt % 2 == 0);
+        run_case(*runner, c, rank, kPlaces[c.salt % 3]);
         if (testing::Test::HasFatalFailure()) return;
+      }
+    });
+    ASSERT_FALSE(HasFailure()) << members << " ranks";
+  }
+}
+
+TEST_P(Values, CoalescedOperationsOfAllKinds) {
+  const Watchdog watchdog;
+  for (int members = 1; members <= 4; ++members) {
+    std::vector<Case> cases;
+    for (std::uint64_t salt = 1; salt <= 300; ++salt)
+      cases.push_back(coalesced_case(members, salt));
+    const auto world = GetParam().make(static_cast<std::uint32_t>(members), {.slot_bytes = 4096});
+    on_all_ranks(members, [&](int rank) {
+      SlotRunner runner(world->slots(rank), rank, {.cores = cores()});
+      for (const Case& c : cases) {
+        const PlacedCall call(c, rank);
+        const Outcome outcome = runner.run(call.spec(), kNoDeadline);
+        ASSERT_EQ(outcome.kind, OutcomeKind::Done) << outcome.text;
+        ASSERT_TRUE(call.result_is_right(c, rank)) << "rank " << rank << " salt " << c.salt;
       }
     });
     ASSERT_FALSE(HasFailure()) << members << " ranks";
@@ -99,8 +115,8 @@ TEST_P(Values, LargeAndForcedAlgorithmsGiveTheSameBits) {
            {std::size_t{1}, std::size_t{12}, std::size_t{65537}, std::size_t{700001}}) {
         const Case c{
             {.kind = OpKind::AllReduce, .dtype = DType::F32, .count = count}, kMembers, count};
-        run_case(*runner, c, rank, false);
-        run_case(*runner, c, rank, true);
+        run_case(*runner, c, rank, Place::Apart);
+        run_case(*runner, c, rank, Place::Same);
       }
     });
   }
@@ -145,10 +161,11 @@ TEST_P(Values, ThousandsOfMixedOperationsBackToBack) {
   const Watchdog watchdog;
   constexpr int kMembers = 4;
   const std::uint64_t operations = GetParam().has_slots ? 4000 : 1000;
+  const auto kinds = static_cast<std::uint64_t>(GetParam().kinds());
   std::vector<Case> cases;
   std::mt19937_64 random(4711);
   for (std::uint64_t i = 0; i < operations; ++i) {
-    Case c{{.kind = static_cast<OpKind>(random() % spi::kOpKindCount),
+    Case c{{.kind = static_cast<OpKind>(random() % kinds),
             .dtype = DType::F32,
             .op = ReduceOp::Sum,
             .root = static_cast<int>(random() % kMembers),
@@ -161,7 +178,7 @@ TEST_P(Values, ThousandsOfMixedOperationsBackToBack) {
   on_all_ranks(kMembers, [&](int rank) {
     const auto runner = world->runner(rank, {.cores = cores()});
     for (const Case& c : cases) {
-      run_case(*runner, c, rank, false);
+      run_case(*runner, c, rank, kPlaces[c.salt / 2 % 3]);
       if (testing::Test::HasFatalFailure()) return;
     }
   });

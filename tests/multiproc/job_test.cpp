@@ -51,6 +51,32 @@ TEST(Job, SameBitsWhereverARankDies) {
   }
 }
 
+/// The digest of an undisturbed job of mode `shares`.
+std::string undisturbed_shares() {
+  const auto job = run_job({"-n", "3"}, {"shares", "3"});
+  EXPECT_EQ(job.exit_code, 0) << story(job);
+  EXPECT_EQ(job.lines_with("wrong=0 digest=").size(), 3U) << story(job);
+  EXPECT_EQ(digests(job).size(), 1U) << story(job);
+  return job.value_of("digest=");
+}
+
+TEST(Job, EveryOperationWithSharesOutlivesADeath) {
+  const std::set<std::string> expected{undisturbed_shares()};
+  int cells = 0;
+  for (const char* op : {"all_to_all", "all_to_all_v", "gather", "scatter", "all_gather_v",
+                         "reduce_scatter_v", "gather_v", "scatter_v", "coalesced"}) {
+    const auto faults = fmt::format("rank={},inc=0,op={},step=1,phase={}:kill", cells % 3, op,
+                                    cells % 2 == 0 ? "before_complete" : "enter");
+    ++cells;
+    const auto job =
+        run_job({"-n", "3", "--spares", "1"}, {"shares", "3"}, {{"REGROUP_FAULTS", faults}});
+    EXPECT_EQ(job.exit_code, 0) << faults << "\n" << story(job);
+    EXPECT_EQ(job.lines_with("wrong=0").size(), 3U) << faults << "\n" << story(job);
+    EXPECT_EQ(job.lines_with("newcomer=true").size(), 1U) << faults << "\n" << story(job);
+    EXPECT_EQ(digests(job), expected) << faults << "\n" << story(job);
+  }
+}
+
 TEST(Job, SameBitsWhenARankDiesInCommit) {
   for (int victim = 0; victim < 3; ++victim) {
     for (const char* phase : {"before_prepare", "after_prepare"}) {
@@ -196,8 +222,9 @@ TEST(TenSeconds, WaitingForARankThatHasLeftEndsTheJob) {
 TEST(Job, BadArgumentsAreRefusedAndLoseNothing) {
   const auto job = run_job({"-n", "2"}, {"bad_arguments"});
   EXPECT_EQ(job.exit_code, 0) << story(job);
-  EXPECT_EQ(job.lines_with("InvalidArgument").size(), 12U) << story(job);
-  EXPECT_EQ(job.lines_with("FailedPrecondition").size(), 2U) << story(job);
+  EXPECT_EQ(job.lines_with("InvalidArgument").size(), 24U) << story(job);
+  EXPECT_EQ(job.lines_with("FailedPrecondition").size(), 8U) << story(job);
+  EXPECT_EQ(job.lines_with("Unsupported").size(), 4U) << story(job);
   EXPECT_EQ(job.lines_with("good: Ok").size(), 2U) << story(job);
 }
 

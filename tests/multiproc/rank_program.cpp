@@ -16,6 +16,8 @@
 
 #include <regroup/regroup.hpp>
 
+#include "tests/multiproc/rank_shares.hpp"
+
 namespace {
 
 using regroup::Job;
@@ -428,10 +430,25 @@ int bad_arguments(Job& job) {
   show("null", world.all_reduce(nullptr, b.data(), 8, regroup::DType::F32, ReduceOp::Sum));
   show("root", world.broadcast(a, 99));
   show("avg", world.all_reduce(i, ReduceOp::Avg));
+  show("bits", world.all_reduce(a, ReduceOp::BXor));
+  show("type", world.all_reduce(a.data(), b.data(), 8, regroup::DType(99), ReduceOp::Sum));
   show("overlap", world.all_reduce(a.data(), a.data() + 1, 4, regroup::DType::F32, ReduceOp::Sum));
   show("sizes",
        world.all_reduce(std::span<const float>(a), std::span<float>(b.data(), 4), ReduceOp::Sum));
   show("self", world.send(a.data(), 1, regroup::DType::F32, world.rank()));
+  const std::vector<std::size_t> one{8}, two{8, 8};
+  show("counts", world.all_gather_v(a.data(), b.data(), one, regroup::DType::F32));
+  show("counts", world.all_to_all_v(a.data(), one, b.data(), two, regroup::DType::F32));
+  std::vector<float> large(16);
+  show("place", world.all_gather_v(large.data(), large.data() + 1, two, regroup::DType::F32));
+  show("place", world.all_to_all_v(large.data(), two, large.data(), two, regroup::DType::F32));
+  show("end", world.end_coalescing());
+  show("begin", world.begin_coalescing());
+  show("begin", world.begin_coalescing());
+  show("message", world.send(a.data(), 1, regroup::DType::F32, 1 - world.rank()));
+  auto work = world.barrier_async();
+  show("too early", work.wait());
+  show("end", world.end_coalescing());
   show("empty group", ProcessGroup().barrier());
   show("good", world.all_reduce(a, ReduceOp::Sum));
   return 0;
@@ -533,6 +550,7 @@ int main(int argc, char** argv) {
   }
   auto job = std::move(*attached);
   if (mode == "train") return train(job, std::stoull(argument));
+  if (mode == "shares") return regroup::test::run_shares(job, std::stoull(argument));
   if (mode == "changing") return changing(job, argument);
   if (mode == "prologue") return prologue(job, argument);
   if (mode == "mismatch") return mismatch(job, argument);

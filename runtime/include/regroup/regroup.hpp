@@ -20,8 +20,8 @@
 /// No hang: every call ends, with Ok or with an error that names the lost rank.
 /// Carrying on: under `--on-loss carry_on` all_reduce, reduce, barrier and commit() outlive a loss;
 /// they return what the ranks that are left hold, and contributors() says who that is. So does a
-/// broadcast whose root lives. What needs the lost rank (all_gather, reduce_scatter, a root, send
-/// and recv) returns RankLost on all ranks, and next() begins the step again without it.
+/// broadcast whose root lives. What needs the lost rank (operations with a share for each rank, a
+/// root, send and recv) returns RankLost on all ranks, and next() begins the step again without it.
 #pragma once
 
 #include <memory>
@@ -52,6 +52,9 @@ struct OpOptions {
   /// In place and outside a step: keep a copy, so that an aborted operation leaves the buffer as
   /// it was.
   bool keep_input = true;
+  /// Of ReduceOp::PremulSum: what each rank's contribution is multiplied by, in double for F64 and
+  /// rounded to float for all narrower types. Equal on all ranks; a difference is a mismatch.
+  double factor = 1.0;
 };
 
 /// Who took part in an operation that ended with Ok: whose contributions a reduction or all_gather
@@ -94,7 +97,8 @@ class REGROUP_EXPORT Work {
 /// Every collective: all ranks of the group call it with the same operation, count, type and root,
 /// in the same order; a mismatch is InvalidArgument on all of them with both sides named. Counts
 /// are in elements. Buffers are contiguous, need no alignment, and belong to the caller again when
-/// the call returns (or wait() does). `in` and `out` are equal (in place) or do not overlap.
+/// the call returns (or wait() does). `in` and `out` are equal (in place) or do not overlap. Where
+/// one of them holds a share of each rank, the other may also be this rank's own share in there.
 /// Blocks until done. Errors: InvalidArgument, RankLost, Revoked, DeadlineExceeded (the operation
 /// itself then ends the epoch for the group), FailedPrecondition.
 class REGROUP_EXPORT ProcessGroup {
@@ -122,6 +126,36 @@ class REGROUP_EXPORT ProcessGroup {
   /// in holds count * size() elements; out gets this rank's `count` of the combined ones.
   Status reduce_scatter(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
                         OpOptions options = {});
+  /// `count` elements to each rank: in and out hold count * size() elements. The share of out that
+  /// comes from rank r stands at r, and is what stood in r's input at this rank.
+  Status all_to_all(const void* in, void* out, std::size_t count, DType type,
+                    OpOptions options = {});
+  /// `count` elements from each rank into root's out, concatenated in rank order; the others' out
+  /// is not used, and Ok means handed over there.
+  Status gather(const void* in, void* out, std::size_t count, DType type, int root,
+                OpOptions options = {});
+  /// `count` elements of root's in, which holds count * size(), to each rank; the others' in is not
+  /// used. On root Ok means handed over; its own share is in its out.
+  Status scatter(const void* in, void* out, std::size_t count, DType type, int root,
+                 OpOptions options = {});
+
+  /// The same with shares of different sizes: counts[r] elements (0 is allowed) are rank r's, the
+  /// same counts on all ranks, one for each. The buffer that holds all shares has them in rank
+  /// order without gaps. In place means a share at its own place; equal buffers are refused.
+  /// Memory: the counts may go when the call returns, of the asynchronous ones too.
+  Status all_gather_v(const void* in, void* out, std::span<const std::size_t> counts, DType type,
+                      OpOptions options = {});
+  Status reduce_scatter_v(const void* in, void* out, std::span<const std::size_t> counts,
+                          DType type, ReduceOp op, OpOptions options = {});
+  Status gather_v(const void* in, void* out, std::span<const std::size_t> counts, DType type,
+                  int root, OpOptions options = {});
+  Status scatter_v(const void* in, void* out, std::span<const std::size_t> counts, DType type,
+                   int root, OpOptions options = {});
+  /// send_counts[r] elements of in go to rank r, recv_counts[r] of out come from it; shares lie in
+  /// rank order without gaps, 0 is allowed. What one rank sends must be what the other receives:
+  /// else all ranks get InvalidArgument that names the two. Not in place.
+  Status all_to_all_v(const void* in, std::span<const std::size_t> send_counts, void* out,
+                      std::span<const std::size_t> recv_counts, DType type, OpOptions options = {});
   /// Returns when all ranks of the group have called it.
   Status barrier(OpOptions options = {});
   /// Point to point, matched by (source, destination, tag) in order. Ok means handed over.
@@ -164,7 +198,38 @@ class REGROUP_EXPORT ProcessGroup {
                         OpOptions options = {});
   Work reduce_scatter_async(const void* in, void* out, std::size_t count, DType type, ReduceOp op,
                             OpOptions options = {});
+  Work all_to_all_async(const void* in, void* out, std::size_t count, DType type,
+                        OpOptions options = {});
+  Work gather_async(const void* in, void* out, std::size_t count, DType type, int root,
+                    OpOptions options = {});
+  Work scatter_async(const void* in, void* out, std::size_t count, DType type, int root,
+                     OpOptions options = {});
+  Work all_gather_v_async(const void* in, void* out, std::span<const std::size_t> counts,
+                          DType type, OpOptions options = {});
+  Work reduce_scatter_v_async(const void* in, void* out, std::span<const std::size_t> counts,
+                              DType type, ReduceOp op, OpOptions options = {});
+  Work gather_v_async(const void* in, void* out, std::span<const std::size_t> counts, DType type,
+                      int root, OpOptions options = {});
+  Work scatter_v_async(const void* in, void* out, std::span<const std::size_t> counts, DType type,
+                       int root, OpOptions options = {});
+  Work all_to_all_v_async(const void* in, std::span<const std::size_t> send_counts, void* out,
+                          std::span<const std::size_t> recv_counts, DType type,
+                          OpOptions options = {});
   Work barrier_async(OpOptions options = {});
+
+  /// Several operations as one: what is called between begin_coalescing() and end_coalescing() is
+  /// collected, and carried out at the end in call order. All of it has one outcome, the same on
+  /// all ranks, roots included: after RankLost every in-place input is what it was. All ranks
+  /// coalesce the same calls. A collected call returns Ok when it is valid, or its error, which
+  /// end_coalescing() then returns, too, having done nothing; an asynchronous one returns a Work
+  /// that ends with all of them. Not for send, recv, split, stabilize and commit. Before the first
+  /// step, and under carry_on, each call is carried out as if it were called alone: there calls
+  /// outlive losses by themselves.
+  /// Memory: all buffers stay valid and untouched until the end has returned, or its Work.
+  /// `options`: the timeout is that of all together; the rest counts for each call as given there.
+  Status begin_coalescing();
+  Status end_coalescing(OpOptions options = {});
+  Work end_coalescing_async(OpOptions options = {});
 
   /// New groups out of this one: ranks with equal `color` form one, ordered by `key`, then by
   /// rank. Collective. A negative color joins none and gets FailedPrecondition on use. `name`

@@ -41,25 +41,58 @@ struct Member {
   constexpr auto operator<=>(const Member&) const = default;
 };
 
-/// Element types. Sizes in bytes: see size_of().
-enum class DType : std::uint8_t { F64, F32, F16, BF16, I32, I64, U8 };
-inline constexpr int kDTypeCount = 7;
+/// Element types. F16 and BF16: IEEE binary16 and bfloat16. F8E4M3: 4 bits of exponent, no
+/// infinity, largest number 448 (the FN variant: PyTorch's float8_e4m3fn). F8E5M2: 5 bits of
+/// exponent, the upper byte of binary16. Bool: one byte; 0 is false, any other value true.
+enum class DType : std::uint8_t {
+  F64,
+  F32,
+  F16,
+  BF16,
+  I32,
+  I64,
+  U8,
+  F8E4M3,
+  F8E5M2,
+  I8,
+  I16,
+  U32,
+  U64,
+  Bool,
+};
+inline constexpr int kDTypeCount = 14;
 
-/// Bytes of one element.
+/// Bytes of one element; 0 for a number that is no type.
 [[nodiscard]] constexpr std::size_t size_of(DType type) {
+  constexpr std::uint8_t kBytes[kDTypeCount] = {8, 4, 2, 2, 4, 8, 1, 1, 1, 1, 2, 4, 8, 1};
+  const auto index = static_cast<std::size_t>(type);
+  return index < kDTypeCount ? kBytes[index] : 0;
+}
+static_assert(size_of(DType::F64) == 8 && size_of(DType::BF16) == 2 && size_of(DType::I64) == 8 &&
+              size_of(DType::F8E5M2) == 1 && size_of(DType::I16) == 2 && size_of(DType::U32) == 4 &&
+              size_of(DType::U64) == 8 && size_of(DType::Bool) == 1);
+
+[[nodiscard]] constexpr bool is_float(DType type) {
   switch (type) {
     case DType::F64:
-    case DType::I64: return 8;
     case DType::F32:
-    case DType::I32: return 4;
     case DType::F16:
-    case DType::BF16: return 2;
-    case DType::U8: return 1;
+    case DType::BF16:
+    case DType::F8E4M3:
+    case DType::F8E5M2: return true;
+    case DType::I32:
+    case DType::I64:
+    case DType::U8:
+    case DType::I8:
+    case DType::I16:
+    case DType::U32:
+    case DType::U64:
+    case DType::Bool: return false;
   }
-  return 0;
+  return false;
 }
 
-/// IEEE binary16 and bfloat16 as storage: arithmetic happens in float, inside the reduction.
+/// Narrow floats as storage: arithmetic happens in float, inside the reduction.
 struct Half {
   std::uint16_t bits = 0;
   constexpr bool operator==(const Half&) const = default;
@@ -67,6 +100,14 @@ struct Half {
 struct BFloat16 {
   std::uint16_t bits = 0;
   constexpr bool operator==(const BFloat16&) const = default;
+};
+struct Float8E4M3 {
+  std::uint8_t bits = 0;
+  constexpr bool operator==(const Float8E4M3&) const = default;
+};
+struct Float8E5M2 {
+  std::uint8_t bits = 0;
+  constexpr bool operator==(const Float8E5M2&) const = default;
 };
 
 template <class T>
@@ -88,23 +129,77 @@ struct DTypeOf<BFloat16> {
   static constexpr DType value = DType::BF16;
 };
 template <>
+struct DTypeOf<Float8E4M3> {
+  static constexpr DType value = DType::F8E4M3;
+};
+template <>
+struct DTypeOf<Float8E5M2> {
+  static constexpr DType value = DType::F8E5M2;
+};
+template <>
+struct DTypeOf<std::int8_t> {
+  static constexpr DType value = DType::I8;
+};
+template <>
+struct DTypeOf<std::uint8_t> {
+  static constexpr DType value = DType::U8;
+};
+template <>
+struct DTypeOf<std::int16_t> {
+  static constexpr DType value = DType::I16;
+};
+template <>
 struct DTypeOf<std::int32_t> {
   static constexpr DType value = DType::I32;
+};
+template <>
+struct DTypeOf<std::uint32_t> {
+  static constexpr DType value = DType::U32;
 };
 template <>
 struct DTypeOf<std::int64_t> {
   static constexpr DType value = DType::I64;
 };
 template <>
-struct DTypeOf<std::uint8_t> {
-  static constexpr DType value = DType::U8;
+struct DTypeOf<std::uint64_t> {
+  static constexpr DType value = DType::U64;
+};
+template <>
+struct DTypeOf<bool> {
+  static constexpr DType value = DType::Bool;
 };
 
-/// How contributions are combined: folded over the seats 0..N-1 in that order, Avg then divided by
-/// the number of contributors. Avg of integers is InvalidArgument. Min and Max propagate NaN and
-/// order -0 below +0.
-enum class ReduceOp : std::uint8_t { Sum, Avg, Prod, Min, Max };
-inline constexpr int kReduceOpCount = 5;
+/// How contributions are combined: folded over the seats 0..N-1 in that order.
+enum class ReduceOp : std::uint8_t {
+  Sum,
+  Avg,  ///< Sum, then divided by the number of contributors; floats only
+  Prod,
+  Min,   ///< NaN if any is NaN; -0 is below +0
+  Max,   ///< likewise
+  BAnd,  ///< bitwise; integers and Bool
+  BOr,
+  BXor,
+  PremulSum,  ///< each contribution times OpOptions::factor, then Sum; floats only
+};
+inline constexpr int kReduceOpCount = 9;
+
+/// Whether `op` is defined for `type`; where it is not, the call is InvalidArgument. Of Bool, Sum,
+/// Max and BOr are "or", Prod, Min and BAnd are "and", BXor is "exclusive or", and every result is
+/// 0 or 1. Integers wrap modulo 2^n.
+[[nodiscard]] constexpr bool is_defined(ReduceOp op, DType type) {
+  switch (op) {
+    case ReduceOp::Sum:
+    case ReduceOp::Prod:
+    case ReduceOp::Min:
+    case ReduceOp::Max: return true;
+    case ReduceOp::Avg:
+    case ReduceOp::PremulSum: return is_float(type);
+    case ReduceOp::BAnd:
+    case ReduceOp::BOr:
+    case ReduceOp::BXor: return !is_float(type);
+  }
+  return false;
+}
 
 /// What happens when a rank is lost.
 enum class OnLoss : std::uint8_t {
