@@ -351,9 +351,9 @@ TEST_P(SharedMisuse, ATurnThatNobodyPublishedIsNamed) {
 const Transport kOrderedTransports[] = {
     {"loopback", make_world<LoopbackWorld>},
     {"shm", make_world<ShmWorld>},
-    {"messages", make_world<OrderedMessageWorld>},
+    {"messages", make_world<OrderedMessageWorld>, 1, false},
 #ifdef REGROUP_TEST_UCX
-    {"ucx", make_world<UcxMessageWorld>},
+    {"ucx", make_world<UcxMessageWorld>, 1, false},
 #endif
 };
 INSTANTIATE_TEST_SUITE_P(All, Misuse, testing::ValuesIn(kOrderedTransports), transport_name);
