@@ -71,16 +71,27 @@ class TorchTest(unittest.TestCase):
         self.assertEqual(ended.code, 0, ended.story())
         self.assertEqual(len(re.findall(r"rank \d: \d+ checks", ended.out)), 3, ended.story())
 
-    def test_stock_ddp_gives_gloos_curve_and_the_same_bits_each_time(self):
+    def with_mpirun(self):
+        if not shutil.which("mpirun"):
+            return self.train(["-n", "2"])
+        words = ["mpirun", "--oversubscribe", "--allow-run-as-root", "-n", "2", REGROUP, "exec",
+                 "--", sys.executable, str(HERE / "train_ddp.py")]
+        return Ended(words, self.directory.name)
+
+    def killed(self, flags, optimizer, *kills):
+        """The training with attach(), in which ranks die; each kill is RANK:STEP:WHERE."""
+        deaths = [word for kill in kills for word in ("--die", kill)]
+        ended = self.train(flags, "--attach", "--optimizer", optimizer, *deaths)
+        self.assertEqual(ended.err.count("SIGKILL"), len(kills), ended.story())
+        return ended
+
+    def test_stock_ddp_has_gloos_curve_and_always_the_same_bits(self):
         first = self.train(["-n", "2"])
         digest = self.assert_trained(first, 2)
-        if shutil.which("mpirun"):
-            words = ["mpirun", "--oversubscribe", "--allow-run-as-root", "-n", "2", REGROUP, "exec",
-                     "--", sys.executable, str(HERE / "train_ddp.py")]
-            second = Ended(words, self.directory.name)
-        else:
-            second = self.train(["-n", "2"])
-        self.assertEqual(self.assert_trained(second, 2), digest)
+        self.assertEqual(self.assert_trained(self.with_mpirun(), 2), digest)
+        killed = self.killed(["-n", "2", "--spares", "1"], "adamw", "1:0:start", "0:3:backward")
+        self.assertEqual(self.assert_trained(killed, 2), digest, killed.story())
+        self.assertEqual(killed.losses(), first.losses(), killed.story())
         # Gloo meets in our store, too.
         gloo = self.train(["-n", "2"], "--backend", "gloo")
         self.assert_trained(gloo, 2)
@@ -88,22 +99,10 @@ class TorchTest(unittest.TestCase):
         for step, loss in gloo.losses().items():
             self.assertAlmostEqual(first.losses()[step], loss, delta=1e-5 * abs(loss) + 1e-7)
 
-    def assert_same_bits(self, flags, kills, *arguments):
-        ranks = int(flags[1])
-        undisturbed = self.train(flags[:2], "--attach", *arguments)
-        digest = self.assert_trained(undisturbed, ranks)
-        deaths = [word for kill in kills for word in ("--die", kill)]
-        killed = self.train(flags, "--attach", *arguments, *deaths)
-        self.assertEqual(self.assert_trained(killed, ranks), digest, killed.story())
-        self.assertEqual(killed.err.count("SIGKILL"), len(kills), killed.story())
-        self.assertEqual(killed.losses(), undisturbed.losses(), killed.story())
-
-    def test_killed_ranks_are_replaced_bit_by_bit(self):
-        kills = ("1:0:start", "0:3:backward", "2:6:update")
-        self.assert_same_bits(["-n", "3", "--spares", "1"], kills)
-
     def test_without_a_spare_and_with_state_made_at_the_first_update(self):
-        self.assert_same_bits(["-n", "2"], ("0:7:start",), "--optimizer", "sgd")
+        digest = self.assert_trained(self.train(["-n", "2"], "--optimizer", "sgd"), 2)
+        killed = self.killed(["-n", "2"], "sgd", "0:7:update")
+        self.assertEqual(self.assert_trained(killed, 2), digest, killed.story())
 
     def test_without_attach_a_loss_is_a_typed_error(self):
         ended = self.run_job(["-n", "2"], "without_attach.py")

@@ -23,6 +23,9 @@ def _require(url, name, value):
 
 
 def _through_launcher(url, timeout=default_pg_timeout, **_):
+    if os.environ.get("REGROUP_SPARE") == "1":
+        # Optimizers import it, which takes seconds; a spare has the time for it now.
+        importlib.import_module("torch._dynamo")
     job = _C.attach(timeout.total_seconds())
     _require(url, "rank", job.rank)
     _require(url, "world_size", job.size)
