@@ -18,6 +18,7 @@
 #include <regroup/status.hpp>
 #include <regroup/types.hpp>
 
+#include "control/key_value_store.hpp"
 #include "launcher/beacon_thread.hpp"
 #include "launcher/control_socket.hpp"
 #include "launcher/coordinator_link.hpp"
@@ -144,6 +145,7 @@ class RunShell final : public JobControl {
   void on(RankProcess& process, const control::Fault& message);
   void on(RankProcess& process, const control::EndEpoch& message);
   void on(RankProcess& process, const control::RankParked& message);
+  void on(RankProcess& process, const control::StoreRequest& message);
   void keep(RankProcess& process, const control::KeepMemory& message, std::vector<base::Fd> fds);
   /// `was_vacant`: nobody had the seat in the epoch before.
   void assign(RankProcess& process, bool was_vacant = false);
@@ -265,6 +267,7 @@ class RunShell final : public JobControl {
   std::map<Rank, std::uint32_t> lives_;  ///< lives begun in each seat
   std::map<Rank, std::map<std::string, base::Fd>> kept_;  ///< memory that outlives a seat's process
   std::map<Rank, Incarnation> last_in_seat_;              ///< of the views so far
+  control::KeyValueStore store_;  ///< the ranks' own; a client is an incarnation
   EpochArenas arenas_;
   std::vector<membership::SeatPlace> places_;  ///< of the seats of the newest view
   std::uint64_t detached_beats_ = 0;

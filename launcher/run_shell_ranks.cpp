@@ -63,6 +63,7 @@ void RunShell::pump_channel(RankProcess& process) {
 }
 
 void RunShell::close_channel(RankProcess& process) {
+  store_.drop(process.incarnation.value());
   if (process.channel) loop_.forget(process.channel->fd());
   process.channel.reset();
 }
@@ -198,6 +199,12 @@ void RunShell::on(RankProcess& process, const control::Fault& message) {
 
 void RunShell::on(RankProcess& process, const control::RankParked& message) {
   post(membership::host::Parked{process.incarnation, message.epoch});
+}
+
+void RunShell::on(RankProcess& process, const control::StoreRequest& message) {
+  for (const auto& [client, reply] : store_.step(process.incarnation.value(), message)) {
+    if (RankProcess* const waiting = find(Incarnation{client})) send(*waiting, reply);
+  }
 }
 
 void RunShell::on(RankProcess& process, const control::EndEpoch& message) {

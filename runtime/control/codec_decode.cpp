@@ -191,6 +191,15 @@ EndEpoch get(Reader& in, const wire::EndEpoch* from) {
   return {.epoch = Epoch(from->epoch()), .why = in.text(from->why())};
 }
 RankParked get(Reader&, const wire::RankParked* from) { return {.epoch = Epoch(from->epoch())}; }
+StoreRequest get(Reader& in, const wire::StoreRequest* from) {
+  return {.id = from->id(),
+          .kind = in.one_of(from->kind(), StoreRequest::Kind::Cancel, "request to the store"),
+          .keys = in.tables(from->keys(),
+                            [&](const flatbuffers::String* text) { return in.text(text); }),
+          .value = in.text(from->value()),
+          .expected = in.text(from->expected()),
+          .amount = from->amount()};
+}
 
 // ---- agent -> rank ----
 
@@ -233,6 +242,12 @@ Refused get(Reader& in, const wire::Refused* from) {
           .text = in.text(from->text())};
 }
 Released get(Reader& in, const wire::Released* from) { return {.text = in.text(from->text())}; }
+StoreReply get(Reader& in, const wire::StoreReply* from) {
+  return {.id = from->id(),
+          .code = in.one_of(from->code(), Code::Internal, "error code"),
+          .value = in.text(from->value()),
+          .number = from->number()};
+}
 
 // ---- shim -> agent ----
 
@@ -484,7 +499,8 @@ template <>
 Result<RankMessage> decode<RankMessage>(std::span<const std::byte> bytes) {
   static constexpr auto kKnown =
       getters<RankMessage, wire::Hello, wire::BeaconHeld, wire::AttachGroup, wire::KeepMemory,
-              wire::Entered, wire::Detach, wire::Fault, wire::EndEpoch, wire::RankParked>();
+              wire::Entered, wire::Detach, wire::Fault, wire::EndEpoch, wire::RankParked,
+              wire::StoreRequest>();
   return open_envelope<RankMessage, wire::RankEnvelope>(bytes, "RGRA", kKnown);
 }
 
@@ -492,7 +508,7 @@ template <>
 Result<AgentToRank> decode<AgentToRank>(std::span<const std::byte> bytes) {
   static constexpr auto kKnown =
       getters<AgentToRank, wire::Welcome, wire::Assign, wire::ViewInstalled, wire::GroupReady,
-              wire::LossNotice, wire::Stop, wire::Refused, wire::Released>();
+              wire::LossNotice, wire::Stop, wire::Refused, wire::Released, wire::StoreReply>();
   return open_envelope<AgentToRank, wire::AgentToRankEnvelope>(bytes, "RGAR", kKnown);
 }
 

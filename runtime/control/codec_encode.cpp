@@ -145,6 +145,11 @@ auto put(FlatBufferBuilder& to, const RankParked& message) {
   const auto& [epoch] = message;
   return wire::CreateRankParked(to, epoch.value());
 }
+auto put(FlatBufferBuilder& to, const StoreRequest& message) {
+  const auto& [id, kind, keys, value, expected, amount] = message;
+  return wire::CreateStoreRequest(to, id, number(kind), to.CreateVectorOfStrings(keys),
+                                  put(to, value), put(to, expected), amount);
+}
 
 // ---- agent -> rank ----
 
@@ -186,6 +191,10 @@ auto put(FlatBufferBuilder& to, const Refused& message) {
 auto put(FlatBufferBuilder& to, const Released& message) {
   const auto& [text] = message;
   return wire::CreateReleased(to, put(to, text));
+}
+auto put(FlatBufferBuilder& to, const StoreReply& message) {
+  const auto& [id, code, value, amount] = message;
+  return wire::CreateStoreReply(to, id, number(code), put(to, value), amount);
 }
 
 // ---- shim -> agent ----

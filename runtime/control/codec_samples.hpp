@@ -56,34 +56,45 @@ inline std::vector<RankMessage> rank_messages() {
       Fault{.code = -1, .text = "no data"},
       EndEpoch{},
       EndEpoch{.epoch = Epoch(8), .why = "deadline"},
-      RankParked{.epoch = Epoch(7)}};
+      RankParked{.epoch = Epoch(7)},
+      StoreRequest{},
+      StoreRequest{.id = 9,
+                   .kind = StoreRequest::Kind::CompareSet,
+                   .keys = {"a", std::string("b\0c", 3)},
+                   .value = "new",
+                   .expected = "old",
+                   .amount = -5}};
 }
 
 inline std::vector<AgentToRank> agent_to_rank() {
-  return {Welcome{},
-          Welcome{.incarnation = Incarnation(8),
-                  .seat = Rank(0),
-                  .ranks = 4,
-                  .on_loss = OnLoss::Abort,
-                  .job = "7f3a",
-                  .ranks_on_host = 2,
-                  .replacement = true,
-                  .life = 6},
-          Assign{},
-          Assign{.seat = Rank(3), .kept = {"mirror", "", "prologue"}, .life = 2},
-          ViewInstalled{},
-          ViewInstalled{
-              .view = view(), .groups = {group(), {}}, .cause = "rank 2 lost", .places = places()},
-          GroupReady{},
-          GroupReady{.epoch = Epoch(5), .group = group()},
-          LossNotice{},
-          LossNotice{.epoch = Epoch(5), .lost = lost(), .text = "rank 2"},
-          Stop{},
-          Stop{.exit_code = 137, .reason = "Ctrl-C"},
-          Refused{},
-          Refused{.code = Code::ResourceExhausted, .text = "no memory"},
-          Released{},
-          Released{.text = "rank 2 was drained"}};
+  return {
+      Welcome{},
+      Welcome{.incarnation = Incarnation(8),
+              .seat = Rank(0),
+              .ranks = 4,
+              .on_loss = OnLoss::Abort,
+              .job = "7f3a",
+              .ranks_on_host = 2,
+              .replacement = true,
+              .life = 6},
+      Assign{},
+      Assign{.seat = Rank(3), .kept = {"mirror", "", "prologue"}, .life = 2},
+      ViewInstalled{},
+      ViewInstalled{
+          .view = view(), .groups = {group(), {}}, .cause = "rank 2 lost", .places = places()},
+      GroupReady{},
+      GroupReady{.epoch = Epoch(5), .group = group()},
+      LossNotice{},
+      LossNotice{.epoch = Epoch(5), .lost = lost(), .text = "rank 2"},
+      Stop{},
+      Stop{.exit_code = 137, .reason = "Ctrl-C"},
+      Refused{},
+      Refused{.code = Code::ResourceExhausted, .text = "no memory"},
+      Released{},
+      Released{.text = "rank 2 was drained"},
+      StoreReply{},
+      StoreReply{
+          .id = 9, .code = Code::ResourceExhausted, .value = std::string("\0x", 2), .number = -1}};
 }
 
 inline Program program() {

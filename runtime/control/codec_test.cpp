@@ -40,7 +40,7 @@ TEST(Codec, EveryEnumeratorComesBack) {
   for (int i = 0; i <= static_cast<int>(Code::Internal); ++i) {
     expect_round_trips<AgentToRank>({Refused{.code = static_cast<Code>(i)}, Welcome{}, Assign{},
                                      ViewInstalled{}, GroupReady{}, LossNotice{}, Stop{},
-                                     Released{}});
+                                     Released{}, StoreReply{}});
   }
   for (int i = 0; i <= static_cast<int>(OnLoss::Abort); ++i) {
     membership::DurableState state;

@@ -87,8 +87,31 @@ struct RankParked {
   bool operator==(const RankParked&) const = default;
 };
 
+/// A request to the job's key-value store (key_value_store.hpp), numbered by the process that makes
+/// it. Descriptors: none.
+struct StoreRequest {
+  enum class Kind : std::uint8_t {
+    Set,         ///< keys[0] := value
+    Get,         ///< value of keys[0]; waits until it is there
+    Wait,        ///< waits until all keys are there
+    Has,         ///< number: 1 if all keys are there
+    Add,         ///< keys[0] is a decimal number (absent: 0), to which `amount` is added
+    CompareSet,  ///< keys[0] := value if it holds `expected`; absent and empty are equal here
+    Erase,       ///< number: 1 if keys[0] was there
+    Count,       ///< number of keys
+    Cancel,      ///< the request `id` is waited for no longer; no answer
+  };
+  std::uint64_t id = 0;
+  Kind kind = Kind::Count;
+  std::vector<std::string> keys;
+  std::string value;
+  std::string expected;
+  std::int64_t amount = 0;
+  bool operator==(const StoreRequest&) const = default;
+};
+
 using RankMessage = std::variant<Hello, BeaconHeld, AttachGroup, KeepMemory, Entered, Detach, Fault,
-                                 EndEpoch, RankParked>;
+                                 EndEpoch, RankParked, StoreRequest>;
 
 // ---- agent -> rank ----
 
@@ -164,7 +187,16 @@ struct Released {
   bool operator==(const Released&) const = default;
 };
 
-using AgentToRank =
-    std::variant<Welcome, Assign, ViewInstalled, GroupReady, LossNotice, Stop, Refused, Released>;
+/// Answer to the StoreRequest of this id. Not Ok: `value` says why.
+struct StoreReply {
+  std::uint64_t id = 0;
+  Code code = Code::Ok;
+  std::string value;
+  std::int64_t number = 0;
+  bool operator==(const StoreReply&) const = default;
+};
+
+using AgentToRank = std::variant<Welcome, Assign, ViewInstalled, GroupReady, LossNotice, Stop,
+                                 Refused, Released, StoreReply>;
 
 }  // namespace regroup::control

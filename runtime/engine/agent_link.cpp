@@ -41,6 +41,7 @@ Result<std::unique_ptr<AgentLink>> AgentLink::alone() {
   link->page_ = std::move(*page);
   link->seat_.incarnation = Incarnation(1);
   link->seat_.job = "single";
+  link->own_store_.emplace();
   auto view = open_single_view();
   if (!view) return view.error();
   link->newest_ = std::move(*view);
@@ -184,6 +185,7 @@ void AgentLink::handle(control::AgentToRank message, std::vector<base::Fd> fds) 
       link.released_.store(true, std::memory_order_release);
       link.fail({Code::Cancelled, released.text});
     }
+    void operator()(control::StoreReply& reply) const { link.take_reply(std::move(reply)); }
     void operator()(const control::Refused& refused) const {
       const std::lock_guard lock(link.mutex_);
       link.refused_ = Status(refused.code, refused.text);
@@ -203,6 +205,38 @@ void AgentLink::take_seat(const control::Assign& message, std::vector<base::Fd> 
   }
   seated_ = true;
   changed_.notify_all();
+}
+
+void AgentLink::take_reply(control::StoreReply reply) {
+  const std::lock_guard lock(mutex_);
+  const auto waiting = store_replies_.find(reply.id);
+  if (waiting == store_replies_.end()) return;  // it came after its deadline
+  waiting->second = std::move(reply);
+  changed_.notify_all();
+}
+
+Result<control::StoreReply> AgentLink::ask_store(control::StoreRequest request, TimePoint until) {
+  std::unique_lock lock(mutex_);
+  request.id = ++store_requests_;
+  auto& reply = store_replies_[request.id];
+  lock.unlock();
+  auto sent = send(request);
+  lock.lock();
+  if (!channel_) {
+    for (auto& answer : own_store_->step(0, request))
+      store_replies_[answer.reply.id] = std::move(answer.reply);
+    changed_.notify_all();
+  }
+  if (sent) sent = await(lock, until, "for the job's store", [&] { return reply.has_value(); });
+  const auto got = std::exchange(reply, std::nullopt);
+  store_replies_.erase(request.id);
+  if (got && got->code == Code::Ok) return *got;
+  if (got) return Status(got->code, got->value);
+  const control::StoreRequest cancel{.id = request.id, .kind = control::StoreRequest::Kind::Cancel};
+  if (!channel_) own_store_->step(0, cancel);
+  lock.unlock();
+  if (sent.code() == Code::DeadlineExceeded) (void)send(cancel);
+  return sent;
 }
 
 void AgentLink::install(const control::ViewInstalled& message, std::vector<base::Fd> fds) {

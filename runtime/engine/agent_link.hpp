@@ -15,6 +15,7 @@
 
 #include "base/fd.hpp"
 #include "control/channel.hpp"
+#include "control/key_value_store.hpp"
 #include "engine/open_view.hpp"
 #include "metrics/beacon.hpp"
 #include "metrics/beacon_page.hpp"
@@ -68,6 +69,10 @@ class AgentLink {
   /// Ok while the job goes on; else why it does not.
   [[nodiscard]] Status running() const;
 
+  /// Asks the job's key-value store; the request's id is chosen here. Blocks. Errors:
+  /// DeadlineExceeded (it is not waited for any longer), Cancelled, those of the store.
+  Result<control::StoreReply> ask_store(control::StoreRequest request, TimePoint until);
+
   /// Hands memory to the agent that shall outlive this process.
   Status keep_memory(const std::string& what, int fd, std::uint64_t bytes);
   Status entered(control::Entered message);
@@ -98,6 +103,7 @@ class AgentLink {
   void engine_main(const std::stop_token& stop);
   void serve_channel();
   void handle(control::AgentToRank message, std::vector<base::Fd> fds);
+  void take_reply(control::StoreReply reply);
   void install(const control::ViewInstalled& message, std::vector<base::Fd> fds);
   void take_seat(const control::Assign& message, std::vector<base::Fd> fds);
   void fail(Status why);
@@ -123,6 +129,10 @@ class AgentLink {
   std::map<std::string, std::shared_ptr<OpenGroup>> groups_ready_;
   Epoch groups_epoch_;
   std::optional<Status> refused_;
+  std::uint64_t store_requests_ = 0;
+  /// Requests that are waited for, by id, with their answers.
+  std::map<std::uint64_t, std::optional<control::StoreReply>> store_replies_;
+  std::optional<control::KeyValueStore> own_store_;  ///< of a job without an agent
   std::optional<control::LossNotice> last_loss_;
   Status ended_;  ///< not Ok: the job is over for this process
   std::atomic<bool> released_{false};

@@ -1,6 +1,8 @@
 /// The public API: thin handles over the engine's objects.
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include <regroup/regroup.hpp>
 
 #include "engine/group.hpp"
@@ -359,6 +361,68 @@ State& State::add_volatile(std::string_view name, void* data, std::size_t bytes)
   return *this;
 }
 
+namespace {
+
+using StoreKind = control::StoreRequest::Kind;
+
+Result<control::StoreReply> ask(engine::JobImpl& job, control::StoreRequest request,
+                                nanoseconds timeout = nanoseconds{0}) {
+  if (auto status = job.usable(); !status) return status;
+  return job.link().ask_store(std::move(request),
+                              timeout.count() > 0 ? Clock::now() + timeout : TimePoint::max());
+}
+
+control::StoreRequest about(StoreKind kind, std::string_view key) {
+  return {.kind = kind, .keys = {std::string(key)}};
+}
+
+}  // namespace
+
+Status Store::set(std::string_view key, std::string_view value) {
+  auto request = about(StoreKind::Set, key);
+  request.value = value;
+  return ask(*job_, std::move(request)).error();
+}
+Result<std::string> Store::get(std::string_view key, nanoseconds timeout) {
+  auto reply = ask(*job_, about(StoreKind::Get, key), timeout);
+  if (!reply) return reply.error();
+  return std::move(reply->value);
+}
+Status Store::wait(std::span<const std::string> keys, nanoseconds timeout) {
+  return ask(*job_, {.kind = StoreKind::Wait, .keys = {keys.begin(), keys.end()}}, timeout).error();
+}
+Result<bool> Store::has(std::span<const std::string> keys) {
+  const auto reply = ask(*job_, {.kind = StoreKind::Has, .keys = {keys.begin(), keys.end()}});
+  if (!reply) return reply.error();
+  return reply->number != 0;
+}
+Result<std::int64_t> Store::add(std::string_view key, std::int64_t amount) {
+  auto request = about(StoreKind::Add, key);
+  request.amount = amount;
+  const auto reply = ask(*job_, std::move(request));
+  if (!reply) return reply.error();
+  return reply->number;
+}
+Result<std::string> Store::compare_set(std::string_view key, std::string_view expected,
+                                       std::string_view desired) {
+  auto request = about(StoreKind::CompareSet, key);
+  request.expected = expected;
+  request.value = desired;
+  auto reply = ask(*job_, std::move(request));
+  if (!reply) return reply.error();
+  return std::move(reply->value);
+}
+Result<bool> Store::erase(std::string_view key) {
+  const auto reply = ask(*job_, about(StoreKind::Erase, key));
+  if (!reply) return reply.error();
+  return reply->number != 0;
+}
+Result<std::int64_t> Store::size() {
+  const auto reply = ask(*job_, {.kind = StoreKind::Count});
+  if (!reply) return reply.error();
+  return reply->number;
+}
+
 Steps::Steps(std::unique_ptr<engine::StepsImpl> impl) : impl_(std::move(impl)) {}
 Steps::Steps(Steps&&) noexcept = default;
 Steps& Steps::operator=(Steps&&) noexcept = default;
@@ -381,6 +445,20 @@ Incarnation Job::incarnation() const { return impl_->seat().incarnation; }
 bool Job::is_replacement() const { return impl_->seat().replacement; }
 bool Job::drained() const { return impl_->link().released(); }
 ProcessGroup Job::world() const { return ProcessGroup(impl_->world()); }
+Store Job::store() { return Store(impl_); }
+Result<ProcessGroup> Job::group(std::string_view name, std::span<const int> ranks) {
+  if (auto status = impl_->usable(); !status) return status;
+  std::vector<Rank> seats;
+  for (const int rank : ranks) seats.emplace_back(rank);
+  if (std::ranges::find(seats, impl_->seat().rank) == seats.end()) {
+    return Status(
+        Code::InvalidArgument,
+        fmt::format("rank {} asked for group \"{}\" without being one of its ranks", rank(), name));
+  }
+  auto group = impl_->group(std::string(name), seats);
+  if (!group) return group.error();
+  return ProcessGroup(std::move(*group));
+}
 State Job::state() { return State(impl_.get()); }
 Steps Job::steps(std::uint64_t total) {
   return Steps(std::make_unique<engine::StepsImpl>(impl_, total));

@@ -36,7 +36,7 @@ Status GroupImpl::perform_in_prologue(const Request& request, bool background) {
                                  : run_and_confirm(request, call, background, until);
     if (outcome.ok()) {
       ++index;
-      if (message) (void)job_.record(call, result_of(request));
+      if (message) (void)job_.record(call, result_of(request), request.options.healed_later);
       return {};
     }
     if (!message) input.restore();
@@ -53,7 +53,7 @@ Outcome GroupImpl::run_and_confirm(const Request& request, const PrologueCall& c
   auto outcome = run(request, background, until);
   if (!outcome.ok()) return outcome;
   // No memory for it: a newcomer will be told so, the others go on.
-  (void)job_.record(call, result_of(request));
+  (void)job_.record(call, result_of(request), request.options.healed_later);
   auto confirmed = confirm(background, until);
   if (!confirmed.ok()) {
     job_.prologue().take_back(call);

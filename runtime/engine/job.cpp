@@ -189,11 +189,13 @@ void JobImpl::book(Category category) {
 
 // ---- prologue ----------------------------------------------------------------------------------
 
-Status JobImpl::record(const PrologueCall& call, std::span<const std::byte> result) {
+Status JobImpl::record(const PrologueCall& call, std::span<const std::byte> result,
+                       bool healed_later) {
   const auto keep = [](void* job, int fd, std::uint64_t bytes) {
     return static_cast<JobImpl*>(job)->link_->keep_memory(kPrologue, fd, bytes);
   };
-  return prologue_.append(call, result, state_.covers(result.data(), result.size()), keep, this);
+  const bool healed = healed_later || state_.covers(result.data(), result.size());
+  return prologue_.append(call, result, healed, keep, this);
 }
 
 Result<JobImpl::EpochShare> JobImpl::share_epoch(Epoch than, TimePoint until) {

@@ -103,8 +103,8 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   [[nodiscard]] bool repeats_prologue() const;
   [[nodiscard]] std::vector<Rank> all_seats() const;  ///< of the job
   [[nodiscard]] PrologueProgress& prologue() { return prologue_; }
-  /// Records a call before it is confirmed.
-  Status record(const PrologueCall& call, std::span<const std::byte> result);
+  /// Records a call before it is confirmed. `healed_later`: as in OpOptions.
+  Status record(const PrologueCall& call, std::span<const std::byte> result, bool healed_later);
   using EpochShare = std::shared_lock<std::shared_mutex>;
   /// In the prologue: enters an epoch after `than` in which the members have agreed how far they
   /// are, and holds it: while the share lives nobody rewires the groups. Blocks. Errors: Revoked

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <new>
@@ -173,7 +174,11 @@ Result<PrologueRecord::Answer> PrologueRecord::answer(const PrologueCall& call, 
                               call.kind, call.count, call.group, call.members, here.kind,
                               here.count, here.members));
   }
-  if (here.left_out) return Answer::LeftOut;
+  if (here.left_out) {
+    // NaN in every floating type: whoever uses it before heal brings it sees so.
+    std::ranges::fill(result, std::byte{0xFF});
+    return Answer::LeftOut;
+  }
   const std::byte* const from = memory_.data() + sizeof(Header) + offset + aligned(sizeof(Entry));
   if (!result.empty()) std::memcpy(result.data(), from, result.size());
   return Answer::Given;

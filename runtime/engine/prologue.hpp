@@ -50,7 +50,7 @@ class PrologueRecord {
 
   enum class Answer : std::uint8_t {
     Given,    ///< `result` is filled
-    LeftOut,  ///< the call is answered, but its bytes are left to heal
+    LeftOut,  ///< the call is answered, but its bytes are left to heal; `result` is all ones
   };
 
   static PrologueRecord format(std::span<std::byte> memory);

@@ -35,6 +35,10 @@ Result<PrologueAgreement> agree_on_prologue(std::span<const PrologueInfo> all) {
                   "messages cannot be paired again after a loss. Use collectives before the first "
                   "next(), or move the messages behind it");
   }
+  // A newcomer could not follow: nobody is to wait for it.
+  if (std::ranges::any_of(all, [](const auto& info) { return info.too_large != 0; }))
+    return Status(Code::ResourceExhausted,
+                  fmt::format("a rank was lost before the first step. {}", too_large().text()));
   std::map<std::uint64_t, Voices> groups;
   for (const auto& info : all) {
     for (const auto& position : info.groups) {
@@ -163,8 +167,10 @@ void PrologueProgress::finish() {
 
 PrologueInfo PrologueProgress::info() const {
   const std::lock_guard lock(mutex_);
-  PrologueInfo info{
-      .over = over_ ? 1U : 0U, .resolved = resolved_ ? 1U : 0U, .messages = messages_ ? 1U : 0U};
+  PrologueInfo info{.over = over_ ? 1U : 0U,
+                    .resolved = resolved_ ? 1U : 0U,
+                    .messages = messages_ ? 1U : 0U,
+                    .too_large = record_ && record_->overflowed() ? 1U : 0U};
   std::size_t at = 0;
   if (resolved_) {
     for (const auto& [group, position] : done_) {

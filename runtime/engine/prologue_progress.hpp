@@ -20,8 +20,9 @@ namespace regroup::engine {
 struct PrologueInfo {
   static constexpr std::size_t kGroupsMax = 128;  ///< of a job, as the agent allows
   std::uint64_t over = 0;                         ///< it has seen all members finish their prologue
-  std::uint64_t resolved = 0;  ///< its positions are outcomes; else they may end with one attempt
-  std::uint64_t messages = 0;  ///< it sent or received point to point
+  std::uint64_t resolved = 0;   ///< its positions are outcomes; else they may end with one attempt
+  std::uint64_t messages = 0;   ///< it sent or received point to point
+  std::uint64_t too_large = 0;  ///< its record could not hold all results
   std::array<ProloguePosition, kGroupsMax> groups{};
 };
 
@@ -30,7 +31,8 @@ struct PrologueAgreement {
   std::map<std::uint64_t, std::uint64_t> calls;  ///< collectives that are done, by group
 };
 
-/// The same on all members. Errors: Unsupported (messages were used), Internal.
+/// The same on all members. Errors: Unsupported (messages were used), ResourceExhausted (results
+/// were too large to keep), Internal.
 Result<PrologueAgreement> agree_on_prologue(std::span<const PrologueInfo> all);
 
 /// A call counts as made once all members of its group have confirmed that they recorded it; so

@@ -116,6 +116,14 @@ TEST(Agreement, MessagesCannotBePairedAgain) {
   EXPECT_TRUE(agree_on_prologue(all).value().over) << "they are behind everybody";
 }
 
+TEST(Agreement, NobodyWaitsForANewcomerThatCannotFollow) {
+  std::vector all{says(true, {{7, 4, 2}}), says(false, {{7, 1, 2}})};
+  all[1].too_large = 1;
+  EXPECT_EQ(agree_on_prologue(all).error().code(), Code::ResourceExhausted);
+  all[0].over = 1;
+  EXPECT_TRUE(agree_on_prologue(all).value().over) << "it gets the state, and no answers";
+}
+
 Status no_agent(void* /*context*/, int /*fd*/, std::uint64_t /*bytes*/) { return {}; }
 
 TEST(Progress, ACallThatWasNotConfirmedIsNoPosition) {
@@ -133,6 +141,8 @@ TEST(Progress, ALiveCallBehindALeftOutAnswerIsRefused) {
   ASSERT_TRUE(progress.append(wide, large, true, no_agent, nullptr));
   std::vector<std::byte> got(large.size());
   EXPECT_TRUE(progress.answer(wide, 0, got).value());
+  EXPECT_EQ(got.front(), std::byte{0xFF});
+  EXPECT_EQ(got.back(), std::byte{0xFF});
   EXPECT_EQ(progress.answer(call(1), 1, {}).error().code(), Code::FailedPrecondition);
 }
 

@@ -260,6 +260,7 @@ class FakeRank {
     done_ = true;
   }
   void on(const control::Released&, std::vector<base::Fd>&) { done_ = true; }
+  void on(const control::StoreReply&, std::vector<base::Fd>&) {}
   void on(const control::Refused& refused, std::vector<base::Fd>&) {
     if (!actions_.contains("ask")) fail(refused.text);
     fmt::print("refused: {}\n", refused.text);

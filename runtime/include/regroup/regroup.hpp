@@ -55,6 +55,11 @@ struct OpOptions {
   /// Of ReduceOp::PremulSum: what each rank's contribution is multiplied by, in double for F64 and
   /// rounded to float for all narrower types. Equal on all ranks; a difference is a mismatch.
   double factor = 1.0;
+  /// Before the first step: the result goes into registered state, if by a detour (a buffer that is
+  /// copied from), so that heal brings it to a newcomer. No more than 16 MiB of such results are
+  /// kept for one; it finds bytes of all ones (NaN) in place of the others, and must not make a
+  /// further call of its own before its first next().
+  bool healed_later = false;
 };
 
 /// Who took part in an operation that ended with Ok: whose contributions a reduction or all_gather
@@ -313,6 +318,37 @@ class REGROUP_EXPORT Steps {
   std::unique_ptr<engine::StepsImpl> impl_;
 };
 
+/// Small keys and values that all processes of the job share, kept by the launcher: they outlive
+/// every rank, so that a newcomer finds what its predecessor left. For what has to meet before a
+/// group exists; not for data. At most 65,536 keys, 512 KiB a value, 64 MiB in all. A call costs a
+/// message to the launcher and back. Threads: any. Every call blocks until it is answered; 0 waits
+/// without a limit.
+/// Errors: InvalidArgument, ResourceExhausted (a limit), DeadlineExceeded, Cancelled (the job
+/// ends).
+class REGROUP_EXPORT Store {
+ public:
+  Status set(std::string_view key, std::string_view value);
+  /// Waits until the key is there.
+  Result<std::string> get(std::string_view key, nanoseconds timeout = nanoseconds{0});
+  /// Waits until all keys are there, at one moment.
+  Status wait(std::span<const std::string> keys, nanoseconds timeout = nanoseconds{0});
+  [[nodiscard]] Result<bool> has(std::span<const std::string> keys);
+  /// Adds to a decimal number (an absent key is 0) and returns the sum.
+  Result<std::int64_t> add(std::string_view key, std::int64_t amount);
+  /// Sets the key if it holds `expected`, and returns what it holds then. An absent key counts as
+  /// an empty one.
+  Result<std::string> compare_set(std::string_view key, std::string_view expected,
+                                  std::string_view desired);
+  /// True if the key was there.
+  Result<bool> erase(std::string_view key);
+  [[nodiscard]] Result<std::int64_t> size();
+
+ private:
+  friend class Job;
+  explicit Store(std::shared_ptr<engine::JobImpl> job) : job_(std::move(job)) {}
+  std::shared_ptr<engine::JobImpl> job_;
+};
+
 /// How attach() behaves.
 struct AttachOptions {
   nanoseconds timeout = std::chrono::seconds(120);  ///< how long to wait for the other ranks
@@ -339,6 +375,16 @@ class REGROUP_EXPORT Job {
   /// program is to end.
   [[nodiscard]] bool drained() const;
   [[nodiscard]] ProcessGroup world() const;
+  /// The group of these ranks of the job, which become its ranks 0.. in the order given; made by
+  /// whoever asks first, found by the others. Not collective: only its members call it, each when
+  /// it likes. Survives views; a newcomer finds it again under its name (1 to 256 bytes). `ranks`
+  /// name this rank, are distinct, and are the same in every call with this name. At most 128
+  /// groups in a job; each has shared memory of its own. Blocks for a message to the launcher and
+  /// back.
+  /// Errors: InvalidArgument, ResourceExhausted, RankLost (the epoch ended; enter the next one),
+  /// Cancelled.
+  Result<ProcessGroup> group(std::string_view name, std::span<const int> ranks);
+  [[nodiscard]] Store store();
   [[nodiscard]] State state();
   /// The job's steps 0..total-1. One loop at a time.
   [[nodiscard]] Steps steps(std::uint64_t total);

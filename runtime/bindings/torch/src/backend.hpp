@@ -1,0 +1,130 @@
+/// The c10d backend "regroup".
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <regroup/regroup.hpp>
+
+#include "attachment.hpp"
+#include "call_queue.hpp"
+#include "tensors.hpp"
+#include "torch_headers.hpp"
+#include "work.hpp"
+
+namespace regroup::torch_binding {
+
+/// One group of a torch program. Its calls run in the order in which they are made, one after the
+/// other; groups do not wait for each other. A group of one rank needs no launcher.
+/// Losses never throw from a call: the Work that it returned fails.
+/// Thread safety: any thread; the order of concurrent calls is up to the caller.
+class BackendRegroup : public c10d::Backend {
+ public:
+  using Tensors = std::vector<at::Tensor>;
+  using TensorLists = std::vector<Tensors>;
+  using WorkPtr = c10::intrusive_ptr<c10d::Work>;
+  using Millis = std::chrono::milliseconds;
+
+  /// `ranks`: of the job, in the order of the group; empty: all of them. Blocks for a message to
+  /// the launcher and back, not for other ranks. Throws when there is no launcher or the ranks do
+  /// not fit the job.
+  BackendRegroup(int rank, int size, std::string group_id, const std::vector<std::int64_t>& ranks,
+                 Millis timeout);
+  ~BackendRegroup() override;
+
+  const std::string getBackendName() const override { return "regroup"; }
+  c10::intrusive_ptr<Options> getBackendOptions() override { return options_; }
+  bool supportsSplitting() const override { return false; }
+  bool supportsCoalescing() const override { return true; }
+  void setTimeout(Millis timeout) override;
+
+  WorkPtr broadcast(Tensors& tensors, const c10d::BroadcastOptions& opts) override;
+  WorkPtr allreduce(Tensors& tensors, const c10d::AllreduceOptions& opts) override;
+  WorkPtr allreduce_coalesced(Tensors& tensors,
+                              const c10d::AllreduceCoalescedOptions& opts) override;
+  WorkPtr reduce(Tensors& tensors, const c10d::ReduceOptions& opts) override;
+  WorkPtr allgather(TensorLists& outputs, Tensors& inputs,
+                    const c10d::AllgatherOptions& opts) override;
+  WorkPtr _allgather_base(at::Tensor& output, at::Tensor& input,
+                          const c10d::AllgatherOptions& opts) override;
+  WorkPtr allgather_into_tensor_coalesced(Tensors& outputs, Tensors& inputs,
+                                          const c10d::AllgatherOptions& opts) override;
+  WorkPtr reduce_scatter(Tensors& outputs, TensorLists& inputs,
+                         const c10d::ReduceScatterOptions& opts) override;
+  WorkPtr _reduce_scatter_base(at::Tensor& output, at::Tensor& input,
+                               const c10d::ReduceScatterOptions& opts) override;
+  WorkPtr reduce_scatter_tensor_coalesced(Tensors& outputs, Tensors& inputs,
+                                          const c10d::ReduceScatterOptions& opts) override;
+  WorkPtr send(Tensors& tensors, int destination, int tag) override;
+  WorkPtr recv(Tensors& tensors, int source, int tag) override;
+  WorkPtr barrier(const c10d::BarrierOptions& opts) override;
+  void monitoredBarrier(const c10d::BarrierOptions& opts, bool wait_all_ranks) override;
+
+  void startCoalescing() override;
+  WorkPtr endCoalescing() override;
+
+  /// No operation: the order of calls is checked by the runtime itself.
+  void setSequenceNumberForGroup() override {}
+  std::uint64_t getSequenceNumberForGroup() override { return sequence_.load(); }
+  c10d::ErrorType getError() override { return error_.load(); }
+  /// Calls that have not begun fail at once, later ones too; never blocks.
+  void abort() override { aborted_.store(true); }
+  /// Ends the group's thread after what was called before; later calls fail.
+  void shutdown() override;
+
+  /// Blocks until no call is under way.
+  void wait_idle() { queue_.wait_idle(); }
+  [[nodiscard]] bool idle() { return queue_.idle(); }
+
+ private:
+  /// What the runtime is to do with tensors that were found usable.
+  using Body = std::function<Status(ProcessGroup&, const OpOptions&)>;
+  struct Call {
+    c10d::OpType type = c10d::OpType::UNKNOWN;
+    const char* name = "";
+    Tensors inputs;
+    Tensors outputs;
+    Body body;
+    Millis timeout{};
+    bool in_background = true;
+    /// Point to point: (lower rank, higher rank, direction); decides the order within a batch.
+    std::optional<std::array<int, 3>> edge;
+    int source = -1;
+    bool healed_later = false;
+  };
+
+  WorkPtr begin(Call call);
+  WorkPtr launch(Call call);
+  void run(const Call& call, RegroupWork& work);
+  [[nodiscard]] Status perform(const Call& call);
+  [[nodiscard]] std::string label() const;
+  [[nodiscard]] Millis timeout_of(Millis wanted) const;
+
+  c10::intrusive_ptr<Options> options_;
+  std::string group_id_;
+  std::shared_ptr<Attachment> attachment_;  ///< null: a group of one rank
+  ProcessGroup group_;
+  std::atomic<Millis> timeout_;
+  std::atomic<std::uint64_t> sequence_{0};
+  std::atomic<c10d::ErrorType> error_{c10d::ErrorType::SUCCESS};
+  std::atomic<bool> aborted_{false};
+  std::mutex batch_mutex_;
+  std::optional<std::vector<Call>> batch_;  ///< between startCoalescing and endCoalescing
+  CallQueue queue_;
+};
+
+/// From now on, calls of this thread give results that heal brings to newcomers anyway
+/// (OpOptions::healed_later), or not. Returns what it was before.
+bool set_healed_later(bool healed_later);
+
+/// Blocks until no group of this process has a call under way.
+void wait_for_all_calls();
+/// Ends the threads of all groups, if none of them has a call under way. Returns whether.
+bool shut_down_all();
+
+}  // namespace regroup::torch_binding

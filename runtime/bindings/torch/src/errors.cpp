@@ -1,0 +1,57 @@
+#include "errors.hpp"
+
+#include <mutex>
+#include <string>
+
+namespace regroup::torch_binding {
+namespace {
+
+std::mutex loss_mutex;
+Where newest_loss;
+
+PyObject* type_of(Code code) {
+  const auto& types = error_types();
+  switch (code) {
+    case Code::RankLost: return types.rank_lost;
+    case Code::Revoked: return types.revoked;
+    case Code::DeadlineExceeded: return types.timeout;
+    default: return types.comm;
+  }
+}
+
+/// Words that other fault-tolerant trainers look for.
+const char* convention(Code code) {
+  if (code == Code::RankLost) return " (Connection closed by peer)";
+  return code == Code::DeadlineExceeded ? " (timed out after its deadline)" : "";
+}
+
+}  // namespace
+
+ErrorTypes& error_types() {
+  static ErrorTypes types;
+  return types;
+}
+
+std::exception_ptr to_exception(const Status& status, std::string_view operation,
+                                std::string_view group) {
+  if (status.code() == Code::RankLost) {
+    const std::lock_guard lock(loss_mutex);
+    newest_loss = status.where();
+  }
+  std::string text("regroup: ");
+  text.append(operation);
+  if (!group.empty()) text.append(" of group '").append(group).append("'");
+  text.append(": ").append(status.to_string()).append(convention(status.code()));
+  return std::make_exception_ptr(CommError(type_of(status.code()), std::move(text)));
+}
+
+void check(const Status& status, std::string_view operation, std::string_view group) {
+  if (!status) std::rethrow_exception(to_exception(status, operation, group));
+}
+
+Where last_loss() {
+  const std::lock_guard lock(loss_mutex);
+  return newest_loss;
+}
+
+}  // namespace regroup::torch_binding

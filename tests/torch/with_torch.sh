@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# with_torch.sh ROOT SCRIPT ARGUMENTS...: the script under the Python that has torch and the
+# binding; 77 (skipped) where it was never made.
+set -euo pipefail
+python="$1/build/torch/venv/bin/python"
+shift
+if [[ ! -x "$python" ]]; then
+  echo "skipped: no build/torch/venv; ./dev test makes it where pip can reach torch"
+  exit 77
+fi
+exec "$python" "$@"
