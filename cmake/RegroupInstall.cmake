@@ -13,6 +13,9 @@ install(TARGETS ${regroup_library} EXPORT RegroupTargets
   INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/runtime/include/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
   FILES_MATCHING PATTERN "*.hpp")
+if(TARGET regroup_ucx_module)
+  install(TARGETS regroup_ucx_module LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endif()
 # The simulator is a test of the tree and is missing where tests are not built.
 foreach(program IN ITEMS regroup regroup-perf regroup-sim)
   if(TARGET ${program})

@@ -29,6 +29,7 @@ Status unexpected_first_message() {
 Result<std::unique_ptr<AgentLink>> AgentLink::connect(base::Fd control, TimePoint until) {
   std::unique_ptr<AgentLink> link(new AgentLink(control::Channel(std::move(control))));
   if (auto status = link->greet(until); !status) return status;
+  link->open_messages();
   link->start_engine();
   if (auto status = link->await_seat(until); !status) return status;
   return link;
@@ -94,6 +95,23 @@ Status AgentLink::greet(TimePoint until) {
   return {};
 }
 
+// Without it this rank may still serve: all members of its groups may be on its host.
+void AgentLink::open_messages() {
+  const char* hosts = std::getenv("REGROUP_NUM_NODES");  // NOLINT(concurrency-mt-unsafe)
+  if (hosts == nullptr || std::string_view(hosts) == "1") return;
+  auto opened = MessageLink::open();
+  if (opened) {
+    messages_ = std::move(*opened);
+  } else {
+    no_messages_ = opened.error();
+  }
+}
+
+Result<MessageLink*> AgentLink::messages() const {
+  if (messages_ == nullptr) return no_messages_;
+  return messages_.get();
+}
+
 Status AgentLink::await_seat(TimePoint until) {
   std::unique_lock lock(mutex_);
   // A parked spare waits as long as the job lasts; the deadline is for those who hold a seat.
@@ -114,7 +132,10 @@ void AgentLink::engine_main(const std::stop_token& stop) {
   } else {
     return fail(held.error());
   }
-  if (channel_) (void)send(control::BeaconHeld{});
+  if (channel_) {
+    (void)send(control::BeaconHeld{.address = messages_ == nullptr ? membership::MemberAddress()
+                                                                   : messages_->address()});
+  }
   while (!stop.stop_requested()) {
     metrics::beat(page(), metrics::monotonic_ns());
     if (channel_) serve_channel();
@@ -167,6 +188,7 @@ void AgentLink::handle(control::AgentToRank message, std::vector<base::Fd> fds) 
       link.changed_.notify_all();
     }
     void operator()(const control::LossNotice& notice) const {
+      if (link.messages_ != nullptr) link.messages_->close(notice.lost);
       const std::lock_guard lock(link.mutex_);
       link.last_loss_ = notice;
       link.changed_.notify_all();

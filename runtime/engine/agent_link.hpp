@@ -16,6 +16,7 @@
 #include "base/fd.hpp"
 #include "control/channel.hpp"
 #include "control/key_value_store.hpp"
+#include "engine/message_link.hpp"
 #include "engine/open_view.hpp"
 #include "metrics/beacon.hpp"
 #include "metrics/beacon_page.hpp"
@@ -51,6 +52,9 @@ class AgentLink {
   ~AgentLink();
 
   [[nodiscard]] const Seat& seat() const { return seat_; }
+  /// The way to other hosts. Errors: why there is none; FailedPrecondition when the job has no
+  /// other hosts.
+  [[nodiscard]] Result<MessageLink*> messages() const;
   [[nodiscard]] metrics::BeaconPage& page() const { return page_->page(); }
   /// Memory that this seat's last life left ("mirror", "prologue"); empty if there is none. Gives
   /// it away.
@@ -99,6 +103,7 @@ class AgentLink {
 
   Status greet(TimePoint until);
   Status await_seat(TimePoint until);
+  void open_messages();
   void start_engine();
   void engine_main(const std::stop_token& stop);
   void serve_channel();
@@ -117,6 +122,8 @@ class AgentLink {
   std::mutex send_mutex_;
   std::optional<metrics::PageMapping> page_;
   Seat seat_;
+  std::unique_ptr<MessageLink> messages_;  ///< null: see no_messages_
+  Status no_messages_{Code::FailedPrecondition, "this job has no other hosts"};
   base::Fd wake_;  ///< eventfd
 
   mutable std::mutex mutex_;  ///< guards all below

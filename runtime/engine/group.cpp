@@ -174,7 +174,10 @@ Status GroupImpl::bind(std::shared_ptr<OpenGroup> group, Epoch epoch) {
         this};
   }
   if (std::exchange(result_is_current_, false)) last_result_ = contributors_now();
-  runner_ = std::make_unique<collective::SlotRunner>(group->arena.slots, me_, options);
+  runner_.reset();  // of the epoch before, whose messages are stale by now
+  auto runner = job_.runner(*group, me_, options);
+  if (!runner) return runner.error();
+  runner_ = std::move(*runner);
   group_ = std::move(group);
   epoch_ = epoch;
   if (job_.repeats_prologue()) {
@@ -237,6 +240,7 @@ void GroupImpl::end_epoch_for(std::string_view why) {
 void GroupImpl::leave() {
   if (!runner_) return;
   if (const auto damage = runner_->look_for_damage()) (void)end_epoch(*damage);
+  runner_.reset();  // the program may keep its handle of this group longer than the job
 }
 
 bool GroupImpl::ends_after(std::uint64_t step) const { return runner_->ends_after(step); }

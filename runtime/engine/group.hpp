@@ -87,7 +87,10 @@ class GroupImpl {
   /// Waits for the asynchronous operations; after close() those not begun answer at once. Blocks.
   void finish_async() { async_->finish(); }
   /// In a forked child, where the queue's thread does not exist and cannot be waited for.
-  void abandon_in_child() { (void)async_.release(); }
+  void abandon_in_child() {
+    (void)async_.release();
+    (void)runner_.release();
+  }
 
   /// In the communicator of the epoch.
   [[nodiscard]] int rank() const { return me_; }

@@ -110,9 +110,25 @@ Status JobImpl::usable() const {
 Status JobImpl::bind(std::shared_ptr<OpenView> view) {
   // Another thread may have done it.
   if (bound_ != nullptr && view->view.epoch <= epoch()) return {};
-  if (auto status = on_one_host(*view); !status) return give_up(std::move(status));
   bound_ = std::move(view);
+  if (const auto messages = link_->messages()) (*messages)->begin_epoch(epoch());
   return bind_groups();
+}
+
+Result<std::unique_ptr<collective::GroupRunner>> JobImpl::runner(
+    const OpenGroup& group, int me, const collective::RunnerOptions& options) {
+  std::unique_ptr<collective::GroupRunner> made;
+  if (on_one_host(group.seats, *bound_)) {
+    made = std::make_unique<collective::SlotRunner>(group.arena.slots, me, options);
+    return made;
+  }
+  const auto messages = link_->messages();
+  if (!messages) return messages.error();
+  auto members = (*messages)->reach(group, *bound_, me);
+  if (!members) return members.error();
+  made = std::make_unique<collective::MessageRunner>(group.arena.slots, me, (*messages)->hub(),
+                                                     std::move(*members), options);
+  return made;
 }
 
 Status JobImpl::bind_groups() {

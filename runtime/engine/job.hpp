@@ -132,6 +132,10 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   /// Under the share of the epoch.
   void note_committed(std::uint64_t step);
 
+  /// What executes the group's operations in the bound view: over shared memory if all its members
+  /// run on this host, over messages otherwise. Errors: Unsupported (no way to other hosts).
+  Result<std::unique_ptr<collective::GroupRunner>> runner(const OpenGroup& group, int me,
+                                                          const collective::RunnerOptions& options);
   /// The status of an operation that was lost with `epoch`: names who and why.
   Status lost(Epoch epoch, const std::string& group, std::uint64_t sequence);
   void hit_fault(const FaultPoint& point) {

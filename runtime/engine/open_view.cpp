@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-
 namespace regroup::engine {
 namespace {
 
@@ -33,20 +31,6 @@ std::vector<Rank> present(const std::vector<Rank>& seats, const membership::View
     if (index < view.seats.size() && view.seats[index] != Incarnation()) there.push_back(seat);
   }
   return there;
-}
-
-Status on_one_host(const OpenView& view) {
-  const membership::SeatPlace* first = nullptr;
-  for (std::size_t seat = 0; seat < std::min(view.places.size(), view.view.seats.size()); ++seat) {
-    if (view.view.seats[seat] == Incarnation()) continue;
-    if (first == nullptr) first = &view.places[seat];
-    if (first->host == view.places[seat].host) continue;
-    return {
-        Code::Unsupported,
-        "E-NET-1 the ranks of this job run on several hosts, and this version moves data within "
-        "one host only: start all ranks on one host"};
-  }
-  return {};
 }
 
 Result<std::shared_ptr<OpenGroup>> open_group(Epoch epoch,

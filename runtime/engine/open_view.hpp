@@ -35,9 +35,6 @@ struct OpenView {
 [[nodiscard]] std::vector<Rank> present(const std::vector<Rank>& seats,
                                         const membership::View& view);
 
-/// Ok when all members run on one host. Errors: Unsupported (no data moves between hosts).
-Status on_one_host(const OpenView& view);
-
 /// Maps what came with the message; takes the descriptors. Errors: InvalidArgument,
 /// ResourceExhausted.
 Result<std::shared_ptr<OpenView>> open_view(const control::ViewInstalled& message,

@@ -110,4 +110,9 @@ class MessagePort {
   virtual void wake() = 0;
 };
 
+/// What a transport's module exports as regroup_open_message_port: a new port, or null and why not.
+/// `abi`: kMessagePortAbi of whoever asks.
+using OpenMessagePort = MessagePort*(std::uint32_t abi, char* why, std::size_t why_bytes);
+inline constexpr std::uint32_t kMessagePortAbi = 1;
+
 }  // namespace regroup::spi

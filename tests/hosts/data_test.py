@@ -1,0 +1,47 @@
+#!/usr/bin/env python3
+"""Real ranks on several hosts, whose data moves over UCX. Hosts are agents beside each other."""
+
+import os
+import re
+import sys
+import unittest
+from pathlib import Path
+
+from jobs import REGROUP, JobsCase
+
+RANK_PROGRAM = os.environ["RANK_PROGRAM"]
+MODULE = Path(REGROUP).parent.parent / "lib" / "libregroup-ucx.so"
+THREE = ("--hosts", "h1:1,h2:1,h3:1", "--interface", "lo", "--starter", "env")
+TWO = ("--hosts", "h1:2,h2:1", "--interface", "lo", "--starter", "env")
+
+
+class Data(JobsCase):
+    def train(self, *words, faults=""):
+        run = self.start("-n", 3, *words, "--", RANK_PROGRAM, "train", 6,
+                         environment={"REGROUP_FAULTS": faults, "UCX_TLS": "tcp"})
+        self.assert_ends(run)
+        digests = re.findall(r"digest=(\w+)", run.out)
+        self.assertEqual(len(digests), 3, str(run))
+        self.assertEqual(len(set(digests)), 1, str(run))
+        return run, digests[0]
+
+    def test_the_bits_do_not_depend_on_the_hosts(self):
+        _, alone = self.train()
+        self.assertEqual(self.train(*TWO)[1], alone)
+        self.assertEqual(self.train(*THREE)[1], alone)
+
+    def test_a_rank_that_is_killed_is_replaced_and_the_bits_stay(self):
+        _, alone = self.train()
+        for op, phase in (("all_reduce", "after_publish"), ("all_reduce", "after_complete"),
+                          ("commit", "after_prepare")):
+            where = f"rank=1,inc=0,op={op},step=3,phase={phase}"
+            run, digest = self.train(*THREE, faults=f"{where}:kill")
+            self.assertEqual(digest, alone, str(run))
+            self.assertRegex(run.err, r"rank 1 .*lost: killed by SIGKILL")
+
+
+if __name__ == "__main__":
+    if not MODULE.exists():
+        print("skipped: built without UCX (Debian: libucx-dev)")
+        sys.exit(77)
+    unittest.main()
