@@ -77,7 +77,7 @@ TEST_P(Values, AllKindsTypesAndOperations) {
   }
 }
 
-TEST_P(Values, CoalescedOperationsOfAllKinds) {
+TEST_P(SharedValues, CoalescedOperationsOfAllKinds) {
   const Watchdog watchdog;
   for (int members = 1; members <= 4; ++members) {
     std::vector<Case> cases;
