@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <system_error>
 
@@ -110,9 +111,10 @@ Refusal check_log_dir(const std::filesystem::path& log_dir) {
   };
   std::error_code error;
   std::filesystem::create_directories(log_dir, error);
-  if (error) return refuse(error.value());
-  const std::string probe = (log_dir / fmt::format(".probe-{}", ::getpid())).string();
-  const base::Fd fd(::open(probe.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+  // Agents of other hosts may make it at the same moment, and have the same process number.
+  if (error && !std::filesystem::is_directory(log_dir)) return refuse(error.value());
+  std::string probe = (log_dir / ".probe-XXXXXX").string();
+  const base::Fd fd(::mkostemp(probe.data(), O_CLOEXEC));
   if (!fd) return refuse(errno);
   ::unlink(probe.c_str());
   return none();
