@@ -13,9 +13,6 @@
 namespace regroup::collective {
 namespace {
 
-/// An agent that wedged an epoch decides within milliseconds.
-constexpr std::chrono::milliseconds kDecisionLate{200};
-
 std::size_t index(int member) { return static_cast<std::size_t>(member); }
 
 }  // namespace
@@ -37,6 +34,7 @@ MessageRunner::Impl::Impl(spi::SharedSlots words, int me, MessageHub& hub, Messa
                           const RunnerOptions& options, const MessageTuning& tuning)
     : words_(words),
       me_(me),
+      own_(words, me),
       members_(words.members()),
       hub_(hub),
       reach_(std::move(members)),
@@ -53,8 +51,7 @@ MessageRunner::Impl::Impl(spi::SharedSlots words, int me, MessageHub& hub, Messa
       sending_(index(members_)) {
   REGROUP_ASSERT(me >= 0 && me < members_ && reach_.channels.size() == index(members_) &&
                  reach_.incarnations.size() == index(members_));
-  mine_.prepared = spi::read(words_.step_word(me_)).number;
-  std::ranges::fill(prepared_, mine_.prepared);
+  std::ranges::fill(prepared_, own_.prepared());
   const Holding holding(*this);
   hub_.attach(words_.epoch(), words_.group(), *this);
 }
@@ -71,7 +68,7 @@ Outcome MessageRunner::Impl::run(const OpSpec& spec, Deadline until) {
   begin(spec);
   hook(Instant::Enter);
   if (!calls_.poison().empty()) return stop(Progress::Mismatched, until);
-  if (spi::read(own_word()).wedged) return decide(until);
+  if (spi::read(own_.group()).wedged) return decide(until);
   return drive(until);
 }
 
@@ -148,8 +145,7 @@ Outcome MessageRunner::Impl::complete(Deadline until) {
   if (progress != Progress::Finished) return stop(progress, until);
   if (calls_.differ(sequence_)) return stop(Progress::Mismatched, until);
   hook(Instant::BeforeComplete);
-  if (!spi::try_advance(own_word(), sequence_)) return decide(until);
-  mine_.completed = sequence_;
+  if (!own_.complete(sequence_)) return decide(until);
   hook(Instant::AfterComplete);
   quiesce();
   return answer(OutcomeKind::Done);
@@ -166,13 +162,12 @@ Outcome MessageRunner::Impl::stop(Progress why, Deadline until) {
       return answer(OutcomeKind::Mismatch, differs != nullptr ? *differs : calls_.poison());
     }
     case Progress::Expired:
-      spi::wedge(own_word());
+      spi::wedge(own_.group());
       unsettled_ = true;
       return answer(OutcomeKind::Expired,
-                    fmt::format("{} (operation {} of the group) did not end before its deadline",
-                                spi::describe(descriptor_), sequence_));
+                    name_call(descriptor_, sequence_) + " did not end before its deadline");
     case Progress::Damaged:
-      restore_words();
+      own_.restore();
       unsettled_ = true;
       return answer(OutcomeKind::Damaged, damage_);
   }
@@ -182,21 +177,13 @@ Outcome MessageRunner::Impl::stop(Progress why, Deadline until) {
 // Wedged: nothing is returned before the decision stands in the own word, which alone is asked.
 Outcome MessageRunner::Impl::decide(Deadline until) {
   std::optional<bool> done;
-  const spi::WaitEnd end = await_decision(until, [&] {
-    done = spi::verdict(own_word(), sequence_);
+  const auto decided = [&] {
+    done = spi::verdict(own_.group(), sequence_);
     return done.has_value();
-  });
+  };
+  const spi::WaitEnd end = await_decision(options_.epoch, decided, own_wait(until));
   unsettled_ = end != spi::WaitEnd::Ready;
-  if (end == spi::WaitEnd::Interrupted) {
-    return answer(OutcomeKind::Damaged,
-                  "the epoch is over, and this rank's word does not say what was decided");
-  }
-  if (end != spi::WaitEnd::Ready) {
-    return answer(OutcomeKind::Expired,
-                  fmt::format("{} (operation {} of the group): a rank was lost, and the decision "
-                              "about it did not come before the deadline",
-                              spi::describe(descriptor_), sequence_));
-  }
+  if (unsettled_) return without_decision(end, sequence_, name_call(descriptor_, sequence_));
   quiesce();
   if (!*done) {
     restore_input();
@@ -211,22 +198,6 @@ Outcome MessageRunner::Impl::decide(Deadline until) {
       fmt::format("operation {} is decided as done, and this rank never held it", sequence_));
 }
 
-template <class DecidedFn>
-spi::WaitEnd MessageRunner::Impl::await_decision(Deadline until, DecidedFn&& decided) {
-  bool told = options_.epoch.undecided == nullptr;
-  const TimePoint late = Clock::now() + kDecisionLate;
-  const auto in_vain = [&] {
-    if (!told && Clock::now() >= late) {
-      told = true;
-      options_.epoch.undecided(options_.epoch.context);
-    }
-    const bool over =
-        options_.epoch.is_over != nullptr && options_.epoch.is_over(options_.epoch.context);
-    return over && !decided();
-  };
-  return hub_.wait(held_, nullptr, until, decided, in_vain);
-}
-
 Outcome MessageRunner::Impl::settle(Deadline until) {
   const Holding holding(*this);
   if (!unsettled_) return answer(i_receive() ? OutcomeKind::Done : OutcomeKind::HandedOver);
@@ -236,10 +207,8 @@ Outcome MessageRunner::Impl::settle(Deadline until) {
 Outcome MessageRunner::Impl::commit(std::uint64_t step, Deadline until) {
   const Holding holding(*this);
   hook(Instant::BeforePrepare, step, -1);
-  spi::Word& own = words_.step_word(me_);
   spi::announce_last_step(words_, me_, step);
-  if (!spi::try_advance(own, step)) return step_verdict(step, until);
-  mine_.prepared = step;
+  if (!own_.prepare(step)) return verdict_of(step, until);
   last_step_[index(me_)] = words_.member(me_).last_step.load(std::memory_order_relaxed);
   post_to_all(spi::MessageKind::Prepared, step, last_step_[index(me_)]);
   hook(Instant::AfterPrepare, step, -1);
@@ -248,43 +217,26 @@ Outcome MessageRunner::Impl::commit(std::uint64_t step, Deadline until) {
     return std::ranges::all_of(prepared_, [step](std::uint64_t theirs) { return theirs >= step; });
   };
   const auto damaged = [this] {
-    damage_ = find_damage();
+    damage_ = own_.find_damage();
     if (damage_.empty()) damage_ = find_broken();
     return !damage_.empty();
   };
-  switch (hub_.wait(held_, &own, until, prepared, damaged)) {
+  switch (hub_.wait(held_, &own_.step(), until, prepared, damaged)) {
     case spi::WaitEnd::Ready: break;
-    case spi::WaitEnd::Wedged: return step_verdict(step, until);
-    case spi::WaitEnd::Interrupted: restore_words(); return {OutcomeKind::Damaged, step, damage_};
+    case spi::WaitEnd::Wedged: return verdict_of(step, until);
+    case spi::WaitEnd::Interrupted: own_.restore(); return {OutcomeKind::Damaged, step, damage_};
     case spi::WaitEnd::Expired: {
-      spi::wedge(own);
+      spi::wedge(own_.step());
       const auto late =
           std::ranges::find_if(prepared_, [step](auto number) { return number < step; });
-      return {OutcomeKind::Expired, step,
-              fmt::format("step {}: rank {} of the group did not prepare it before the deadline",
-                          step, late - prepared_.begin())};
+      return not_prepared(step, static_cast<int>(late - prepared_.begin()));
     }
   }
   return {OutcomeKind::Done, step, {}};
 }
 
-Outcome MessageRunner::Impl::step_verdict(std::uint64_t step, Deadline until) {
-  std::optional<bool> committed;
-  const spi::WaitEnd end = await_decision(until, [&] {
-    committed = spi::verdict(words_.step_word(me_), step);
-    return committed.has_value();
-  });
-  if (end == spi::WaitEnd::Interrupted) {
-    return {OutcomeKind::Damaged, step,
-            "the epoch is over, and this rank's word does not say what was decided"};
-  }
-  if (end != spi::WaitEnd::Ready) {
-    return {OutcomeKind::Expired, step,
-            fmt::format("step {}: a rank was lost, and the decision about it did not come before "
-                        "the deadline",
-                        step)};
-  }
-  return {*committed ? OutcomeKind::Done : OutcomeKind::Lost, step, {}};
+Outcome MessageRunner::Impl::verdict_of(std::uint64_t step, Deadline until) {
+  return step_verdict(own_, options_.epoch, step, own_wait(until));
 }
 
 bool MessageRunner::Impl::ends_after(std::uint64_t step) {
@@ -304,45 +256,11 @@ Outcome MessageRunner::Impl::recv(void* data, std::size_t count, DType dtype, in
   return letters_.recv(held_, data, {nullptr, count, dtype, source, tag}, until);
 }
 
-// ---- damage
-
-std::string MessageRunner::Impl::find_damage() const {
-  const auto wrong = [](const char* what, std::uint64_t found, std::uint64_t written) {
-    return fmt::format("{} of this rank says {}, and this rank wrote {}: somebody else wrote it",
-                       what, found, written);
-  };
-  const spi::WordState group = spi::read(own_word());
-  const spi::WordState step = spi::read(words_.step_word(me_));
-  if (!group.decided && group.number != mine_.completed)
-    return wrong("the group word", group.number, mine_.completed);
-  if (!step.decided && step.number != mine_.prepared)
-    return wrong("the step word", step.number, mine_.prepared);
-  if ((group.decided && !group.wedged) || (step.decided && !step.wedged))
-    return "a word of this rank is decided and not wedged: somebody else wrote it";
-  return {};
-}
-
-void MessageRunner::Impl::restore_words() {
-  spi::restore(own_word(), mine_.completed);
-  spi::restore(words_.step_word(me_), mine_.prepared);
-}
-
 std::optional<std::string> MessageRunner::Impl::look_for_damage() {
-  std::string found = find_damage();
+  std::string found = own_.find_damage();
   if (found.empty()) return std::nullopt;
-  restore_words();
+  own_.restore();
   return found;
-}
-
-void MessageRunner::Impl::hook(Instant instant, std::uint64_t number, std::int64_t chunk) const {
-  if constexpr (!spi::kFaultTolerance) return;
-  if (options_.mark.phase != nullptr) {
-    options_.mark.phase->store(options_.mark.of[static_cast<std::size_t>(instant)],
-                               std::memory_order_relaxed);
-  }
-  if (options_.fault.call != nullptr) {
-    options_.fault.call(options_.fault.context, instant, number, chunk);
-  }
 }
 
 // ---- the face

@@ -14,6 +14,7 @@
 #include "collective/message_letters.hpp"
 #include "collective/message_mailbox.hpp"
 #include "collective/message_runner.hpp"
+#include "collective/own_words.hpp"
 
 namespace regroup::collective {
 
@@ -65,9 +66,13 @@ class MessageRunner::Impl final : public MessageReceiver {
   Outcome answer(OutcomeKind kind, std::string text = {}) const {
     return {kind, sequence_, std::move(text)};
   }
-  Outcome step_verdict(std::uint64_t step, Deadline until);
-  template <class DecidedFn>
-  spi::WaitEnd await_decision(Deadline until, DecidedFn&& decided);
+  Outcome verdict_of(std::uint64_t step, Deadline until);
+  /// For await_decision().
+  auto own_wait(Deadline until) {
+    return [this, until](auto&& ready, auto&& in_vain) {
+      return hub_.wait(held_, nullptr, until, ready, in_vain);
+    };
+  }
 
   Progress execute(Deadline until);
   Progress perform(const MessageStep& step, Deadline until);
@@ -99,15 +104,15 @@ class MessageRunner::Impl final : public MessageReceiver {
   [[nodiscard]] bool i_receive() const {
     return spi::receives(descriptor_.kind, descriptor_.root, me_);
   }
-  [[nodiscard]] spi::Word& own_word() const { return words_.group_word(me_); }
-  [[nodiscard]] std::string find_damage() const;
   [[nodiscard]] std::string find_broken() const;
-  void restore_words();
-  void hook(Instant instant, std::uint64_t number, std::int64_t chunk) const;
+  void hook(Instant instant, std::uint64_t number, std::int64_t chunk) const {
+    pass_instant(options_, instant, number, chunk);
+  }
   void hook(Instant instant, std::int64_t chunk = -1) const { hook(instant, sequence_, chunk); }
 
   spi::SharedSlots words_;
   int me_;
+  OwnWords own_;
   int members_;
   MessageHub& hub_;
   MessageMembers reach_;
@@ -148,10 +153,6 @@ class MessageRunner::Impl final : public MessageReceiver {
   std::vector<std::byte> kept_;
   std::byte* kept_at_ = nullptr;  ///< null: nothing is kept
   std::size_t kept_bytes_ = 0;
-  struct Written {
-    std::uint64_t completed = 0;
-    std::uint64_t prepared = 0;
-  } mine_;
 };
 
 }  // namespace regroup::collective

@@ -34,13 +34,13 @@ template <class ReadyFn>
 MessageRunner::Impl::Progress MessageRunner::Impl::wait_for(Deadline until, ReadyFn&& ready) {
   const auto stop = [this] {
     say_where_i_am();
-    damage_ = find_damage();
+    damage_ = own_.find_damage();
     if (damage_.empty()) damage_ = find_broken();
     return !damage_.empty() || calls_.differ(sequence_);
   };
   // What others sent for another operation than mine is of no use.
   const auto may_go_on = [&] { return !calls_.disputed(sequence_) && ready(); };
-  switch (hub_.wait(held_, &own_word(), until, may_go_on, stop)) {
+  switch (hub_.wait(held_, &own_.group(), until, may_go_on, stop)) {
     case spi::WaitEnd::Ready: return Progress::Finished;
     case spi::WaitEnd::Wedged: return Progress::Wedged;
     case spi::WaitEnd::Expired: return Progress::Expired;

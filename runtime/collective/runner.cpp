@@ -18,10 +18,6 @@ namespace regroup::collective {
 namespace {
 
 constexpr std::uint64_t kDigestSeed = 0x9e3779b97f4a7c15;
-/// An agent that wedged an epoch decides within milliseconds.
-constexpr std::chrono::milliseconds kDecisionLate{200};
-constexpr const char* kNoDecision =
-    "the epoch is over, and this rank's word does not say what was decided: somebody else wrote it";
 
 /// One more operation in the running digest of a rank's calls.
 std::uint64_t fold_digest(std::uint64_t digest, std::uint64_t meta, std::uint64_t count) {
@@ -118,6 +114,7 @@ const char* name(Instant instant) {
 SlotRunner::Impl::Impl(spi::SharedSlots slots, int me, const RunnerOptions& options)
     : slots_(slots),
       me_(me),
+      own_(slots, me),
       members_(slots.members()),
       options_(options),
       waiter_(slots, me, options.cores, options.pump),
@@ -128,7 +125,6 @@ SlotRunner::Impl::Impl(spi::SharedSlots slots, int me, const RunnerOptions& opti
       sources_(static_cast<std::size_t>(members_)),
       current_{.plan = Plan({}, {.members = 1, .me = 0, .slot_bytes = slots.slot_bytes()})} {
   REGROUP_ASSERT(me >= 0 && me < members_);
-  mine_.prepared = spi::read(slots_.step_word(me_)).number;
 }
 
 Outcome SlotRunner::Impl::run(const OpSpec& spec, Deadline until) {
@@ -137,7 +133,7 @@ Outcome SlotRunner::Impl::run(const OpSpec& spec, Deadline until) {
   if (slots_.header().poisoned_by.load(std::memory_order_acquire) != 0) [[unlikely]] {
     return stop(Progress::Mismatched, until);
   }
-  if (spi::kFaultTolerance && spi::read(own_word()).wedged) [[unlikely]] {
+  if (spi::kFaultTolerance && spi::read(own_.group()).wedged) [[unlikely]] {
     if (current_.small) follow(StepKind::Reclaim);
     return decide(until);
   }
@@ -372,11 +368,10 @@ Outcome SlotRunner::Impl::complete(Deadline until) {
     if (progress != Progress::Finished) [[unlikely]]
       return stop(progress, until);
   }
-  if (!spi::try_advance(own_word(), sequence_)) [[unlikely]] {
+  if (!own_.complete(sequence_)) [[unlikely]] {
     if (current_.small) follow(std::nullopt);
     return decide(until);
   }
-  mine_.completed = sequence_;
   spi::ring_waiters(slots_, me_);
   hook(Instant::AfterComplete);
   return finish();
@@ -399,13 +394,12 @@ Outcome SlotRunner::Impl::stop(Progress why, Deadline until) {
       return answer(OutcomeKind::Mismatch,
                     spi::read_poison(slots_).value_or("the ranks called different operations"));
     case Progress::Expired:
-      spi::wedge(own_word());
+      spi::wedge(own_.group());
       current_.unsettled = true;
       return answer(OutcomeKind::Expired,
-                    fmt::format("{} (operation {} of the group) did not end before its deadline",
-                                spi::describe(current_.descriptor), sequence_));
+                    name_call(current_.descriptor, sequence_) + " did not end before its deadline");
     case Progress::Damaged:
-      restore_words();
+      own_.restore();
       current_.unsettled = true;
       return answer(OutcomeKind::Damaged, current_.damage);
   }
@@ -416,22 +410,13 @@ Outcome SlotRunner::Impl::stop(Progress why, Deadline until) {
 Outcome SlotRunner::Impl::decide(Deadline until) {
   std::optional<bool> done;
   const auto decided = [&] {
-    done = spi::verdict(own_word(), sequence_);
+    done = spi::verdict(own_.group(), sequence_);
     return done.has_value();
   };
-  const spi::WaitEnd end = await_decision(until, decided);
-  if (end == spi::WaitEnd::Interrupted) {
-    current_.unsettled = true;
-    return answer(OutcomeKind::Damaged, kNoDecision);
-  }
-  if (end != spi::WaitEnd::Ready) {
-    current_.unsettled = true;
-    return answer(OutcomeKind::Expired,
-                  fmt::format("{} (operation {} of the group): a rank was lost, and the decision "
-                              "about it did not come before the deadline",
-                              spi::describe(current_.descriptor), sequence_));
-  }
-  current_.unsettled = false;
+  const spi::WaitEnd end = await_decision(options_.epoch, decided, own_wait(until));
+  current_.unsettled = end != spi::WaitEnd::Ready;
+  if (current_.unsettled)
+    return without_decision(end, sequence_, name_call(current_.descriptor, sequence_));
   if (!*done) {
     restore_input();
     return answer(OutcomeKind::Lost);
@@ -445,21 +430,6 @@ Outcome SlotRunner::Impl::decide(Deadline until) {
   return stop(progress, until);
 }
 
-template <class DecidedFn>
-spi::WaitEnd SlotRunner::Impl::await_decision(Deadline until, DecidedFn&& decided) {
-  bool told = options_.epoch.undecided == nullptr;
-  const TimePoint late = Clock::now() + kDecisionLate;
-  const auto in_vain = [&] {
-    if (!told && Clock::now() >= late) {
-      told = true;
-      options_.epoch.undecided(options_.epoch.context);
-    }
-    // What is decided is stored before the next epoch is installed.
-    return epoch_is_over() && !decided();
-  };
-  return waiter_.wait(spi::kAnyMember, nullptr, until, decided, in_vain);
-}
-
 Outcome SlotRunner::Impl::settle(Deadline until) {
   if (!current_.unsettled) return finish();
   return decide(until);
@@ -467,48 +437,29 @@ Outcome SlotRunner::Impl::settle(Deadline until) {
 
 Outcome SlotRunner::Impl::commit(std::uint64_t step, Deadline until) {
   hook(Instant::BeforePrepare, step, -1);
-  spi::Word& own = slots_.step_word(me_);
   spi::announce_last_step(slots_, me_, step);
-  if (!spi::try_advance(own, step)) return step_verdict(step, until);
-  mine_.prepared = step;
+  if (!own_.prepare(step)) return verdict_of(step, until);
   spi::ring_waiters(slots_, me_);
   hook(Instant::AfterPrepare, step, -1);
   for (int member = 0; member < members_; ++member) {
     const spi::Word& word = slots_.step_word(member);
     // A wedged word still says what its member prepared.
     const auto prepared = [&] { return spi::read(word).number >= step; };
-    switch (waiter_.wait(member, &own, until, prepared, [this] { return notice_damage(); })) {
+    switch (
+        waiter_.wait(member, &own_.step(), until, prepared, [this] { return notice_damage(); })) {
       case spi::WaitEnd::Ready: break;
-      case spi::WaitEnd::Wedged: return step_verdict(step, until);
+      case spi::WaitEnd::Wedged: return verdict_of(step, until);
       case spi::WaitEnd::Interrupted:
-        restore_words();
+        own_.restore();
         return {OutcomeKind::Damaged, step, std::move(damage_)};
-      case spi::WaitEnd::Expired:
-        spi::wedge(own);
-        return {OutcomeKind::Expired, step,
-                fmt::format("step {}: rank {} of the group did not prepare it before the deadline",
-                            step, member)};
+      case spi::WaitEnd::Expired: spi::wedge(own_.step()); return not_prepared(step, member);
     }
   }
   return {OutcomeKind::Done, step, {}};
 }
 
-Outcome SlotRunner::Impl::step_verdict(std::uint64_t step, Deadline until) {
-  const spi::Word& own = slots_.step_word(me_);
-  std::optional<bool> committed;
-  const auto decided = [&] {
-    committed = spi::verdict(own, step);
-    return committed.has_value();
-  };
-  const spi::WaitEnd end = await_decision(until, decided);
-  if (end == spi::WaitEnd::Interrupted) return {OutcomeKind::Damaged, step, kNoDecision};
-  if (end != spi::WaitEnd::Ready) {
-    return {OutcomeKind::Expired, step,
-            fmt::format("step {}: a rank was lost, and the decision about it did not come before "
-                        "the deadline",
-                        step)};
-  }
-  return {*committed ? OutcomeKind::Done : OutcomeKind::Lost, step, {}};
+Outcome SlotRunner::Impl::verdict_of(std::uint64_t step, Deadline until) {
+  return step_verdict(own_, options_.epoch, step, own_wait(until));
 }
 
 SlotRunner::SlotRunner(spi::SharedSlots slots, int me, const RunnerOptions& options)

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "collective/own_words.hpp"
 #include "collective/point_to_point.hpp"
 #include "collective/runner.hpp"
 
@@ -26,7 +27,7 @@ class SlotRunner::Impl {
   [[nodiscard]] int me() const { return me_; }
   PointToPoint& point_to_point() { return point_to_point_; }
   Outcome after_message(Outcome outcome) {
-    if (outcome.kind == OutcomeKind::Damaged) restore_words();
+    if (outcome.kind == OutcomeKind::Damaged) own_.restore();
     return outcome;
   }
 
@@ -88,7 +89,7 @@ class SlotRunner::Impl {
   Outcome finish();
   Outcome stop(Progress why, Deadline until);
   [[nodiscard]] Outcome answer(OutcomeKind kind, std::string text = {}) const;
-  Outcome step_verdict(std::uint64_t step, Deadline until);
+  Outcome verdict_of(std::uint64_t step, Deadline until);
 
   Progress execute(Deadline until);
   Progress perform(const Step& step, Deadline until);
@@ -107,16 +108,15 @@ class SlotRunner::Impl {
   /// flushed.
   template <class ReadyFn, class StopFn>
   Progress wait_for(int member, Deadline until, ReadyFn&& ready, StopFn&& stop);
-  /// Waits until decided() holds. Interrupted: it never will.
-  template <class DecidedFn>
-  spi::WaitEnd await_decision(Deadline until, DecidedFn&& decided);
-
-  [[nodiscard]] bool epoch_is_over() const {
-    return options_.epoch.is_over != nullptr && options_.epoch.is_over(options_.epoch.context);
+  /// For await_decision().
+  auto own_wait(Deadline until) {
+    return [this, until](auto&& ready, auto&& in_vain) {
+      return waiter_.wait(spi::kAnyMember, nullptr, until, ready, in_vain);
+    };
   }
+
   [[nodiscard]] std::string find_damage() const;
   bool notice_damage();
-  void restore_words();
 
   Progress judge_mismatch();
   void end_differently(std::string text);
@@ -136,19 +136,12 @@ class SlotRunner::Impl {
   [[nodiscard]] bool has_published(int member, std::uint64_t turn) const;
   void hook(Instant instant, std::int64_t chunk = -1) const { hook(instant, sequence_, chunk); }
   void hook(Instant instant, std::uint64_t number, std::int64_t chunk) const {
-    if constexpr (!spi::kFaultTolerance) return;
-    if (options_.mark.phase != nullptr) {
-      options_.mark.phase->store(options_.mark.of[static_cast<std::size_t>(instant)],
-                                 std::memory_order_relaxed);
-    }
-    if (options_.fault.call != nullptr) [[unlikely]] {
-      options_.fault.call(options_.fault.context, instant, number, chunk);
-    }
+    pass_instant(options_, instant, number, chunk);
   }
-  [[nodiscard]] spi::Word& own_word() const { return slots_.group_word(me_); }
 
   spi::SharedSlots slots_;
   int me_;
+  OwnWords own_;
   int members_;
   RunnerOptions options_;
   spi::Waiter waiter_;
@@ -163,10 +156,8 @@ class SlotRunner::Impl {
   std::vector<std::uint64_t>
       last_send_;  ///< per member, turn of its last contribution to earlier operations
   std::vector<const void*> sources_;
-  /// What the own words and lines said when this rank wrote them last.
+  /// What the own lines said when this rank wrote them last.
   struct Written {
-    std::uint64_t completed = 0;
-    std::uint64_t prepared = 0;
     std::uint64_t turns[2] = {};
     std::uint64_t read_up_to = 0;
   } mine_;

@@ -20,32 +20,20 @@ SlotRunner::Impl::Progress SlotRunner::Impl::damaged(std::string text) {
 }
 
 // Asked when a wait has become long: what others wait for may have been written over, and then all
-// wait for ever. A word that is decided says something else, rightly.
+// wait for ever.
 std::string SlotRunner::Impl::find_damage() const {
-  const auto wrong = [](const char* what, std::uint64_t found, std::uint64_t written) {
-    return fmt::format(
-        "{} of this rank says {:#x} where the rank wrote {:#x}: somebody else wrote "
-        "it",
-        what, found, written);
-  };
-  const spi::MemberBlock& own = slots_.member(me_);
-  const bool over = epoch_is_over();  // before the word is read: it was wedged before that
-  const spi::WordState group = spi::read(own.group_word);
-  const spi::WordState step = spi::read(own.step_word);
-  if (!group.decided && group.number != mine_.completed)
-    return wrong("the group word", group.number, mine_.completed);
-  if (!step.decided && step.number != mine_.prepared)
-    return wrong("the step word", step.number, mine_.prepared);
-  if ((group.decided && !group.wedged) || (step.decided && !step.wedged))
-    return "a word of this rank is decided and not wedged: somebody else wrote it";
-  if (over && !(group.wedged && step.wedged))
+  const bool over = is_over(options_.epoch);  // before the words are read: they were wedged before
+  if (std::string found = own_.find_damage(); !found.empty()) return found;
+  if (over && !(spi::read(own_.group()).wedged && spi::read(own_.step()).wedged))
     return "the epoch is over and a word of this rank is not wedged: somebody else wrote it";
+  const spi::MemberBlock& own = slots_.member(me_);
   for (int parity = 0; parity < 2; ++parity) {
     const std::uint64_t turn = own.lines[parity].line.turn.load(std::memory_order_acquire);
-    if (turn != mine_.turns[parity]) return wrong("a published turn", turn, mine_.turns[parity]);
+    if (turn != mine_.turns[parity])
+      return written_over("a published turn", turn, mine_.turns[parity]);
   }
   const std::uint64_t read = own.read_up_to.load(std::memory_order_acquire);
-  if (read != mine_.read_up_to) return wrong("the turn read last", read, mine_.read_up_to);
+  if (read != mine_.read_up_to) return written_over("the turn read last", read, mine_.read_up_to);
   return point_to_point_.find_damage();
 }
 
@@ -54,16 +42,10 @@ bool SlotRunner::Impl::notice_damage() {
   return !damage_.empty();
 }
 
-// The cut is made of what the words say: they say the truth again before the agent looks.
-void SlotRunner::Impl::restore_words() {
-  spi::restore(slots_.group_word(me_), mine_.completed);
-  spi::restore(slots_.step_word(me_), mine_.prepared);
-}
-
 std::optional<std::string> SlotRunner::Impl::look_for_damage() {
   std::string found = find_damage();
   if (found.empty()) return std::nullopt;
-  restore_words();
+  own_.restore();
   return found;
 }
 

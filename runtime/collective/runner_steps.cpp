@@ -27,7 +27,7 @@ SlotRunner::Impl::Progress SlotRunner::Impl::wait_for(int member, Deadline until
   const bool flushing = current_.flushing;
   if (flushing) until = std::min(until, Clock::now() + kFlushMax);
   const auto hopeless = [&] { return stop() || (!flushing && notice_damage()); };
-  switch (waiter_.wait(member, flushing ? nullptr : &own_word(), until, ready, hopeless)) {
+  switch (waiter_.wait(member, flushing ? nullptr : &own_.group(), until, ready, hopeless)) {
     case spi::WaitEnd::Ready: return Progress::Finished;
     case spi::WaitEnd::Wedged: return Progress::Wedged;
     case spi::WaitEnd::Interrupted:
