@@ -111,8 +111,8 @@ Refusal check_log_dir(const std::filesystem::path& log_dir) {
   };
   std::error_code error;
   std::filesystem::create_directories(log_dir, error);
-  // Agents of other hosts may make it at the same moment, and have the same process number.
-  if (error && !std::filesystem::is_directory(log_dir)) return refuse(error.value());
+  if (error) return refuse(error.value());
+  // A name of its own: agents of several hosts may share the directory and a process number.
   std::string probe = (log_dir / ".probe-XXXXXX").string();
   const base::Fd fd(::mkostemp(probe.data(), O_CLOEXEC));
   if (!fd) return refuse(errno);
