@@ -39,6 +39,12 @@ class Data(JobsCase):
             self.assertEqual(digest, alone, str(run))
             self.assertRegex(run.err, r"rank 1 .*lost: killed by SIGKILL")
 
+    def test_what_messages_do_not_carry_is_refused_by_name(self):
+        run = self.start("-n", 3, *TWO, "--", RANK_PROGRAM, "shares", 3,
+                         environment={"UCX_TLS": "tcp"})
+        self.assert_ends(run, 1)
+        self.assertIn("all_to_all_v is not carried between hosts yet", run.out + run.err)
+
 
 if __name__ == "__main__":
     if not MODULE.exists():
