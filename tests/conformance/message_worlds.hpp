@@ -144,8 +144,9 @@ class UcxMessageWorld final : public MessageWorld {
       ports.push_back(ucx::open_port().value());
     }
     connect(std::move(ports));
-    // UCX before 1.14 ends the process whose partner is gone while the two are still being connected
-    // (openucx pull request 8175). Ranks are threads here: they meet before any of them dies.
+    // UCX before 1.14 ends the process whose partner is gone while the two are still being
+    // connected (openucx pull request 8175). Ranks are threads here: they meet before any of them
+    // dies.
     meet();
   }
   /// On a thread of the rank that holds its hub's lock. What arrives later meets nobody.
