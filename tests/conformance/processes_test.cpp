@@ -6,48 +6,17 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <atomic>
-
-#include "tests/conformance/harness.hpp"
+#include "tests/conformance/diary.hpp"
 
 namespace regroup::conformance {
 namespace {
 
-/// What a rank process leaves behind for the test, in memory that outlives it.
-struct Diary {
-  std::atomic<std::uint64_t> done;  ///< operations that were done with right values
-  std::atomic<std::uint64_t> lost;  ///< number of the operation that was lost, 0 none
-  std::atomic<std::uint64_t> wrong;
-};
-
 constexpr int kRanks = 4;
-constexpr std::uint64_t kForever = ~std::uint64_t{0};
-
-Case case_of(std::uint64_t number) {
-  const std::size_t counts[] = {1, 900, 20000};
-  return {{.kind = OpKind::AllReduce, .dtype = DType::F32, .count = counts[number % 3]},
-          kRanks,
-          number % 7};
-}
 
 void run_rank(int fd, int rank, Diary& diary) {
   const shm::Arena arena = shm::open_arena(fd, Epoch(1), 0).value();
   SlotRunner runner(arena.slots, rank, {.cores = cores()});
-  for (std::uint64_t number = 1; number < kForever; ++number) {
-    const Case c = case_of(number);
-    std::vector<std::byte> data = c.input(rank);
-    const std::vector<std::byte> before = data;
-    OpSpec spec = c.spec;
-    spec.in = spec.out = data.data();
-    const Outcome outcome = runner.run(spec, kNoDeadline);
-    if (outcome.kind == OutcomeKind::Lost) {
-      if (data != before) ++diary.wrong;
-      diary.lost = number;
-      return;
-    }
-    if (outcome.kind != OutcomeKind::Done || data != c.expected(rank)) ++diary.wrong;
-    diary.done = number;
-  }
+  reduce_until_lost(runner, rank, kRanks, {1, 900, 20000}, diary);
 }
 
 /// One job of kRanks processes in which `victim` is killed once it has done `after` operations.
@@ -102,7 +71,7 @@ TEST(Processes, SurvivorsOfAKilledRankAgree) {
   std::mt19937_64 random(99);
   for (int job = 0; job < 25; ++job) {
     for (int rank = 0; rank < kRanks; ++rank) {
-      diaries[rank].done = diaries[rank].lost = diaries[rank].wrong = 0;
+      diaries[rank].clear();
     }
     run_job(diaries, static_cast<int>(random() % kRanks), random() % 60);
     ASSERT_FALSE(HasFailure()) << "job " << job;

@@ -8,10 +8,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cstdlib>
 
 #include "base/fd.hpp"
+#include "tests/conformance/diary.hpp"
 #include "tests/conformance/message_worlds.hpp"
 
 namespace regroup::conformance {
@@ -21,21 +21,13 @@ constexpr int kRanks = 3;
 constexpr std::size_t kAddressMax = 2048;
 
 /// What a rank process tells the test, in memory that outlives it.
-struct Diary {
-  std::atomic<std::uint64_t> done;  ///< operations that were done with right values
-  std::atomic<std::uint64_t> lost;  ///< number of the operation that was lost, 0 none
-  std::atomic<std::uint64_t> wrong;
+struct Page : Diary {
   std::atomic<std::uint32_t> address_bytes;  ///< 0: not there yet
   std::byte address[kAddressMax];
 };
 
 /// Small ones, and such as move in several chunks.
-Case case_of(std::uint64_t number) {
-  const std::size_t counts[] = {1, 900, 100'000};
-  return {{.kind = OpKind::AllReduce, .dtype = DType::F32, .count = counts[number % 3]},
-          kRanks,
-          number % 7};
-}
+constexpr std::size_t kCounts[] = {1, 900, 100'000};
 
 /// The parent says on this pipe who is dead.
 void close_the_lost(int pipe, MessageHub& hub, const std::vector<int>& channels) {
@@ -45,13 +37,13 @@ void close_the_lost(int pipe, MessageHub& hub, const std::vector<int>& channels)
   }
 }
 
-MessageMembers reach(MessageHub& hub, Diary* diaries, int rank) {
+MessageMembers reach(MessageHub& hub, Page* pages, int rank) {
   MessageMembers members;
   for (int other = 0; other < kRanks; ++other) {
     members.incarnations.push_back(static_cast<std::uint64_t>(other) + 1);
     members.channels.push_back(-1);
     if (other == rank) continue;
-    Diary& theirs = diaries[other];
+    Page& theirs = pages[other];
     while (theirs.address_bytes == 0) spi::yield_cpu();
     const auto held = hub.lock();
     members.channels.back() = hub.port().connect({theirs.address, theirs.address_bytes}).value();
@@ -59,35 +51,21 @@ MessageMembers reach(MessageHub& hub, Diary* diaries, int rank) {
   return members;
 }
 
-void run_rank(int arena_fd, int pipe, int rank, Diary* diaries) {
+void run_rank(int arena_fd, int pipe, int rank, Page* pages) {
   ::setenv("UCX_TLS", "tcp", 0);  // NOLINT(concurrency-mt-unsafe)
-  Diary& diary = diaries[rank];
+  Page& mine = pages[rank];
   const shm::Arena arena = shm::open_arena(arena_fd, Epoch(1), 0).value();
   auto port = ucx::open_port().value();
   const auto address = port->address();
   if (address.size() > kAddressMax) ::_exit(1);
-  std::memcpy(diary.address, address.data(), address.size());
-  diary.address_bytes = static_cast<std::uint32_t>(address.size());
+  std::memcpy(mine.address, address.data(), address.size());
+  mine.address_bytes = static_cast<std::uint32_t>(address.size());
   MessageHub hub(std::move(port));
-  const MessageMembers members = reach(hub, diaries, rank);
+  const MessageMembers members = reach(hub, pages, rank);
   std::thread news([&] { close_the_lost(pipe, hub, members.channels); });
   {
     MessageRunner runner(arena.slots, rank, hub, members, {.cores = cores()});
-    for (std::uint64_t number = 1; diary.lost == 0; ++number) {
-      const Case c = case_of(number);
-      std::vector<std::byte> data = c.input(rank);
-      const std::vector<std::byte> before = data;
-      OpSpec spec = c.spec;
-      spec.in = spec.out = data.data();
-      const Outcome outcome = runner.run(spec, kNoDeadline);
-      if (outcome.kind == OutcomeKind::Lost) {
-        if (data != before) ++diary.wrong;
-        diary.lost = number;
-      } else {
-        if (outcome.kind != OutcomeKind::Done || data != c.expected(rank)) ++diary.wrong;
-        diary.done = number;
-      }
-    }
+    reduce_until_lost(runner, rank, kRanks, kCounts, mine);
   }
   news.join();  // the parent closes the pipe once all have ended
 }
@@ -100,10 +78,10 @@ struct Process {
 /// One job in which `victim` is killed once it has done `after` operations.
 class Job {
  public:
-  explicit Job(Diary* diaries) : diaries_(diaries) {
+  explicit Job(Page* pages) : pages_(pages) {
     for (int rank = 0; rank < kRanks; ++rank) {
-      diaries[rank].done = diaries[rank].lost = diaries[rank].wrong = 0;
-      diaries[rank].address_bytes = 0;
+      pages[rank].clear();
+      pages[rank].address_bytes = 0;
       arenas_.push_back(
           shm::make_arena(Epoch(1), 0, kRanks, {.slot_bytes = 4096, .ring_bytes = 64}).value());
     }
@@ -111,7 +89,7 @@ class Job {
   }
 
   void kill(int victim, std::uint64_t after) {
-    while (diaries_[victim].done < after && diaries_[victim].wrong == 0) spi::yield_cpu();
+    while (pages_[victim].done < after && pages_[victim].wrong == 0) spi::yield_cpu();
     ASSERT_EQ(::kill(process(victim).pid, SIGKILL), 0);
     int status = 0;
     ASSERT_EQ(::waitpid(process(victim).pid, &status, 0), process(victim).pid);
@@ -141,7 +119,7 @@ class Job {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // a test that is aborted leaves nothing behind
       ::close(ends[1]);
       for (Process& other : processes_) other.news.reset();
-      run_rank(arenas_[static_cast<std::size_t>(rank)].fd.get(), ends[0], rank, diaries_);
+      run_rank(arenas_[static_cast<std::size_t>(rank)].fd.get(), ends[0], rank, pages_);
       ::_exit(0);
     }
     ::close(ends[0]);
@@ -150,7 +128,7 @@ class Job {
   void end(int victim, std::uint64_t cut) {
     // A rank stays until all have ended their operation, as it does in a job.
     for (int rank = 0; rank < kRanks; ++rank) {
-      while (rank != victim && diaries_[rank].lost == 0) spi::yield_cpu();
+      while (rank != victim && pages_[rank].lost == 0) spi::yield_cpu();
     }
     for (int rank = 0; rank < kRanks; ++rank) {
       if (rank == victim) continue;
@@ -158,27 +136,27 @@ class Job {
       int status = 0;
       ASSERT_EQ(::waitpid(process(rank).pid, &status, 0), process(rank).pid);
       EXPECT_EQ(status, 0) << "rank " << rank;
-      EXPECT_EQ(diaries_[rank].wrong, 0U) << "rank " << rank;
-      EXPECT_EQ(diaries_[rank].done, cut) << "rank " << rank;
-      EXPECT_EQ(diaries_[rank].lost, cut + 1) << "rank " << rank;
+      EXPECT_EQ(pages_[rank].wrong, 0U) << "rank " << rank;
+      EXPECT_EQ(pages_[rank].done, cut) << "rank " << rank;
+      EXPECT_EQ(pages_[rank].lost, cut + 1) << "rank " << rank;
     }
-    EXPECT_LE(diaries_[victim].done, cut) << "the dead rank was told more than its survivors";
+    EXPECT_LE(pages_[victim].done, cut) << "the dead rank was told more than its survivors";
   }
 
-  Diary* diaries_;
+  Page* pages_;
   std::vector<shm::Arena> arenas_;
   std::vector<Process> processes_;
 };
 
 TEST(UcxProcesses, SurvivorsOfAKilledRankAgree) {
   const Watchdog watchdog;
-  constexpr std::size_t kBytes = sizeof(Diary) * kRanks;
+  constexpr std::size_t kBytes = sizeof(Page) * kRanks;
   void* shared = ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   ASSERT_NE(shared, MAP_FAILED);
-  auto* diaries = static_cast<Diary*>(shared);
+  auto* pages = static_cast<Page*>(shared);
   std::mt19937_64 random(99);
   for (int number = 0; number < 6; ++number) {
-    Job job(diaries);
+    Job job(pages);
     job.kill(static_cast<int>(random() % kRanks), 1 + random() % 40);
     ASSERT_FALSE(HasFailure()) << "job " << number << " over UCX " << ucx::version();
   }

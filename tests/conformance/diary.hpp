@@ -1,0 +1,41 @@
+/// What the ranks of the process tests write down, for whoever looks after they were killed.
+#pragma once
+
+#include <atomic>
+
+#include "tests/conformance/harness.hpp"
+
+namespace regroup::conformance {
+
+/// Of one rank, in memory that outlives it.
+struct Diary {
+  std::atomic<std::uint64_t> done;  ///< operations that were done with right values
+  std::atomic<std::uint64_t> lost;  ///< number of the operation that was lost, 0 none
+  std::atomic<std::uint64_t> wrong;
+  void clear() { done = lost = wrong = 0; }
+};
+
+/// All_reduce operations 1, 2, 3... of `ranks` ranks in place, with three numbers of elements in
+/// turn, until one is lost.
+inline void reduce_until_lost(GroupRunner& runner, int rank, int ranks,
+                              const std::size_t (&counts)[3], Diary& diary) {
+  for (std::uint64_t number = 1; diary.lost == 0; ++number) {
+    const Case c{{.kind = OpKind::AllReduce, .dtype = DType::F32, .count = counts[number % 3]},
+                 ranks,
+                 number % 7};
+    std::vector<std::byte> data = c.input(rank);
+    const std::vector<std::byte> before = data;
+    OpSpec spec = c.spec;
+    spec.in = spec.out = data.data();
+    const Outcome outcome = runner.run(spec, kNoDeadline);
+    if (outcome.kind == OutcomeKind::Lost) {
+      if (data != before) ++diary.wrong;
+      diary.lost = number;
+    } else {
+      if (outcome.kind != OutcomeKind::Done || data != c.expected(rank)) ++diary.wrong;
+      diary.done = number;
+    }
+  }
+}
+
+}  // namespace regroup::conformance
