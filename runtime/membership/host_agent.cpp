@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/mutant.hpp"
 #include "membership/policy.hpp"
 
 namespace regroup::membership {
@@ -66,9 +67,7 @@ void HostAgent::on(const host::ChannelUp& /*event*/) {
     requests_.pop_front();
   }
   // The wish may have been lost with the channel; only the end of the job answers it.
-#ifndef REGROUP_MUTANT_STOP_SAID_ONCE
-  if (stop_ && !ending_) send(*stop_);
-#endif
+  if (stop_ && !ending_ && !REGROUP_MUTANT(STOP_SAID_ONCE)) send(*stop_);
   for (const auto& [id, wish] : unanswered_) send(wish);
   report_parked();
 }

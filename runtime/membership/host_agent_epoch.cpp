@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/mutant.hpp"
 #include "membership/host_agent.hpp"
 #include "membership/policy.hpp"
 
@@ -71,9 +72,8 @@ void HostAgent::wedge() {
 
 void HostAgent::on(const host::WedgeWanted& event) {
   // Its rank was told of the view before the shell could say that it is made.
-#ifndef REGROUP_MUTANT_EARLY_SELF_WEDGE_DROPPED
-  if (making_ && event.epoch == making_->view.epoch) wanted_ = event;
-#endif
+  const bool early = making_ && event.epoch == making_->view.epoch;
+  if (early && !REGROUP_MUTANT(EARLY_SELF_WEDGE_DROPPED)) wanted_ = event;
   if (event.epoch != installed_.epoch || words_ != Words::Open || ending_) return;
   cause_ = event.why;
   wedge();
@@ -81,9 +81,8 @@ void HostAgent::on(const host::WedgeWanted& event) {
 
 void HostAgent::order(const WedgeEpoch& message) {
   if (ending_) return;
-#ifndef REGROUP_MUTANT_STALE_EPOCH_ACCEPTED
-  if (message.epoch < installed_.epoch) return;  // an order of a round that is over
-#endif
+  const bool over = message.epoch < installed_.epoch;
+  if (over && !REGROUP_MUTANT(STALE_EPOCH_ACCEPTED)) return;
   if (asked_ && asked_->epoch == message.epoch && message.round < asked_->round) return;
   if (message.epoch > installed_.epoch) {
     if (making_ && making_->view.epoch == message.epoch) {
@@ -103,10 +102,10 @@ void HostAgent::order(const WedgeEpoch& message) {
   }
   switch (words_) {
     case Words::Open:
-#ifdef REGROUP_MUTANT_NO_WEDGE_BEFORE_REPORT
-      report_ = {.epoch = installed_.epoch, .prepared = installed_.resume_step - 1};
-      report();
-#endif
+      if (REGROUP_MUTANT(NO_WEDGE_BEFORE_REPORT)) {
+        report_ = {.epoch = installed_.epoch, .prepared = installed_.resume_step - 1};
+        report();
+      }
       wedge();
       break;
     case Words::Wedging:
@@ -172,10 +171,10 @@ void HostAgent::order(const StoreDecision& message) {
     send(DecisionStored{message.epoch, message.round});
     return;
   }
-#ifndef REGROUP_MUTANT_STALE_EPOCH_ACCEPTED
-  if (message.epoch != installed_.epoch) return;
-  if (asked_ && asked_->epoch == message.epoch && message.round < asked_->round) return;
-#endif
+  if (!REGROUP_MUTANT(STALE_EPOCH_ACCEPTED)) {
+    if (message.epoch != installed_.epoch) return;
+    if (asked_ && asked_->epoch == message.epoch && message.round < asked_->round) return;
+  }
   if (decision_ && message.round < decision_->round) return;
   decision_ = message;
   switch (words_) {
@@ -213,9 +212,7 @@ void HostAgent::on(const host::DecisionWritten& event) {
 void HostAgent::order(const InstallView& message) {
   if (ending_) return;
   const Epoch epoch = message.view.epoch;
-#ifndef REGROUP_MUTANT_STALE_EPOCH_ACCEPTED
-  if (epoch < installed_.epoch) return;
-#endif
+  if (epoch < installed_.epoch && !REGROUP_MUTANT(STALE_EPOCH_ACCEPTED)) return;
   if (epoch <= barrier_) {
     // It ended here before it was made, in a round of a coordinator that is no more: this one has
     // to begin another.
@@ -247,7 +244,6 @@ void HostAgent::try_install() {
     pending_.reset();
     return;
   }
-#ifndef REGROUP_MUTANT_INSTALL_BEFORE_DECISION_STORED
   // A survivor here must first have been told what of the old epoch holds.
   const bool survivor_here =
       std::any_of(processes_.begin(), processes_.end(), [this](const auto& entry) {
@@ -255,8 +251,8 @@ void HostAgent::try_install() {
         return is_member(entry.second) &&
                std::find(seats.begin(), seats.end(), entry.first) != seats.end();
       });
-  if (survivor_here && words_ != Words::Decided) return;
-#endif
+  const bool told = words_ == Words::Decided || REGROUP_MUTANT(INSTALL_BEFORE_DECISION_STORED);
+  if (survivor_here && !told) return;
   making_ = std::move(*pending_);
   pending_.reset();
   const View& view = making_->view;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/check.hpp"
+#include "base/mutant.hpp"
 
 namespace regroup::membership {
 
@@ -123,9 +124,7 @@ void Membership::start(const Event& event) {
     return;
   }
   durable_ = *started.durable;
-#ifndef REGROUP_MUTANT_SAME_TERM
-  ++durable_.term;
-#endif
+  if (!REGROUP_MUTANT(SAME_TERM)) ++durable_.term;
   next_incarnation_ = durable_.next_incarnation;
   recall_losses();
   index_view();
@@ -202,30 +201,23 @@ void Membership::wedged(const Event& event) {
   Agent& agent = agents_.at(sender(event));
   agent.wedged = std::max(agent.wedged, wedged.report.epoch);
   if (state_ != State::Wedged) return;
-#ifndef REGROUP_MUTANT_STALE_EPOCH_ACCEPTED
-  if (wedged.report.epoch != durable_.view.epoch || wedged.round != round_) return;
-#endif
+  const bool stale = wedged.report.epoch != durable_.view.epoch || wedged.round != round_;
+  if (stale && !REGROUP_MUTANT(STALE_EPOCH_ACCEPTED)) return;
   agent.report = wedged.report;
 }
 
 void Membership::decision_stored(const Event& event) {
   const auto& stored = message<DecisionStored>(event);
   if (state_ != State::Draining) return;
-#ifndef REGROUP_MUTANT_STALE_EPOCH_ACCEPTED
-  if (stored.epoch != durable_.view.epoch || stored.round != round_) return;
-#else
-  static_cast<void>(stored);
-#endif
+  const bool stale = stored.epoch != durable_.view.epoch || stored.round != round_;
+  if (stale && !REGROUP_MUTANT(STALE_EPOCH_ACCEPTED)) return;
   agents_.at(sender(event)).stored = true;
 }
 
 void Membership::installed(const Event& event) {
   Agent& agent = agents_.at(sender(event));
-#ifdef REGROUP_MUTANT_STALE_EPOCH_ACCEPTED
-  agent.installed = durable_.view.epoch;
-#else
   agent.installed = std::max(agent.installed, message<Installed>(event).epoch);
-#endif
+  if (REGROUP_MUTANT(STALE_EPOCH_ACCEPTED)) agent.installed = durable_.view.epoch;
 }
 
 void Membership::start_failed(const Event& event) {
@@ -242,10 +234,10 @@ void Membership::evict(const Event& event) {
   const auto& request = message<EvictRequest>(event);
   Incarnation wanted = request.incarnation;
   const Process* process = find(wanted);
-#ifdef REGROUP_MUTANT_EVICT_NAMES_THE_SEAT
-  if (process != nullptr && process->seat) wanted = live_holder(*process->seat).value_or(wanted);
-  process = find(wanted);
-#endif
+  if (REGROUP_MUTANT(EVICT_NAMES_THE_SEAT) && process != nullptr && process->seat) {
+    wanted = live_holder(*process->seat).value_or(wanted);
+    process = find(wanted);
+  }
   if (process == nullptr || !is_alive(*process)) {
     note("evict_refused",
          fmt::format("incarnation {} does not run (any more): nothing to evict", wanted.value()));

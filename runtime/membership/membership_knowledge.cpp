@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "base/mutant.hpp"
 #include "membership/membership.hpp"
 
 namespace regroup::membership {
@@ -108,10 +109,8 @@ void Membership::absorb_process(AgentId id, const ProcessInfo& info, Epoch seen)
       revoke(info.incarnation, "an earlier decision went on without it");
     // The coordinator that decided so is no more: it never comes back.
     const bool runs = info.state != ProcessState::Gone && info.state != ProcessState::Finished;
-#ifndef REGROUP_MUTANT_REMOVED_MEMBER_READMITTED
-    if (runs && was_left_out(info, seen))
+    if (runs && was_left_out(info, seen) && !REGROUP_MUTANT(REMOVED_MEMBER_READMITTED))
       revoke(info.incarnation, "a later view went on without it");
-#endif
   }
   Process& process = *find(info.incarnation);
   if (process.agent != id) return;
@@ -167,11 +166,9 @@ void Membership::mark_healed(Incarnation incarnation) {
     process->holds_state = true;
   }
   // Said by one that was evicted meanwhile, too: there was a state.
-  if (durable_.state_exists) return;
-#ifndef REGROUP_MUTANT_STATE_FORGOTTEN
+  if (durable_.state_exists || REGROUP_MUTANT(STATE_FORGOTTEN)) return;
   durable_.state_exists = true;
   persist();
-#endif
 }
 
 /// `confirmed`: its own agent says so.
@@ -218,12 +215,11 @@ void Membership::remember(const Loss& loss) {
 /// What an earlier coordinator had counted. Its clock is this host's; after a reboot an instant may
 /// lie ahead, and counts as now.
 void Membership::recall_losses() {
-#ifndef REGROUP_MUTANT_LOSSES_FORGOTTEN
+  if (REGROUP_MUTANT(LOSSES_FORGOTTEN)) return;
   for (Loss loss : durable_.losses) {
     loss.at = std::min(loss.at, now_);
     remember(loss);
   }
-#endif
 }
 
 /// Whether an earlier coordinator has counted this loss, or had no need to: it was of a view before
@@ -390,10 +386,7 @@ bool Membership::has_quorum(std::string& why) const {
       ++unproven;
     }
   }
-  if (2 * going_on >= going_on + unproven) return true;
-#ifdef REGROUP_MUTANT_NO_QUORUM_NEEDED
-  return true;
-#endif
+  if (2 * going_on >= going_on + unproven || REGROUP_MUTANT(NO_QUORUM_NEEDED)) return true;
   why = fmt::format("no quorum: {} members are here, {} are out of reach and not proven dead",
                     going_on, unproven);
   return false;
@@ -445,11 +438,9 @@ std::optional<Incarnation> Membership::last_of(Rank rank) const {
 std::optional<Incarnation> Membership::free_spare(AgentId preferred) const {
   std::optional<Incarnation> found;
   for (const auto& [incarnation, process] : processes_) {
-#ifdef REGROUP_MUTANT_ADMIT_UNJOINED_SPARE
-    if (process.seat || !is_alive(process)) continue;
-#else
-    if (process.seat || process.state != ProcessState::Joined) continue;
-#endif
+    const bool may_enter = process.state == ProcessState::Joined ||
+                           (REGROUP_MUTANT(ADMIT_UNJOINED_SPARE) && is_alive(process));
+    if (process.seat || !may_enter) continue;
     if (process.agent == preferred) return incarnation;
     if (!found) found = incarnation;
   }

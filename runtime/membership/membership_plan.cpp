@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "base/mutant.hpp"
 #include "membership/membership.hpp"
 
 namespace regroup::membership {
@@ -230,11 +231,9 @@ void Membership::follow_plan() {
       if (hosts_member(id)) send(id, ParkEpoch{durable_.view.epoch});
     }
   }
-#ifndef REGROUP_MUTANT_PARKED_NOT_AWAITED
   for (const auto& [id, agent] : agents_) {
-    if (is_awaited(id)) return;
+    if (is_awaited(id) && !REGROUP_MUTANT(PARKED_NOT_AWAITED)) return;
   }
-#endif
   begin_round("planned: all ranks stand at the end of a step");
 }
 

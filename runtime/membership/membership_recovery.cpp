@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "base/mutant.hpp"
 #include "membership/membership.hpp"
 
 namespace regroup::membership {
@@ -50,13 +51,11 @@ void Membership::react_once() {
     case State::Forming: form(); break;
     case State::Installing:
     case State::Steady: {
-#ifdef REGROUP_MUTANT_IGNORE_LOSS_WHILE_INSTALLING
-      if (state_ == State::Installing) {
+      if (REGROUP_MUTANT(IGNORE_LOSS_WHILE_INSTALLING) && state_ == State::Installing) {
         round_lost_ = lost_members();
         check_installed();
         break;
       }
-#endif
       const bool wedged = std::any_of(agents_.begin(), agents_.end(), [this](const auto& entry) {
         return !entry.second.lost && entry.second.wedged == durable_.view.epoch;
       });
@@ -95,12 +94,8 @@ void Membership::resume() {
   const bool newer_view = std::any_of(agents_.begin(), agents_.end(), [this](const auto& entry) {
     return entry.second.installed > durable_.view.epoch;
   });
-#ifdef REGROUP_MUTANT_REUSE_INCARNATION
-  const bool newer_process = false;
-#else
-  const bool newer_process =
-      !processes_.empty() && processes_.rbegin()->first >= durable_.next_incarnation;
-#endif
+  const bool newer_process = !REGROUP_MUTANT(REUSE_INCARNATION) && !processes_.empty() &&
+                             processes_.rbegin()->first >= durable_.next_incarnation;
   if (newer_view || newer_process) {
     // Going on would issue the same epoch or incarnation twice.
     end_job(kExitInternal,
@@ -173,10 +168,8 @@ void Membership::decide() {
   const std::size_t without = durable_.decision->without.size();
   leave_behind();
   note_progress();
-#ifndef REGROUP_MUTANT_DECISION_NOT_DURABLE
   const bool changed = !again || durable_.decision->without.size() != without;
-  if (changed && agents_.size() > 1) persist();
-#endif
+  if (changed && agents_.size() > 1 && !REGROUP_MUTANT(DECISION_NOT_DURABLE)) persist();
   std::string text =
       fmt::format("step {} is the last one committed ({})", durable_.decision->committed_step,
                   again ? "decided before" : "prepared by all");
@@ -194,32 +187,24 @@ Decision Membership::draw_decision() const {
   std::vector<std::uint64_t> prepared;
   for (const auto& [id, agent] : agents_) {
     if (!agent.report) continue;
-#ifdef REGROUP_MUTANT_CUT_OF_SURVIVORS_ONLY
-    const bool hosts_lost =
-        std::any_of(round_lost_.begin(), round_lost_.end(), [this, agent_id = id](const Member& m) {
-          return find(m.incarnation) != nullptr && find(m.incarnation)->agent == agent_id;
-        });
-    if (hosts_lost) continue;
-#endif
+    if (REGROUP_MUTANT(CUT_OF_SURVIVORS_ONLY)) {
+      const auto is_here = [this, agent_id = id](const Member& m) {
+        return find(m.incarnation) != nullptr && find(m.incarnation)->agent == agent_id;
+      };
+      if (std::any_of(round_lost_.begin(), round_lost_.end(), is_here)) continue;
+    }
     for (const WedgeReport::GroupCut& cut : agent.report->groups) {
       cuts[cut.group] = std::max(cuts[cut.group], cut.completed);
     }
     prepared.push_back(agent.report->prepared);
   }
   std::sort(prepared.begin(), prepared.end());
-#ifdef REGROUP_MUTANT_COMMIT_ON_MAJORITY
-  const std::uint64_t lowest = prepared.empty() ? 0 : prepared[prepared.size() / 2];
-#else
-  const std::uint64_t lowest = prepared.empty() ? 0 : prepared.front();
-#endif
+  const std::size_t lowest_at = REGROUP_MUTANT(COMMIT_ON_MAJORITY) ? prepared.size() / 2 : 0;
+  const std::uint64_t lowest = prepared.empty() ? 0 : prepared[lowest_at];
   // Whoever has not even entered the epoch has prepared what was committed before it.
   Decision decision{.committed_step = std::max(lowest, durable_.view.resume_step - 1)};
   for (const auto& [group, completed] : cuts) {
-#ifdef REGROUP_MUTANT_NO_FLUSH
-    decision.cuts.push_back({group, 0});
-#else
-    decision.cuts.push_back({group, completed});
-#endif
+    decision.cuts.push_back({group, REGROUP_MUTANT(CUT_AT_ZERO) ? 0 : completed});
   }
   return decision;
 }
@@ -245,18 +230,15 @@ void Membership::leave_behind() {
     const Process* process = find(member.incarnation);
     const bool confirmed = process != nullptr && !process->revoked;
     if (confirmed || was_left_behind(member.incarnation)) continue;
-#ifndef REGROUP_MUTANT_LEFT_BEHIND_FORGOTTEN
+    if (REGROUP_MUTANT(LEFT_BEHIND_FORGOTTEN)) continue;
     durable_.decision->without.push_back(member.incarnation);
-#endif
   }
 }
 
 void Membership::check_stored() {
-#ifndef REGROUP_MUTANT_INSTALL_BEFORE_DECISION_STORED
   for (const auto& [id, agent] : agents_) {
-    if (is_awaited(id)) return;
+    if (is_awaited(id) && !REGROUP_MUTANT(INSTALL_BEFORE_DECISION_STORED)) return;
   }
-#endif
   enter(State::Replacing, "the decision stands in the words of all survivors, the lost are fenced");
 }
 
@@ -265,9 +247,7 @@ void Membership::install() {
   next.epoch = Epoch{durable_.view.epoch.value() + 1};
   next.parent = durable_.view.epoch == Epoch{} ? 0 : digest(durable_.view);
   if (durable_.decision) next.resume_step = durable_.decision->committed_step + 1;
-#ifdef REGROUP_MUTANT_RESUME_ONE_TOO_EARLY
-  next.resume_step = std::max<std::uint64_t>(next.resume_step, 2) - 1;
-#endif
+  if (REGROUP_MUTANT(RESUME_ONE_TOO_EARLY) && next.resume_step > 1) --next.resume_step;
   std::string text =
       fmt::format("epoch {} resumes at step {}:", next.epoch.value(), next.resume_step);
   for (std::uint32_t seat = 0; seat < durable_.config.ranks; ++seat) {
@@ -288,9 +268,7 @@ void Membership::install() {
   durable_.newcomers_from = next_incarnation_;
   durable_.decision.reset();
   index_view();
-#ifndef REGROUP_MUTANT_SKIP_PERSIST
-  persist();
-#endif
+  if (!REGROUP_MUTANT(SKIP_PERSIST)) persist();
   enter(State::Installing, text);
   for (const auto& [id, agent] : agents_) send_phase(id);
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <csignal>
 
+#include "base/mutant.hpp"
 #include "membership/membership.hpp"
 
 namespace regroup::membership {
@@ -16,16 +17,12 @@ constexpr std::uint64_t kIncarnationBlock = 64;
 void Membership::start_process(std::optional<Rank> seat) {
   // What this start makes up for is durable before it.
   if (losses_changed_) persist();
-#ifdef REGROUP_MUTANT_REUSE_INCARNATION
-  if (seat && last_of(*seat)) next_incarnation_ = *last_of(*seat);
-#else
-  if (next_incarnation_ >= durable_.next_incarnation) {
+  if (REGROUP_MUTANT(REUSE_INCARNATION)) {
+    if (seat && last_of(*seat)) next_incarnation_ = *last_of(*seat);
+  } else if (next_incarnation_ >= durable_.next_incarnation) {
     durable_.next_incarnation = Incarnation{next_incarnation_.value() + kIncarnationBlock};
-#ifndef REGROUP_MUTANT_INCARNATIONS_NOT_DURABLE
-    persist();
-#endif
+    if (!REGROUP_MUTANT(INCARNATIONS_NOT_DURABLE)) persist();
   }
-#endif
   const Incarnation incarnation = next_incarnation_;
   next_incarnation_ = Incarnation{incarnation.value() + 1};
   const AgentId id = place(seat);
@@ -180,9 +177,7 @@ bool Membership::fill_seat(Rank rank, std::uint32_t& spares) {
   if (const auto holder = live_holder(rank)) {
     const Process& process = *find(*holder);
     if (process.state != ProcessState::Starting) return true;
-#ifdef REGROUP_MUTANT_ADMIT_UNJOINED_SPARE
-    if (state_ == State::Replacing) return true;
-#endif
+    if (REGROUP_MUTANT(ADMIT_UNJOINED_SPARE) && state_ == State::Replacing) return true;
     const auto spare = state_ == State::Replacing ? free_spare(process.agent) : std::nullopt;
     if (!spare) return false;
     revoke(*holder, "a spare was ready first");
@@ -261,9 +256,7 @@ SeatLoss Membership::loss_of(Rank rank, Incarnation last, bool spare_left) {
   Process& process = *find(last);
   const std::uint64_t step =
       durable_.decision ? durable_.decision->committed_step + 1 : durable_.view.resume_step;
-#ifndef REGROUP_MUTANT_LOSSES_NOT_COUNTED
-  if (!process.counted) remember({rank, last, step, now_});
-#endif
+  if (!process.counted && !REGROUP_MUTANT(LOSSES_NOT_COUNTED)) remember({rank, last, step, now_});
   const SeatHistory& history = history_[rank];
   process.counted = true;
   std::uint32_t alike = 0;
@@ -380,9 +373,7 @@ std::int32_t Membership::final_code(std::string& reason) const {
 void Membership::end_job(std::int32_t exit_code, std::string reason) {
   if (durable_.ended) return;
   durable_.ended = EndJob{exit_code, reason};
-#ifndef REGROUP_MUTANT_END_NOT_DURABLE
-  persist();
-#endif
+  if (!REGROUP_MUTANT(END_NOT_DURABLE)) persist();
   enter(exit_code == 0 ? State::Ended : State::Failed, reason);
   for (const auto& [id, agent] : agents_) send(id, *durable_.ended);
 }

@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <optional>
 
+#include "base/mutant.hpp"
+
 namespace regroup::spi {
 
 /// Bit 63: wedged, nothing completes any more. Bit 62: decided, the number is the verdict. Below:
@@ -57,16 +59,15 @@ inline constexpr bool kFaultTolerance = true;
     return true;
   }
   std::uint64_t seen = word.load(std::memory_order_relaxed);
-#ifdef REGROUP_MUTANT_COMPLETE_WHEN_WEDGED
-  word.store((seen & ~kNumberMask) | to, std::memory_order_seq_cst);
-  return true;
-#else
+  if (REGROUP_MUTANT(COMPLETE_WHEN_WEDGED)) {
+    word.store((seen & ~kNumberMask) | to, std::memory_order_seq_cst);
+    return true;
+  }
   while ((seen & kWedgedBit) == 0) {
     if (word.compare_exchange_weak(seen, to, std::memory_order_seq_cst, std::memory_order_relaxed))
       return true;
   }
   return false;
-#endif
 }
 
 /// Agent (any time) or the owner (when it noticed a loss, and then it tells its agent at once).
@@ -100,11 +101,7 @@ inline void decide(Word& word, std::uint64_t number) {
 [[nodiscard]] inline std::optional<bool> verdict(const Word& word, std::uint64_t number) {
   const WordState now = read(word);
   if (!now.decided) return std::nullopt;
-#ifdef REGROUP_MUTANT_NO_FLUSH
-  return false;
-#else
-  return number <= now.number;
-#endif
+  return number <= now.number && !REGROUP_MUTANT(NO_FLUSH);
 }
 
 }  // namespace regroup::spi

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/check.hpp"
+#include "base/mutant.hpp"
 
 namespace regroup::state {
 namespace {
@@ -175,31 +176,25 @@ std::vector<Transfer> HealPlan::of_newcomer(Rank seat) const {
 
 Result<HealPlan> plan_heal(const Layout& layout, std::vector<Rank> donors,
                            std::vector<Newcomer> newcomers) {
-#ifndef REGROUP_MUTANT_DONORS_UNSORTED
-  std::sort(donors.begin(), donors.end());
-#endif
+  if (!REGROUP_MUTANT(DONORS_UNSORTED)) std::sort(donors.begin(), donors.end());
   std::sort(newcomers.begin(), newcomers.end(),
             [](const Newcomer& a, const Newcomer& b) { return a.seat < b.seat; });
   if (Status checked = check_sides(layout, donors, newcomers); !checked) return checked;
-#ifdef REGROUP_MUTANT_HEAL_FROM_NEWCOMER
-  for (const Newcomer& newcomer : newcomers) donors.push_back(newcomer.seat);
-#endif
+  if (REGROUP_MUTANT(HEAL_FROM_NEWCOMER)) {
+    for (const Newcomer& newcomer : newcomers) donors.push_back(newcomer.seat);
+  }
 
   HealPlan plan;
   for (std::uint64_t number = 0; number < layout.chunks(); ++number) {
     Transfer transfer{.chunk = Chunk(number)};
     for (const Newcomer& newcomer : newcomers) {
-#ifdef REGROUP_MUTANT_SECOND_NEWCOMER_FORGOTTEN
-      if (!transfer.receivers.empty()) break;
-#endif
-#ifdef REGROUP_MUTANT_DROP_RESUMED_CHUNK
-      if (plan.transfers.empty() && newcomer.have.size() > 0) continue;
-#endif
+      if (REGROUP_MUTANT(SECOND_NEWCOMER_FORGOTTEN) && !transfer.receivers.empty()) break;
+      if (REGROUP_MUTANT(DROP_RESUMED_CHUNK) && plan.transfers.empty() && newcomer.have.size() > 0)
+        continue;
       if (!newcomer.have.has(transfer.chunk)) transfer.receivers.push_back(newcomer.seat);
     }
-#ifdef REGROUP_MUTANT_LAST_CHUNK_FORGOTTEN
-    if (number > 0 && number + 1 == layout.chunks()) continue;
-#endif
+    if (REGROUP_MUTANT(LAST_CHUNK_FORGOTTEN) && number > 0 && number + 1 == layout.chunks())
+      continue;
     if (transfer.receivers.empty()) continue;
     if (donors.empty()) {
       return Status(Code::FailedPrecondition,
@@ -261,9 +256,7 @@ std::vector<Range> HealProgress::missing_ranges() const {
 }
 
 void HealProgress::forget(std::size_t tensor) {
-#ifdef REGROUP_MUTANT_KEEP_WRONG_CHUNKS
-  return;
-#endif
+  if (REGROUP_MUTANT(KEEP_WRONG_CHUNKS)) return;
   const auto [first, last] = layout_.chunks_of(tensor);
   for (std::uint64_t number = first.value(); number < last.value(); ++number) {
     if (!have_.has(Chunk(number))) continue;  // shared with a tensor that was forgotten before
@@ -293,10 +286,7 @@ Status HealProgress::verify(std::span<const Digest> expected,
   std::string differing;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const Digest here = digest(tensors[i]);
-    if (here == expected[i]) continue;
-#ifdef REGROUP_MUTANT_ACCEPT_WRONG_DIGEST
-    continue;
-#endif
+    if (here == expected[i] || REGROUP_MUTANT(ACCEPT_WRONG_DIGEST)) continue;
     differing += fmt::format("{}\"{}\" (here {}, at its donor {})", differing.empty() ? "" : ", ",
                              layout_.tensors()[i].name, to_string(here), to_string(expected[i]));
     forget(i);

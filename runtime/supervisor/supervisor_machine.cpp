@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "base/check.hpp"
+#include "base/mutant.hpp"
 
 namespace regroup::supervisor {
 
@@ -37,15 +38,15 @@ Effects SupervisorMachine::step(const Event& event, TimePoint now) {
           if (found == processes_.end()) return;
           Process& p = found->second;
           const Incarnation id = found->first;
-#ifdef REGROUP_MUTANT_EXIT_OF_ANOTHER_LIFE
           if constexpr (std::is_same_v<E, Exited>) {
-            // Whoever sits in that seat now.
-            for (auto& [newer, other] : processes_) {
-              const bool runs = other.phase != ProcessPhase::Starting;
-              if (newer > id && p.seat && other.seat == p.seat && runs) on_exited(newer, other, e);
+            if (REGROUP_MUTANT(EXIT_OF_ANOTHER_LIFE)) {
+              // Whoever sits in that seat now.
+              for (auto& [newer, other] : processes_) {
+                const bool runs = newer > id && other.phase != ProcessPhase::Starting;
+                if (runs && p.seat && other.seat == p.seat) on_exited(newer, other, e);
+              }
             }
           }
-#endif
           if constexpr (std::is_same_v<E, StartSucceeded>) on_started(id, p, now);
           if constexpr (std::is_same_v<E, StartRefused>) on_refused(id, p, e, now);
           if constexpr (std::is_same_v<E, AttachSeen>) on_attach(p);
@@ -90,9 +91,7 @@ void SupervisorMachine::on(const StartRequested& e, TimePoint now) {
   Process& p = processes_[e.incarnation];
   p.seat = e.seat;
   if (e.hold > nanoseconds::zero()) {
-#ifndef REGROUP_MUTANT_HOLD_NEVER_ENDS
-    p.due = now + e.hold;
-#endif
+    if (!REGROUP_MUTANT(HOLD_NEVER_ENDS)) p.due = now + e.hold;
     return;
   }
   p.attempts = 1;
@@ -123,9 +122,7 @@ void SupervisorMachine::end_one(Incarnation id, Process& p, TimePoint now) {
     case ProcessPhase::Closing:
       if (ending_now_) return kill(id, p);
       p.phase = ProcessPhase::Ending;
-#ifndef REGROUP_MUTANT_GRACE_NEVER_ENDS
-      p.due = now + config_.grace;
-#endif
+      if (!REGROUP_MUTANT(GRACE_NEVER_ENDS)) p.due = now + config_.grace;
       out_.emplace_back(Signal{id, SIGTERM});
       return;
     case ProcessPhase::Ending:
@@ -172,16 +169,16 @@ void SupervisorMachine::timer_of(Incarnation id, Process& p, TimePoint) {
 
 void SupervisorMachine::on_started(Incarnation id, Process& p, TimePoint now) {
   switch (p.phase) {
-    case ProcessPhase::Starting: p.forking = false; p.phase = ProcessPhase::Running;
-#ifndef REGROUP_MUTANT_DOOMED_FORK_LIVES
-      if (p.doomed) {
+    case ProcessPhase::Starting:
+      p.forking = false;
+      p.phase = ProcessPhase::Running;
+      if (p.doomed && !REGROUP_MUTANT(DOOMED_FORK_LIVES)) {
         if (ending_) {
           end_one(id, p, now);
         } else {
           kill(id, p);
         }
       }
-#endif
       return;
     case ProcessPhase::Running:
     case ProcessPhase::Attached:
@@ -205,9 +202,7 @@ void SupervisorMachine::on_refused(Incarnation id, Process& p, const StartRefuse
       }
       p.phase = ProcessPhase::Gone;
       p.reported = true;
-#ifndef REGROUP_MUTANT_REFUSAL_SAYS_NOTHING
-      out_.emplace_back(GaveUp{id, e.why});
-#endif
+      if (!REGROUP_MUTANT(REFUSAL_SAYS_NOTHING)) out_.emplace_back(GaveUp{id, e.why});
       return;
     }
     case ProcessPhase::Running:
@@ -254,20 +249,17 @@ void SupervisorMachine::on_detach(Process& p) {
 
 void SupervisorMachine::on_owner_died(Incarnation id, Process& p) {
   switch (p.phase) {
+    case ProcessPhase::Detached:
+      // Its engine thread ended in order; the exit status tells the rest.
+      if (!REGROUP_MUTANT(BEACON_AFTER_DETACH_COUNTS)) return;
+      [[fallthrough]];
     case ProcessPhase::Attached:
     case ProcessPhase::Closing:
-#ifdef REGROUP_MUTANT_BEACON_AFTER_DETACH_COUNTS
-    case ProcessPhase::Detached:
-#endif
       lose(id, p, EvidenceKind::Beacon);
       kill(id, p);
       return;
     case ProcessPhase::Starting:
     case ProcessPhase::Running:  // the beacon counts from Attached on
-#ifndef REGROUP_MUTANT_BEACON_AFTER_DETACH_COUNTS
-    case ProcessPhase::Detached:  // its engine thread ended in order; the exit status tells the
-                                  // rest
-#endif
     case ProcessPhase::Ending:
     case ProcessPhase::Killed:
     case ProcessPhase::Gone: return;
@@ -279,10 +271,9 @@ void SupervisorMachine::on_channel_closed(Incarnation id, Process& p, TimePoint 
     case ProcessPhase::Attached:
       // A program that closes descriptors it does not know is as lost as a dead one: it hears
       // nothing any more.
-#ifndef REGROUP_MUTANT_CLOSED_CHANNEL_IGNORED
+      if (REGROUP_MUTANT(CLOSED_CHANNEL_IGNORED)) return;
       p.phase = ProcessPhase::Closing;
       p.due = now + config_.channel_wait;
-#endif
       return;
     case ProcessPhase::Running:  // it does not use Regroup, or has not yet and never will: its exit
                                  // tells
@@ -306,11 +297,8 @@ void SupervisorMachine::on_exited(Incarnation id, Process& p, const Exited& e) {
       if (e.exit_code == 0 && e.signal == 0) {
         p.reported = true;
         out_.emplace_back(Finished{id});
-      } else {
-#ifdef REGROUP_MUTANT_UNATTACHED_DEATH_UNSEEN
-        if (p.attached)
-#endif
-          lose(id, p, EvidenceKind::Reaped, e.exit_code, e.signal);
+      } else if (p.attached || !REGROUP_MUTANT(UNATTACHED_DEATH_UNSEEN)) {
+        lose(id, p, EvidenceKind::Reaped, e.exit_code, e.signal);
       }
       break;
     case ProcessPhase::Ending:
@@ -342,11 +330,9 @@ void SupervisorMachine::on_kill(Incarnation id, Process& p) {
     case ProcessPhase::Starting:
       if (p.forking) {
         p.doomed = true;
-      } else {
-#ifndef REGROUP_MUTANT_HELD_START_SURVIVES_KILL
+      } else if (!REGROUP_MUTANT(HELD_START_SURVIVES_KILL)) {
         p.phase = ProcessPhase::Gone;
         p.due.reset();
-#endif
       }
       return;
     case ProcessPhase::Running:

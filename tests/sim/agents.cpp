@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/mutant.hpp"
+
 namespace regroup::sim {
 
 namespace host = membership::host;
@@ -163,9 +165,7 @@ void Agents::report_words(std::uint32_t host, EpochMemory& memory) {
   for (const std::int32_t seat : memory.members[0]) {
     const Process* process = ranks_.find(memory.view.seats[static_cast<std::size_t>(seat)]);
     if (!process || process->host != host) continue;
-#ifdef REGROUP_MUTANT_WORDS_OF_THE_DEAD_DROPPED
-    if (!process->alive) continue;
-#endif
+    if (REGROUP_MUTANT(WORDS_OF_THE_DEAD_DROPPED) && !process->alive) continue;
     const Block& block = memory.blocks[static_cast<std::size_t>(seat)];
     for (std::uint32_t g = 0; g < core_.swarm.groups; ++g) {
       completed[g] = std::max(completed[g], spi::read(block.lanes[g].word).number);

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/check.hpp"
+#include "base/mutant.hpp"
 #include "tests/sim/ranks.hpp"
 
 namespace regroup::sim {
@@ -144,9 +145,7 @@ void Ranks::meet(Process& p) {
     all = all && holds;
     in_step = in_step || block.in_step;
   }
-#ifdef REGROUP_MUTANT_CARRY_ON_WITHOUT_AGREEMENT
-  if (p.interrupted) return go_on(p);
-#endif
+  if (REGROUP_MUTANT(CARRY_ON_WITHOUT_AGREEMENT) && p.interrupted) return go_on(p);
   if (all && in_step) {
     if (p.interrupted) return go_on(p);
     return entered(p);  // it was about to begin the step that others are in

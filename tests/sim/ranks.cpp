@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.hpp"
+#include "base/mutant.hpp"
 #include "membership/failure_detector.hpp"
 #include "tests/sim/heal.hpp"
 
@@ -60,8 +61,7 @@ std::shared_ptr<EpochMemory> Ranks::memory(const membership::View& view) {
     made->members[1].push_back(seat);
     made->seat_set[1] |= bit(seat);
   }
-#ifdef REGROUP_MUTANT_SLOTS_CARRIED_OVER
-  if (!memories_.empty()) {
+  if (REGROUP_MUTANT(SLOTS_CARRIED_OVER) && !memories_.empty()) {
     for (std::size_t i = 0; i < view.seats.size(); ++i) {
       for (std::uint32_t g = 0; g < kGroupsMax; ++g) {
         made->blocks[i].lanes[g].slots = memories_.back()->blocks[i].lanes[g].slots;
@@ -69,7 +69,6 @@ std::shared_ptr<EpochMemory> Ranks::memory(const membership::View& view) {
       }
     }
   }
-#endif
   // Under carry_on the members' join is an operation like any other: nobody knows of it alone.
   if (carries_on()) made->operations[0].push_back({.number = 1});
   memories_.push_back(made);
@@ -222,9 +221,8 @@ void Ranks::interrupt(Process& p, bool in_commit) {
   if (carries_on()) {
     p.interrupted = true;
     p.in_commit = in_commit;
-#ifndef REGROUP_MUTANT_CARRY_ON_BEHIND_THE_LOST
-    if (!in_commit) p.index_in_step = p.operation.index;
-#endif
+    if (!in_commit && !REGROUP_MUTANT(CARRY_ON_BEHIND_THE_LOST))
+      p.index_in_step = p.operation.index;
   }
   go(p, At::Next);
 }
@@ -267,11 +265,7 @@ void Ranks::begin_step(Process& p) {
 // ---- operations -----------------------------------------------------------------------------
 
 EpochMemory& Ranks::bound(Process& p) {
-#ifdef REGROUP_MUTANT_BIND_TO_INSTALLED
-  return *p.installed;
-#else
-  return *p.mine;
-#endif
+  return REGROUP_MUTANT(BIND_TO_INSTALLED) ? *p.installed : *p.mine;
 }
 
 Block::Lane& Ranks::lane(Process& p) {
@@ -323,9 +317,7 @@ bool Ranks::choose_operation(Process& p) {
 /// A reader of the operation whose slot is about to be reused that may still need it (rule
 /// RETAIN=2).
 std::optional<std::int32_t> Ranks::reader_behind(Process& p) {
-#ifdef REGROUP_MUTANT_REUSE_SLOT_AT_ONCE
-  return std::nullopt;
-#else
+  if (REGROUP_MUTANT(REUSE_SLOT_AT_ONCE)) return std::nullopt;
   EpochMemory& memory = bound(p);
   const Slot& slot = lane(p).slots[p.operation.number & 1];
   const std::uint64_t old = slot.number;
@@ -338,7 +330,6 @@ std::optional<std::int32_t> Ranks::reader_behind(Process& p) {
     if (state.wedged || state.number < old) return seat;
   }
   return std::nullopt;
-#endif
 }
 
 std::optional<std::int32_t> Ranks::not_arrived(Process& p) {
@@ -366,9 +357,8 @@ std::optional<std::int32_t> Ranks::not_published(Process& p) {
 }
 
 void Ranks::enter_operation(Process& p) {
-#ifdef REGROUP_MUTANT_LATE_IS_LOST
-  if (p.installed->view.epoch > p.mine->view.epoch) return revoked(p);
-#endif
+  const bool late = p.installed->view.epoch > p.mine->view.epoch;
+  if (REGROUP_MUTANT(LATE_IS_LOST) && late) return revoked(p);
   if (spi::read(lane(p).word).wedged) return go(p, At::Decide);
   if (p.operation.sends(p.seat->value())) {
     if (const auto behind = reader_behind(p)) return watch(bound(p), *behind, p);
@@ -393,9 +383,7 @@ void Ranks::publish(Process& p) {
     changed(bound(p), me);
   }
   if (receives) return go(p, At::Await);
-#ifdef REGROUP_MUTANT_HANDOVER_MOVES_WORD
-  (void)spi::try_advance(lane(p).word, p.operation.number);
-#endif
+  if (REGROUP_MUTANT(HANDOVER_MOVES_WORD)) (void)spi::try_advance(lane(p).word, p.operation.number);
   next_operation(p);
 }
 
@@ -468,9 +456,7 @@ void Ranks::decide(Process& p) {
 
 void Ranks::revoked(Process& p) {
   if (p.operation.receives(p.seat->value())) {
-#ifndef REGROUP_MUTANT_INPUT_NOT_RESTORED
-    p.buffer = p.kept;
-#endif
+    if (!REGROUP_MUTANT(INPUT_NOT_RESTORED)) p.buffer = p.kept;
     Record record = record_of(p, What::Lost);
     record.group = p.operation.group;
     record.number = p.operation.number;
@@ -508,16 +494,20 @@ void Ranks::next_operation(Process& p) {
 
 // ---- commit ---------------------------------------------------------------------------------
 
+/// The last step of an epoch that a planned change ends: this one, if this host was asked to stop.
+void Ranks::announce_planned_end(Process& p) {
+  if ((bound(p).end_wanted & (std::uint64_t{1} << p.host)) == 0) return;
+  bound(p).blocks[static_cast<std::size_t>(p.seat->value())].last_step = p.step;
+}
+
 void Ranks::prepare(Process& p) {
   Block& block = bound(p).blocks[static_cast<std::size_t>(p.seat->value())];
-#ifndef REGROUP_MUTANT_PLANNED_END_ANNOUNCED_LATE
-  if ((bound(p).end_wanted & (std::uint64_t{1} << p.host)) != 0) block.last_step = p.step;
-#endif
-#ifdef REGROUP_MUTANT_PREPARE_PLAIN_STORE
-  block.step.store((block.step.load() & ~spi::kNumberMask) | p.step);
-#else
-  if (!spi::try_advance(block.step, p.step)) return go(p, At::StepVerdict);
-#endif
+  if (!REGROUP_MUTANT(PLANNED_END_ANNOUNCED_LATE)) announce_planned_end(p);
+  if (REGROUP_MUTANT(PREPARE_PLAIN_STORE)) {
+    block.step.store((block.step.load() & ~spi::kNumberMask) | p.step);
+  } else if (!spi::try_advance(block.step, p.step)) {
+    return go(p, At::StepVerdict);
+  }
   Record record = record_of(p, What::Prepare);
   record.number = p.step;
   core_.record(record);
@@ -526,10 +516,7 @@ void Ranks::prepare(Process& p) {
 }
 
 void Ranks::await_prepared(Process& p) {
-#ifdef REGROUP_MUTANT_PLANNED_END_ANNOUNCED_LATE
-  if ((bound(p).end_wanted & (std::uint64_t{1} << p.host)) != 0)
-    bound(p).blocks[static_cast<std::size_t>(p.seat->value())].last_step = p.step;
-#endif
+  if (REGROUP_MUTANT(PLANNED_END_ANNOUNCED_LATE)) announce_planned_end(p);
   EpochMemory& memory = bound(p);
   for (const std::int32_t seat : memory.members[0]) {
     if (spi::read(memory.blocks[static_cast<std::size_t>(seat)].step).number >= p.step) continue;

@@ -178,6 +178,7 @@ class Ranks {
   void revoked(Process& p);
   void done(Process& p);
   void next_operation(Process& p);
+  void announce_planned_end(Process& p);
   void prepare(Process& p);
   void await_prepared(Process& p);
   void step_verdict(Process& p);
