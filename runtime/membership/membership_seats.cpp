@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <csignal>
+#include <utility>
 
 #include "base/mutant.hpp"
 #include "membership/membership.hpp"
@@ -372,9 +373,9 @@ std::int32_t Membership::final_code(std::string& reason) const {
 
 void Membership::end_job(std::int32_t exit_code, std::string reason) {
   if (durable_.ended) return;
-  durable_.ended = EndJob{exit_code, reason};
+  durable_.ended = EndJob{exit_code, std::move(reason)};
   if (!REGROUP_MUTANT(END_NOT_DURABLE)) persist();
-  enter(exit_code == 0 ? State::Ended : State::Failed, reason);
+  enter(exit_code == 0 ? State::Ended : State::Failed, durable_.ended->reason);
   for (const auto& [id, agent] : agents_) send(id, *durable_.ended);
 }
 
