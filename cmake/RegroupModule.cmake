@@ -84,6 +84,22 @@ function(regroup_add_folders)
   endforeach()
 endfunction()
 
+# The compiler sees some files of a target as one and reads the headers that they share once: that
+# halves the time of a build. Not in Debug, where a change should compile one file, and not for
+# clang-tidy, which looks at files one by one. Each file still has to compile alone.
+option(REGROUP_COMPILE_TOGETHER "Compile files of one target together" ON)
+mark_as_advanced(REGROUP_COMPILE_TOGETHER)
+if(REGROUP_COMPILE_TOGETHER AND NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
+  set(CMAKE_UNITY_BUILD ON)
+  set(CMAKE_UNITY_BUILD_BATCH_SIZE 6)
+endif()
+# regroup_compile_apart(SOURCES...): what has to be a file of its own, such as one whose hidden
+# class has members of types that only this file knows (GCC warns of them in an included file), or
+# one that shares names with another of its target.
+function(regroup_compile_apart)
+  set_source_files_properties(${ARGN} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+endfunction()
+
 # Adds a GoogleTest program TARGET; each of its tests becomes a ctest of its own.
 function(regroup_test target)
   cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;LIBRARIES;LABELS" ${ARGN})

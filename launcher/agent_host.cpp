@@ -21,10 +21,6 @@
 namespace regroup::launcher {
 namespace {
 
-Refusal unusable(std::string code, std::string text) {
-  return {kExitUnavailable, std::move(code), std::move(text)};
-}
-
 /// Takes the launcher's pipes out of the way: whatever else is printed goes to standard error.
 AgentRole::Pipes take_pipes() {
   open_standard_descriptors();
@@ -70,8 +66,8 @@ std::string path_of(const std::vector<std::string>& environment) {
 /// What has to be right on this host before anything is started.
 Refusal check_host(HostOrders& orders, JobSetup& setup) {
   if (!orders.directory.empty() && ::chdir(orders.directory.c_str()) != 0) {
-    return unusable("E-HOST-6",
-                    fmt::format("host {} has no directory {} to run the program in: {}",
+    return Refusal::unusable(
+        "E-HOST-6", fmt::format("host {} has no directory {} to run the program in: {}",
                                 orders.place.name, orders.directory, std::strerror(errno)));
   }
   // Programs are found by the job's own PATH.
@@ -88,10 +84,11 @@ int serve(HostOrders& orders, AgentRole role) {
   // An agent whose launcher has lost sight of it may still be here.
   const Result<base::Fd> place = listen_at(
       fmt::format("regroup-agent/{}/{}/{}", ::getuid(), orders.job, orders.place.agent.value()));
-  if (!place) return refuse(unusable("E-SYS-2", std::string(place.error().text())));
+  if (!place) return refuse(Refusal::unusable("E-SYS-2", std::string(place.error().text())));
   if (!*place) {
-    return refuse({kExitTryAgain, "E-HOST-9",
-                   fmt::format("an agent of this job is still on host {}", orders.place.name)});
+    return refuse(
+        Refusal{kExitTryAgain, "E-HOST-9",
+                fmt::format("an agent of this job is still on host {}", orders.place.name)});
   }
   setup.job = orders.job;
   setup.outer_environment = std::move(orders.environment);
@@ -117,16 +114,17 @@ int agent_on_host() {
   if (!line) return kExitUnavailable;
   Result<HostOrders> orders = parse_orders(*line);
   secure::forget(std::as_writable_bytes(std::span(*line)));
-  if (!orders) return refuse(unusable("E-HOST-4", std::string(orders.error().text())));
+  if (!orders) return refuse(Refusal::unusable("E-HOST-4", std::string(orders.error().text())));
   const Result<secure::SocketAddress> coordinator =
       secure::SocketAddress::parse(orders->coordinator, orders->port);
-  if (!coordinator) return refuse(unusable("E-HOST-4", std::string(coordinator.error().text())));
+  if (!coordinator)
+    return refuse(Refusal::unusable("E-HOST-4", std::string(coordinator.error().text())));
   Result<secure::JobSecret> secret = secure::JobSecret::of(orders->secret);
   secure::forget(orders->secret);
-  if (!secret) return refuse(unusable("E-SYS-2", std::string(secret.error().text())));
+  if (!secret) return refuse(Refusal::unusable("E-SYS-2", std::string(secret.error().text())));
   Result<TcpControl> control =
       TcpControl::join(std::move(*secret), orders->job, *coordinator, orders->place.agent);
-  if (!control) return refuse(unusable("E-SYS-2", std::string(control.error().text())));
+  if (!control) return refuse(Refusal::unusable("E-SYS-2", std::string(control.error().text())));
   return serve(*orders, {std::move(*control), std::move(pipes), lines.rest(), orders->age_ns});
 }
 

@@ -32,7 +32,6 @@ using nlohmann::json;
 namespace fs = std::filesystem;
 
 /// A launcher answers within a turn of its loop; more means that it is stopped.
-constexpr std::chrono::seconds kAnswerTime{5};
 /// Without news, `events -f` looks this often whether the launcher still lives.
 constexpr int kAliveEveryMs = 500;
 

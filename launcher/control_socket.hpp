@@ -158,6 +158,9 @@ struct RunningJob {
 /// Errors: FailedPrecondition (none), InvalidArgument (several; the text names them).
 [[nodiscard]] Result<RunningJob> only_job(const std::string& wanted);
 
+/// A job that lives answers sooner.
+inline constexpr std::chrono::seconds kAnswerTime{5};
+
 /// Asks one job and waits for the answer.
 /// Errors: FailedPrecondition (no such job), Unauthenticated (the socket is not the job owner's),
 /// DeadlineExceeded, InvalidArgument (the job refused the request: its text).

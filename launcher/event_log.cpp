@@ -23,7 +23,7 @@ namespace {
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-constexpr std::int64_t kSecond = 1'000'000'000;
+constexpr std::int64_t kNanosPerSecond = 1'000'000'000;
 constexpr int kKeptLogsMax = 1000;
 /// A line longer than this is a defect of whoever made its fields; its text is cut rather than its
 /// neighbours harmed.
@@ -55,7 +55,7 @@ constexpr std::array<std::string_view, kEventKindCount> kNames = {"job_started",
 std::int64_t read_clock(clockid_t id) {
   timespec now{};
   ::clock_gettime(id, &now);
-  return now.tv_sec * kSecond + now.tv_nsec;
+  return now.tv_sec * kNanosPerSecond + now.tv_nsec;
 }
 
 std::string bounded(const std::string& text) {
@@ -277,12 +277,12 @@ nlohmann::json fields_of(const Event& event) {
 }
 
 std::string utc_text(std::int64_t utc_ns) {
-  const std::time_t seconds = utc_ns / kSecond;
+  const std::time_t seconds = utc_ns / kNanosPerSecond;
   std::tm parts{};
   ::gmtime_r(&seconds, &parts);
   return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:09}Z", parts.tm_year + 1900,
                      parts.tm_mon + 1, parts.tm_mday, parts.tm_hour, parts.tm_min, parts.tm_sec,
-                     utc_ns % kSecond);
+                     utc_ns % kNanosPerSecond);
 }
 
 struct EventLog::Impl {

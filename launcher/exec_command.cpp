@@ -18,32 +18,28 @@
 #include "launcher/rendezvous.hpp"
 #include "launcher/run_options.hpp"
 #include "launcher/shim.hpp"
+#include "launcher/waiting.hpp"
 
 namespace regroup::launcher {
 namespace {
 
 constexpr std::chrono::milliseconds kAgain{20};
-constexpr std::chrono::seconds kSilenceMax{10};
-
-Refusal unusable(std::string code, std::string text) {
-  return {kExitUnavailable, std::move(code), std::move(text)};
-}
 
 /// Which place of how many; refuses what cannot meet on one host.
 Refusal read_place(const std::vector<std::string>& environment, LaunchEnvironment& place) {
   Result<LaunchEnvironment> read = read_launch_environment(environment);
-  if (!read) return unusable("E-RDZV-4", std::string(read.error().text()));
+  if (!read) return Refusal::unusable("E-RDZV-4", std::string(read.error().text()));
   place = std::move(*read);
   if (!place.rank || !place.size) {
-    return unusable("E-RDZV-4",
-                    fmt::format("{} ({}) does not say which rank of how many this is; on one host "
+    return Refusal::unusable(
+        "E-RDZV-4", fmt::format("{} ({}) does not say which rank of how many this is; on one host "
                                 "use regroup run",
                                 title(place.system), place.why));
   }
   const bool several =
       place.hosts.value_or(1) > 1 || place.local_size.value_or(*place.size) < *place.size;
   if (several) {
-    return unusable(
+    return Refusal::unusable(
         "E-RDZV-1",
         fmt::format("{} started {} of its {} ranks on this host; regroup exec joins the ranks of "
                     "one host only: start them all here",
@@ -75,13 +71,13 @@ Refusal find_meeting(const LaunchEnvironment& environment, const ExecOptions& op
   }
   if (const char* given = std::getenv("REGROUP_RDZV"); given != nullptr && *given != '\0') {
     const Result<std::string> place = place_of(given);
-    if (!place) return unusable("E-RDZV-4", std::string(place.error().text()));
+    if (!place) return Refusal::unusable("E-RDZV-4", std::string(place.error().text()));
     meeting.place = *place;
     meeting.together = false;
     return {kExitDone, "", ""};
   }
   const Result<std::string> place = meeting_place(meeting.launcher);
-  if (!place) return unusable("E-RDZV-4", std::string(place.error().text()));
+  if (!place) return Refusal::unusable("E-RDZV-4", std::string(place.error().text()));
   meeting.place = *place;
   return {kExitDone, "", ""};
 }
@@ -103,11 +99,13 @@ int serve(Shim& shim, bool& busy) {
     case Shim::Outcome::Ended: return shim.exit_code();
     case Shim::Outcome::Busy: busy = true; return kExitDone;
     case Shim::Outcome::AgentGone:
-      return refuse(unusable("E-AGENT-1",
-                             "the job's agent is gone (killed?), so the job has ended here and in "
-                             "its other places"));
+      return refuse(
+          Refusal::unusable("E-AGENT-1",
+                            "the job's agent is gone (killed?), so the job has ended here and in "
+                            "its other places"));
     case Shim::Outcome::LauncherGone:
-      return refuse(unusable("E-AGENT-2", "the launcher is gone and the agent did not answer"));
+      return refuse(
+          Refusal::unusable("E-AGENT-2", "the launcher is gone and the agent did not answer"));
   }
   return kExitFault;
 }
@@ -120,22 +118,23 @@ int join(const Meeting& meeting, const ShimSetup& setup, const ExecOptions& opti
   std::string waits_for = "the job's agent";
   while (true) {
     Result<base::Fd> agent = meet(meeting, words);
-    if (!agent) return refuse(unusable("E-RDZV-2", std::string(agent.error().text())));
+    if (!agent) return refuse(Refusal::unusable("E-RDZV-2", std::string(agent.error().text())));
     if (*agent) {
       Result<std::unique_ptr<Shim>> shim = Shim::create(setup, std::move(*agent));
-      if (!shim) return refuse(unusable("E-SYS-2", std::string(shim.error().text())));
+      if (!shim) return refuse(Refusal::unusable("E-SYS-2", std::string(shim.error().text())));
       bool busy = false;
       const int code = serve(**shim, busy);
       if (!busy) return code;
       waits_for = "the end of an earlier job of the same launcher";
     }
     if (!runs(meeting.launcher) || start_time_of(meeting.launcher) != meeting.started)
-      return refuse(unusable("E-RDZV-3", "the launcher ended before the job began"));
+      return refuse(Refusal::unusable("E-RDZV-3", "the launcher ended before the job began"));
     const TimePoint now = Clock::now();
-    const auto waited = std::chrono::duration_cast<std::chrono::seconds>(now - began).count();
+    const auto waited = whole_seconds(now - began);
     if (now - began >= options.start_timeout)
-      return refuse(unusable("E-RDZV-3", fmt::format("waited {} s for {}", waited, waits_for)));
-    if (now - told >= kSilenceMax) {
+      return refuse(
+          Refusal::unusable("E-RDZV-3", fmt::format("waited {} s for {}", waited, waits_for)));
+    if (now - told >= kWaitToldAfter) {
       told = now;
       fmt::print(stderr, "regroup: E-WAIT-1 waiting {} s for {}\n", waited, waits_for);
     }

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "launcher/event_log.hpp"
+#include "launcher/json_fields.hpp"
 #include "launcher/report.hpp"
 
 namespace regroup::launcher {
@@ -22,14 +23,6 @@ namespace fs = std::filesystem;
 /// The process of the trace that holds what belongs to no rank.
 constexpr int kJobPid = 1'000'000;
 
-std::int64_t integer(const json& object, const char* key) {
-  const auto at = object.find(key);
-  return at != object.end() && at->is_number_integer() ? at->get<std::int64_t>() : 0;
-}
-std::string word(const json& object, const char* key) {
-  const auto at = object.find(key);
-  return at != object.end() && at->is_string() ? at->get<std::string>() : std::string();
-}
 /// The format counts in microseconds.
 double us(std::int64_t ns) { return static_cast<double>(ns) / 1e3; }
 

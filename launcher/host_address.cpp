@@ -44,7 +44,7 @@ bool is_link_local(const SocketAddress& address) {
          IN6_IS_ADDR_LINKLOCAL(&reinterpret_cast<const sockaddr_in6*>(address.get())->sin6_addr);
 }
 
-Result<SocketAddress> address_of(const std::string& interface) {
+Result<SocketAddress> address_at(const std::string& interface) {
   const std::vector<Named> all = interfaces();
   if (const Result<SocketAddress> address = SocketAddress::parse(interface, 0)) {
     const bool ours = std::any_of(all.begin(), all.end(), [&](const Named& one) {
@@ -114,7 +114,7 @@ std::string own_host_name() {
 }
 
 Result<SocketAddress> listen_address(const std::string& interface, const std::string& other) {
-  if (!interface.empty()) return address_of(interface);
+  if (!interface.empty()) return address_at(interface);
   const auto refuse = [&](const char* why) {
     return Status(Code::FailedPrecondition,
                   fmt::format("E-HOST-8 cannot tell which address of this host the others reach "

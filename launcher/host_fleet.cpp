@@ -19,9 +19,9 @@ namespace {
 /// From its start until it says who it is; ssh may ask a slow directory for the user.
 constexpr std::chrono::seconds kGreetingTime{60};
 constexpr std::chrono::seconds kAgainFirst{1};
-constexpr int kDoublingsMax = 5;
+constexpr int kAgainDoublingsMax = 5;
 /// An agent says something every second.
-constexpr std::chrono::seconds kSilenceMax{5};
+constexpr std::chrono::seconds kAgentSilenceMax{5};
 constexpr std::size_t kToWriteMax = kOrdersBytesMax + 4096;
 
 std::string replaced(std::string word, std::string_view what, const std::string& by) {
@@ -139,7 +139,7 @@ void HostFleet::fail(membership::AgentId id, Host& host, TimePoint now, const st
   std::optional<nanoseconds> again;
   if (!ending_) {
     if (greeted) host.attempts = 0;
-    again = kAgainFirst * (1 << std::clamp(host.attempts - 1, 0, kDoublingsMax));
+    again = kAgainFirst * (1 << std::clamp(host.attempts - 1, 0, kAgainDoublingsMax));
     host.due = now + *again;
   }
   host.greeted = false;
@@ -296,7 +296,7 @@ bool HostFleet::all_gone() const {
 bool HostFleet::only_silent_left(TimePoint now) const {
   return std::all_of(hosts_.begin(), hosts_.end(), [now](const auto& entry) {
     const Host& host = entry.second;
-    return !host.process || !host.greeted || now - host.heard_at > kSilenceMax;
+    return !host.process || !host.greeted || now - host.heard_at > kAgentSilenceMax;
   });
 }
 

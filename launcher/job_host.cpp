@@ -25,11 +25,11 @@
 #include "launcher/run_options.hpp"
 #include "launcher/run_shell.hpp"
 #include "launcher/shims.hpp"
+#include "launcher/waiting.hpp"
 
 namespace regroup::launcher {
 namespace {
 
-constexpr std::chrono::seconds kSilenceMax{10};
 constexpr std::chrono::seconds kEndMax{10};
 
 bool is_over(const base::Fd& pidfd) {
@@ -91,15 +91,13 @@ Refusal gather(HostedJob& job, Shims& shims) {
       return {128 + signalled, "E-RDZV-3", "the launcher ended the job before it began"};
     if (now >= until) {
       return {kExitUnavailable, "E-RDZV-3",
-              fmt::format("after {} s still waiting for {}",
-                          std::chrono::duration_cast<std::chrono::seconds>(now - began).count(),
+              fmt::format("after {} s still waiting for {}", whole_seconds(now - began),
                           who_is_missing(shims))};
     }
-    if (now - told >= kSilenceMax) {
+    if (now - told >= kWaitToldAfter) {
       told = now;
       tell(job, shims,
-           fmt::format("regroup: E-WAIT-1 waiting {} s for {}",
-                       std::chrono::duration_cast<std::chrono::seconds>(now - began).count(),
+           fmt::format("regroup: E-WAIT-1 waiting {} s for {}", whole_seconds(now - began),
                        who_is_missing(shims)));
     }
     pollfd entries[] = {

@@ -34,8 +34,6 @@ struct MpirunOptions {
   bool help = false;                ///< it was asked for and printed
 };
 
-Refusal none() { return {kExitDone, "", ""}; }
-
 Refusal parse(const Arguments& words, MpirunOptions& options) {
   Typed typed;
   CLI::App app(
@@ -50,7 +48,7 @@ Refusal parse(const Arguments& words, MpirunOptions& options) {
   app.add_option("--mpirun", options.mpirun, "which mpirun (default: the one in PATH)");
   if (only_described(app)) {
     options.help = true;
-    return none();
+    return Refusal::none();
   }
   const auto option = [&](const std::string& word) { return app.get_option_no_throw(word); };
   MpirunWords split = split_mpirun_words(
@@ -61,7 +59,7 @@ Refusal parse(const Arguments& words, MpirunOptions& options) {
   } catch (const CLI::CallForHelp&) {
     fmt::print("{}", app.help());
     options.help = true;
-    return none();
+    return Refusal::none();
   } catch (const CLI::ParseError& error) {
     return {kExitBadUsage, "E-USE-1",
             fmt::format("{}; regroup mpirun --help lists the options", error.what())};
@@ -105,7 +103,7 @@ Refusal find_mpirun(const std::string& wanted, MpiLauncher& launcher) {
   }
   launcher = std::move(*read);
   launcher.path = *path;
-  return none();
+  return Refusal::none();
 }
 
 /// What mpirun and its places find: nothing that says that another launcher started them, and the
@@ -150,7 +148,7 @@ Refusal start_mpirun(const std::vector<std::string>& words, HostedJob& job) {
   if (!spawned) return {kExitUnavailable, "E-SYS-2", std::string(spawned.error().text())};
   job.launcher.reset(::dup(spawned->pidfd.get()));
   job.child = std::move(*spawned);
-  return none();
+  return Refusal::none();
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ namespace {
 
 constexpr milliseconds kExitAwaited{500};
 
-double ms(nanoseconds time) { return duration<double, std::milli>(time).count(); }
+double millis(nanoseconds time) { return duration<double, std::milli>(time).count(); }
 
 std::string host_name() {
   char name[256] = {};
@@ -169,10 +169,11 @@ void Narrator::entered(const events::Entered& entered, bool all_entered, TimePoi
   if (!all_entered) return;
   std::string text = fmt::format("{} epoch {} ready: ", stamp(now), entered.epoch.value());
   if (recovery_.detect_ns)
-    text += fmt::format("detect {:.1f} ms, ", ms(nanoseconds(*recovery_.detect_ns)));
+    text += fmt::format("detect {:.1f} ms, ", millis(nanoseconds(*recovery_.detect_ns)));
   text += fmt::format("agree {:.1f} ms, attach {:.1f} ms, enter {:.1f} ms",
-                      ms(recovery_.decided - recovery_.wedged),
-                      ms(recovery_.installed - recovery_.decided), ms(now - recovery_.installed));
+                      millis(recovery_.decided - recovery_.wedged),
+                      millis(recovery_.installed - recovery_.decided),
+                      millis(now - recovery_.installed));
   if (!recovery_.bytes_from.empty()) {
     std::uint64_t bytes = 0;
     std::vector<int> donors;
@@ -181,7 +182,7 @@ void Narrator::entered(const events::Entered& entered, bool all_entered, TimePoi
       donors.push_back(donor.value());
     }
     text += fmt::format(", of it heal {:.1f} ms: {} bytes from ranks {}",
-                        ms(nanoseconds(static_cast<std::int64_t>(recovery_.heal_ns))), bytes,
+                        millis(nanoseconds(static_cast<std::int64_t>(recovery_.heal_ns))), bytes,
                         fmt::join(donors, " "));
   }
   tell(std::move(text));

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "launcher/json_fields.hpp"
 #include "launcher/report.hpp"
 
 namespace regroup::launcher {
@@ -14,16 +15,6 @@ namespace {
 
 using nlohmann::json;
 
-std::int64_t integer(const json& object, const char* key) {
-  if (!object.is_object()) return 0;
-  const auto at = object.find(key);
-  return at != object.end() && at->is_number_integer() ? at->get<std::int64_t>() : 0;
-}
-std::string word(const json& object, const char* key) {
-  if (!object.is_object()) return {};
-  const auto at = object.find(key);
-  return at != object.end() && at->is_string() ? at->get<std::string>() : std::string();
-}
 bool has(const json& object, const char* key) { return object.is_object() && object.contains(key); }
 
 std::string who(const json& fields) {

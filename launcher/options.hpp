@@ -6,11 +6,13 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <regroup/status.hpp>
 #include <regroup/types.hpp>
 
+#include "launcher/exit_codes.hpp"
 #include "spi/shared_slots.hpp"
 
 namespace regroup::launcher {
@@ -45,6 +47,13 @@ struct Refusal {
   int exit_code = 64;
   std::string code;  ///< "E-USE-1"
   std::string text;
+
+  /// All is well.
+  [[nodiscard]] static Refusal none() { return {kExitDone, "", ""}; }
+  /// What is there or was given can be used by nobody here.
+  [[nodiscard]] static Refusal unusable(std::string code, std::string text) {
+    return {kExitUnavailable, std::move(code), std::move(text)};
+  }
 };
 
 /// "15s", "200ms", "2m", "1h"; a bare number counts in `bare_unit`. Errors: InvalidArgument that

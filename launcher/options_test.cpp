@@ -43,24 +43,24 @@ TEST(Policy, EachHasItsName) {
   EXPECT_EQ(parse_control("udp").error().code(), Code::InvalidArgument);
 }
 
-Split split(const std::vector<std::string>& words) {
+Split split_words(const std::vector<std::string>& words) {
   const std::set<std::string> valued = {"-n", "--min", "--spares"};
   return split_arguments(words, [&](const std::string& word) { return valued.contains(word); });
 }
 
 TEST(Split, TheProgramKeepsItsOwnFlags) {
-  const Split out = split({"-n", "4", "--spares=1", "./train", "-n", "9", "--", "x"});
+  const Split out = split_words({"-n", "4", "--spares=1", "./train", "-n", "9", "--", "x"});
   EXPECT_EQ(out.ours, (std::vector<std::string>{"-n", "4", "--spares=1"}));
   EXPECT_EQ(out.program, (std::vector<std::string>{"./train", "-n", "9", "--", "x"}));
 }
 
 TEST(Split, TwoDashesEndOurOptions) {
-  const Split out = split({"-n", "4", "--", "-odd-name", "a"});
+  const Split out = split_words({"-n", "4", "--", "-odd-name", "a"});
   EXPECT_EQ(out.program, (std::vector<std::string>{"-odd-name", "a"}));
 }
 
 TEST(Split, NpMeansN) {
-  EXPECT_EQ(split({"-np", "4", "x"}).ours, (std::vector<std::string>{"-n", "4"}));
+  EXPECT_EQ(split_words({"-np", "4", "x"}).ours, (std::vector<std::string>{"-n", "4"}));
 }
 
 RunOptions good() {

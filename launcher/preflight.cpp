@@ -19,8 +19,6 @@
 namespace regroup::launcher {
 namespace {
 
-Refusal none() { return {kExitDone, "", ""}; }
-
 Refusal lacks(std::string_view feature, std::string_view needed_for, std::string_view since) {
   return {kExitUnavailable, "E-SYS-1",
           fmt::format("this kernel does not offer {}, which is needed {}; run on {}, or let the "
@@ -79,7 +77,7 @@ Refusal check_kernel(const KernelFeatures& features) {
     return lacks("robust futexes", "to notice a rank's death at once",
                  "a kernel with CONFIG_FUTEX");
   }
-  return none();
+  return Refusal::none();
 }
 
 std::uint64_t descriptors_needed(const RunOptions& options) {
@@ -93,7 +91,7 @@ std::uint64_t descriptors_needed(const RunOptions& options) {
 
 Refusal check_descriptors(const RunOptions& options, std::uint64_t hard_limit) {
   const std::uint64_t needed = descriptors_needed(options);
-  if (needed <= hard_limit) return none();
+  if (needed <= hard_limit) return Refusal::none();
   return {
       kExitUnavailable, "E-LIMIT-1",
       fmt::format(
@@ -117,14 +115,14 @@ Refusal check_log_dir(const std::filesystem::path& log_dir) {
   const base::Fd fd(::mkostemp(probe.data(), O_CLOEXEC));
   if (!fd) return refuse(errno);
   ::unlink(probe.c_str());
-  return none();
+  return Refusal::none();
 }
 
 Refusal check_program(const std::string& program, const std::string& search, std::string& path) {
   Result<std::string> found = find_program(program, search);
   if (!found) return {kExitNoProgram, "E-PROG-1", std::string(found.error().text())};
   path = std::move(*found);
-  return none();
+  return Refusal::none();
 }
 
 }  // namespace regroup::launcher

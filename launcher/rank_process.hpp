@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <csignal>
 #include <map>
 #include <memory>
 #include <optional>
@@ -31,6 +33,9 @@ struct ExitStatus {
 };
 /// "SIGKILL"; "signal 77" for one without a name.
 [[nodiscard]] std::string signal_name(int signal);
+/// What a process that looks after ranks reads from its descriptor of signals.
+inline constexpr std::array kHandledSignals = {SIGCHLD, SIGINT,  SIGTERM, SIGHUP,  SIGQUIT,
+                                               SIGUSR1, SIGUSR2, SIGTSTP, SIGCONT, SIGWINCH};
 
 /// What the shell knows of one process. Owned by the shell; touched by its thread only.
 struct RankProcess {

@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 
 #include "base/check.hpp"
+#include "launcher/json_fields.hpp"
 
 namespace regroup::launcher {
 namespace {
@@ -20,17 +21,8 @@ using nlohmann::json;
 constexpr std::array<std::string_view, kRecoveryPhases> kPhaseNames = {
     "detect", "wedge", "decide", "replace_wait", "install", "enter", "heal", "first_operation"};
 
-/// 0 when it is missing or no integer: a log may come from a version that wrote less.
-std::int64_t integer(const json& fields, const char* key) {
-  const auto at = fields.find(key);
-  return at != fields.end() && at->is_number_integer() ? at->get<std::int64_t>() : 0;
-}
 std::uint64_t count(const json& fields, const char* key) {
   return static_cast<std::uint64_t>(std::max<std::int64_t>(integer(fields, key), 0));
-}
-std::string word(const json& fields, const char* key) {
-  const auto at = fields.find(key);
-  return at != fields.end() && at->is_string() ? at->get<std::string>() : std::string();
 }
 std::optional<Rank> rank_of(const json& fields) {
   if (!fields.contains("rank")) return std::nullopt;

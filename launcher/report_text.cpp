@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "launcher/json_fields.hpp"
 #include "launcher/report.hpp"
 
 namespace regroup::launcher {
@@ -21,24 +22,6 @@ constexpr std::size_t kLossesShown = 50;
 std::string figure(double value, const char* unit) {
   const int decimals = value < 10 ? 2 : value < 100 ? 1 : 0;
   return fmt::format("{:.{}f} {}", value, decimals, unit);
-}
-
-const json& member(const json& object, const char* key) {
-  static const json nothing;
-  const auto at = object.is_object() ? object.find(key) : object.end();
-  return object.is_object() && at != object.end() ? *at : nothing;
-}
-std::int64_t integer(const json& object, const char* key) {
-  const json& value = member(object, key);
-  return value.is_number_integer() ? value.get<std::int64_t>() : 0;
-}
-double real(const json& object, const char* key) {
-  const json& value = member(object, key);
-  return value.is_number() ? value.get<double>() : 0;
-}
-std::string word(const json& object, const char* key) {
-  const json& value = member(object, key);
-  return value.is_string() ? value.get<std::string>() : std::string();
 }
 
 std::string headline(const json& report) {

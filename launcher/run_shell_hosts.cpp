@@ -14,6 +14,7 @@
 
 #include "launcher/exit_codes.hpp"
 #include "launcher/run_shell.hpp"
+#include "launcher/waiting.hpp"
 
 namespace regroup::launcher {
 namespace {
@@ -22,18 +23,13 @@ using membership::AgentId;
 using nlohmann::json;
 using std::chrono::seconds;
 
-constexpr seconds kSilenceMax{10};
 /// An agent without a coordinator lets its ranks run for so long: the way may be cut for a while.
 constexpr seconds kAloneMax{60};
 /// One that never got there at all has a wrong address, or nobody to go to.
 constexpr seconds kFirstMax{10};
 /// After the job's grace, for agents to end.
-constexpr seconds kEndMax{5};
+constexpr seconds kAgentsEndMax{5};
 constexpr seconds kLetGoMax{3};
-
-std::int64_t whole_seconds(Clock::duration time) {
-  return std::chrono::duration_cast<seconds>(time).count();
-}
 
 template <class Id, class Number>
 std::optional<Id> id_in(const json& fields, const char* key) {
@@ -224,7 +220,7 @@ void RunShell::say_which_hosts_are_missing() {
     narrator_.warning("E-HOST-2", text);
     return end_job(kExitUnavailable, "launcher", text, false);
   }
-  if (now - began_ < kSilenceMax || now - wait_told_ < kSilenceMax) return;
+  if (now - began_ < kWaitToldAfter || now - wait_told_ < kWaitToldAfter) return;
   wait_told_ = now;
   narrator_.warning("E-WAIT-1", fmt::format("waiting {} s for the agents on: {}",
                                             whole_seconds(now - began_), list));
@@ -236,7 +232,7 @@ void RunShell::end_hosts(TimePoint now) {
   if (!fleet_ || !ending_) return;
   if (fleet_->all_gone()) return;
   if (!let_go_at_) {
-    const bool patience_over = now >= ending_->since + options_.grace + kEndMax;
+    const bool patience_over = now >= ending_->since + options_.grace + kAgentsEndMax;
     const bool nobody_else = all_gone_ && fleet_->only_silent_left(now);
     if (!patience_over && !nobody_else) return;
     fleet_->let_go();
@@ -320,7 +316,7 @@ void RunShell::look_for_coordinator(TimePoint now) {
   if (!since || ending_) return;
   const seconds max = reached_ ? kAloneMax : kFirstMax;
   const bool over = now - *since >= max;
-  if (!over && (now - *since < kSilenceMax || now - wait_told_ < kSilenceMax)) return;
+  if (!over && (now - *since < kWaitToldAfter || now - wait_told_ < kWaitToldAfter)) return;
   wait_told_ = now;
   narrator_.warning(
       "E-HOST-5",

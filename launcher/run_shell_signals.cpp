@@ -18,9 +18,6 @@
 namespace regroup::launcher {
 namespace {
 
-constexpr std::array kHandled = {SIGCHLD, SIGINT,  SIGTERM, SIGHUP,  SIGQUIT,
-                                 SIGUSR1, SIGUSR2, SIGTSTP, SIGCONT, SIGWINCH};
-
 ExitStatus status_of(const siginfo_t& info) {
   ExitStatus status;
   if (info.si_code == CLD_EXITED) {
@@ -37,7 +34,7 @@ ExitStatus status_of(const siginfo_t& info) {
 Status RunShell::open_signals() {
   sigset_t set;
   ::sigemptyset(&set);
-  for (const int signal : kHandled) ::sigaddset(&set, signal);
+  for (const int signal : kHandledSignals) ::sigaddset(&set, signal);
   // Started by nohup, or by what works like it: the end of the terminal is nothing to the job.
   struct sigaction hangup {};
   if (::sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler == SIG_IGN)
@@ -92,7 +89,7 @@ void RunShell::on_signal(int signal) {
     case SIGUSR1:
     case SIGUSR2:
     case SIGWINCH: return forward(signal);
-    default: REGROUP_UNREACHABLE("a signal that is not in kHandled");
+    default: REGROUP_UNREACHABLE("a signal that is not in kHandledSignals");
   }
 }
 

@@ -11,17 +11,9 @@
 #include "launcher/exit_codes.hpp"
 #include "launcher/flight_log.hpp"
 #include "launcher/run_shell.hpp"
+#include "launcher/waiting.hpp"
 
 namespace regroup::launcher {
-namespace {
-
-constexpr std::chrono::seconds kSilenceMax{10};
-
-std::int64_t whole_seconds(Clock::duration time) {
-  return std::chrono::duration_cast<std::chrono::seconds>(time).count();
-}
-
-}  // namespace
 
 void RunShell::tick() {
   say_who_was_refused();
@@ -36,7 +28,7 @@ void RunShell::tick() {
 
 void RunShell::say_who_does_not_end() {
   const TimePoint now = Clock::now();
-  if (now - ending_->since < kSilenceMax || now - wait_told_ < kSilenceMax) return;
+  if (now - ending_->since < kWaitToldAfter || now - wait_told_ < kWaitToldAfter) return;
   wait_told_ = now;
   std::vector<std::string> left;
   for (const auto& [incarnation, process] : processes_) {
@@ -102,7 +94,7 @@ void RunShell::say_who_is_missing() {
   const bool replacing = arenas_.is_wedged();
   if (!forming && !replacing) return;
   const TimePoint since = forming ? *first_attach_ : wedged_since_;
-  if (now - since < kSilenceMax || now - wait_told_ < kSilenceMax) return;
+  if (now - since < kWaitToldAfter || now - wait_told_ < kWaitToldAfter) return;
   wait_told_ = now;
   std::vector<std::string> missing;
   for (const auto& [incarnation, process] : processes_) {
@@ -123,10 +115,11 @@ void RunShell::say_who_is_missing() {
 
 void RunShell::say_who_stalls() {
   const TimePoint now = Clock::now();
-  if (agent_.installed().epoch == Epoch{} || arenas_.is_wedged() || now - stall_told_ < kSilenceMax)
+  if (agent_.installed().epoch == Epoch{} || arenas_.is_wedged() ||
+      now - stall_told_ < kWaitToldAfter)
     return;
   const std::uint64_t now_ns = metrics::monotonic_ns();
-  const auto limit = static_cast<std::uint64_t>(std::chrono::nanoseconds(kSilenceMax).count());
+  const auto limit = static_cast<std::uint64_t>(std::chrono::nanoseconds(kWaitToldAfter).count());
   for (std::size_t index = 0; index < arenas_.groups(); ++index) {
     const control::ViewInstalled::Group group = arenas_.group(index);
     std::optional<metrics::Doing> oldest;

@@ -16,12 +16,11 @@
 #include <cstring>
 
 #include "launcher/descendants.hpp"
+#include "launcher/rank_process.hpp"
 
 namespace regroup::launcher {
 namespace {
 
-constexpr std::array kHandled = {SIGCHLD, SIGINT,  SIGTERM, SIGHUP,  SIGQUIT,
-                                 SIGUSR1, SIGUSR2, SIGTSTP, SIGCONT, SIGWINCH};
 /// After the launcher's death the agent ends the job; a shim whose agent does not, ends itself.
 constexpr std::chrono::seconds kLauncherGoneMax{5};
 constexpr std::chrono::seconds kSweepMax{10};
@@ -55,7 +54,7 @@ Status Shim::open_signals() {
   ::signal(SIGTTOU, SIG_IGN);
   sigset_t set;
   ::sigemptyset(&set);
-  for (const int signal : kHandled) ::sigaddset(&set, signal);
+  for (const int signal : kHandledSignals) ::sigaddset(&set, signal);
   ::sigprocmask(SIG_BLOCK, &set, nullptr);
   signal_fd_.reset(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
   if (!signal_fd_)

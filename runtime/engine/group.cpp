@@ -21,7 +21,7 @@ using spi::OpKind;
 
 /// How long a lost operation waits for the words about who was lost; the agent sends them before it
 /// decides.
-constexpr std::chrono::seconds kCauseTimeout{2};
+constexpr std::chrono::seconds kVerdictTimeout{2};
 
 /// Who was late is asked only after operations that took longer: below it the question (one line of
 /// each other member's memory) would cost more than the wait it explains.
@@ -397,7 +397,7 @@ Outcome GroupImpl::settle(const Request& request, Outcome outcome) {
                                metrics::name(request.operation), name_, outcome.text);
   if (auto status = job_.link().send_end_epoch(epoch_, why); !status || !collective) return outcome;
   // Uniform: what the others finished is finished here too. The agent decides within milliseconds.
-  return runner_->settle(Clock::now() + kCauseTimeout);
+  return runner_->settle(Clock::now() + kVerdictTimeout);
 }
 
 Status GroupImpl::to_status(const Request& request, const Outcome& outcome) const {
@@ -468,7 +468,7 @@ Status GroupImpl::commit_now(std::uint64_t step, bool background) {
   Scope scope(*this, request, 0, !background);
   auto outcome = runner_->commit(step, spi::kNoDeadline);
   if (outcome.kind == OutcomeKind::Damaged && end_epoch(outcome.text)) {
-    auto settled = runner_->commit(step, Clock::now() + kCauseTimeout);
+    auto settled = runner_->commit(step, Clock::now() + kVerdictTimeout);
     if (settled.kind != OutcomeKind::Expired) outcome = std::move(settled);
   }
   scope.end(outcome, 0);

@@ -12,16 +12,6 @@ namespace regroup::membership {
 
 namespace {
 
-bool is_over(ProcessState state) {
-  return state == ProcessState::Gone || state == ProcessState::Finished ||
-         state == ProcessState::Released;
-}
-
-bool contains(const std::vector<Member>& members, Incarnation incarnation) {
-  return std::any_of(members.begin(), members.end(),
-                     [incarnation](const Member& m) { return m.incarnation == incarnation; });
-}
-
 bool holds_seat(const View& view, Incarnation incarnation) {
   return std::find(view.seats.begin(), view.seats.end(), incarnation) != view.seats.end();
 }

@@ -11,20 +11,6 @@
 
 namespace regroup::membership {
 
-namespace {
-
-bool is_over(ProcessState state) {
-  return state == ProcessState::Gone || state == ProcessState::Finished ||
-         state == ProcessState::Released;
-}
-
-bool contains(const std::vector<Member>& members, Incarnation incarnation) {
-  return std::any_of(members.begin(), members.end(),
-                     [incarnation](const Member& m) { return m.incarnation == incarnation; });
-}
-
-}  // namespace
-
 // ---- a planned end
 // --------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ std::string seat_of(const std::optional<Rank>& seat) {
   return seat ? fmt::format("rank {}", seat->value()) : "spare";
 }
 
-std::string list(const std::vector<Member>& members) {
+std::string bracketed(const std::vector<Member>& members) {
   std::string text;
   for (const Member& m : members) {
     text += fmt::format("{}{}:{}", text.empty() ? "" : " ", m.rank.value(), m.incarnation.value());
@@ -107,15 +107,15 @@ struct Say {
   }
   std::string operator()(const WedgeEpoch& m) const {
     return fmt::format("WedgeEpoch {} round={} lost={}", m.epoch.value(), round_text(m.round),
-                       list(m.lost));
+                       bracketed(m.lost));
   }
   std::string operator()(const StoreDecision& m) const {
     return fmt::format("StoreDecision {} round={} cuts={} committed={} lost={}", m.epoch.value(),
-                       round_text(m.round), cuts(m.cuts), m.committed_step, list(m.lost));
+                       round_text(m.round), cuts(m.cuts), m.committed_step, bracketed(m.lost));
   }
   std::string operator()(const InstallView& m) const {
-    return fmt::format("InstallView {} lost={}{}", to_text(m.view), list(m.lost),
-                       m.released.empty() ? "" : " released=" + list(m.released));
+    return fmt::format("InstallView {} lost={}{}", to_text(m.view), bracketed(m.lost),
+                       m.released.empty() ? "" : " released=" + bracketed(m.released));
   }
   std::string operator()(const EndJob& m) const {
     return fmt::format("EndJob {} ({})", m.exit_code, m.reason);
@@ -209,11 +209,11 @@ struct Say {
   }
   std::string operator()(const host::WriteDecision& e) const {
     return fmt::format("WriteDecision {} cuts={} committed={} lost={}", e.epoch.value(),
-                       cuts(e.cuts), e.committed_step, list(e.lost));
+                       cuts(e.cuts), e.committed_step, bracketed(e.lost));
   }
   std::string operator()(const host::MakeView& e) const {
-    return fmt::format("MakeView {} local={} assigned={} cause={}", to_text(e.view), list(e.local),
-                       list(e.assigned), e.cause);
+    return fmt::format("MakeView {} local={} assigned={} cause={}", to_text(e.view),
+                       bracketed(e.local), bracketed(e.assigned), e.cause);
   }
   std::string operator()(const host::Spawn& e) const { return "Spawn " + (*this)(e.process); }
   std::string operator()(const host::Kill& e) const {
@@ -221,7 +221,7 @@ struct Say {
                        e.why);
   }
   std::string operator()(const host::TellRanks& e) const {
-    return fmt::format("TellRanks {} lost={} ({})", e.epoch.value(), list(e.lost), e.text);
+    return fmt::format("TellRanks {} lost={} ({})", e.epoch.value(), bracketed(e.lost), e.text);
   }
   std::string operator()(const host::SendCoordinator& e) const {
     return "-> coordinator: " + to_text(e.message);
@@ -234,7 +234,7 @@ struct Say {
     return fmt::format("AskPark {}", e.epoch.value());
   }
   std::string operator()(const host::Release& e) const {
-    return fmt::format("Release {} at {}", list({e.member}), e.resume_step);
+    return fmt::format("Release {} at {}", bracketed({e.member}), e.resume_step);
   }
   std::string operator()(const host::Answered& e) const { return "Answered " + (*this)(e.answer); }
   std::string operator()(const host::SetTimer& e) const {
@@ -269,7 +269,7 @@ std::string to_text(const DurableState& state) {
     text += fmt::format(" planned {}:{}{}", change.rank.value(), change.incarnation.value(),
                         change.vacate ? " vacate" : "");
   }
-  if (!state.released.empty()) text += " released=" + list(state.released);
+  if (!state.released.empty()) text += " released=" + bracketed(state.released);
   if (const auto& decision = state.decision) {
     text += fmt::format(" decided cuts={} committed={}", cuts(decision->cuts),
                         decision->committed_step);

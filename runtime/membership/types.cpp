@@ -1,6 +1,18 @@
 #include "membership/types.hpp"
 
+#include <algorithm>
+
 namespace regroup::membership {
+
+bool is_over(ProcessState state) {
+  return state == ProcessState::Gone || state == ProcessState::Finished ||
+         state == ProcessState::Released;
+}
+
+bool contains(const std::vector<Member>& members, Incarnation incarnation) {
+  return std::any_of(members.begin(), members.end(),
+                     [incarnation](const Member& m) { return m.incarnation == incarnation; });
+}
 
 std::uint64_t digest(const View& view) {
   // FNV-1a over fixed-width little-endian fields: the same on every machine, and no field can run

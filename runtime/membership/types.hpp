@@ -85,6 +85,10 @@ enum class ProcessState : std::uint8_t {
   Finished,
   Released,  ///< left its seat by a planned change; it ends by itself, and its end means nothing
 };
+/// The process takes no part in the job any more.
+[[nodiscard]] bool is_over(ProcessState state);
+[[nodiscard]] bool contains(const std::vector<Member>& members, Incarnation incarnation);
+
 struct ProcessInfo {
   Incarnation incarnation;
   std::optional<Rank> seat;  ///< none: a spare

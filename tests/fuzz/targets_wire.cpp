@@ -45,7 +45,7 @@ bool there_and_back(Bytes bytes) {
   return true;
 }
 
-std::string_view text_of(Bytes bytes) {
+std::string_view view_of(Bytes bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
@@ -172,7 +172,7 @@ bool hello(Bytes bytes) {
 }
 
 bool identity(Bytes bytes) {
-  const std::optional<secure::Identity> read = secure::Identity::parse(text_of(bytes));
+  const std::optional<secure::Identity> read = secure::Identity::parse(view_of(bytes));
   if (!read) return false;
   const std::optional<secure::Identity> again = secure::Identity::parse(read->text());
   REGROUP_ASSERT(again && again->text() == read->text() && again->job == read->job);

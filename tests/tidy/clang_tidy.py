@@ -4,7 +4,7 @@
 A file that was clean is not read again until its preprocessed text, its flags, .clang-tidy or the
 program change: the whole tree takes half an hour of one core, a change only its own files.
 
-usage: clang_tidy.py --database build/release/compile_commands.json --state DIR [--jobs N] [FILE...]
+usage: clang_tidy.py --database TREE/compile_commands.json --state DIR [--jobs N] [FILE...]
 Prints each finding once; exit code 1 when there is one.
 """
 import argparse
