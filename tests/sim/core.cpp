@@ -16,7 +16,7 @@ bool Core::turn(Nanos until) {
     return false;
   }
   std::pop_heap(queue_.begin(), queue_.end());
-  Entry entry = std::move(queue_.back());
+  const Entry entry = std::move(queue_.back());
   queue_.pop_back();
   now_ = entry.at;
   ++events_;

@@ -219,7 +219,7 @@ class AtMostOnce final : public Checker {
 /// S13: every member of an epoch has the same plan for each round of a heal.
 class SamePlan final : public Checker {
  public:
-  const char* property() const override { return "S13 same heal plan"; }
+  [[nodiscard]] const char* property() const override { return "S13 same heal plan"; }
   Wrong on(const Record& r) override {
     if (r.what != What::HealPlan) return std::nullopt;
     const auto [first, is_new] = plans_.emplace(std::pair{r.epoch, r.number}, r.digest);

@@ -110,6 +110,8 @@ class Ranks {
  public:
   explicit Ranks(Core& core);
   ~Ranks();
+  Ranks(const Ranks&) = delete;
+  Ranks& operator=(const Ranks&) = delete;
   void listen(RankNews* news) { news_ = news; }
 
   Process& create(Incarnation incarnation, std::uint32_t host, std::optional<Rank> seat);
@@ -186,18 +188,19 @@ class Ranks {
   void over(Process& p);
 
   EpochMemory& bound(Process& p);  ///< the memory that a call uses
-  Operation plan(const EpochMemory& memory, std::uint64_t step, std::uint32_t index) const;
+  [[nodiscard]] Operation plan(const EpochMemory& memory, std::uint64_t step,
+                               std::uint32_t index) const;
   bool choose_operation(Process& p);
   bool is_last_step(Process& p);
   Block::Lane& lane(Process& p);
   void go(Process& p, At at);
-  std::uint32_t operations_of(std::uint64_t step) const;
+  [[nodiscard]] std::uint32_t operations_of(std::uint64_t step) const;
   std::optional<std::int32_t> reader_behind(Process& p);
   std::optional<std::int32_t> not_arrived(Process& p);
   std::optional<std::int32_t> not_published(Process& p);
   void compute(Process& p, What what);
   void watch(EpochMemory& memory, std::int32_t seat, Process& p);
-  Record record_of(const Process& p, What what) const;
+  [[nodiscard]] Record record_of(const Process& p, What what) const;
 
   Core& core_;
   RankNews* news_ = nullptr;

@@ -346,14 +346,14 @@ class TruthfulBlame final : public Checker {
   }
 
  private:
-  Wrong evidence(const Record& r) const {
+  [[nodiscard]] Wrong evidence(const Record& r) const {
     const bool reaped = r.other == static_cast<std::uint64_t>(membership::EvidenceKind::Reaped);
     if (gave_cause_.count(r.incarnation) != 0) return std::nullopt;
     if (reaped && finished_.count(r.incarnation) != 0) return std::nullopt;
     return fmt::format("agent {} calls incarnation {} lost, and it neither died nor fell mute",
                        r.host - 1, r.incarnation.value());
   }
-  Wrong removed(const Record& r) const {
+  [[nodiscard]] Wrong removed(const Record& r) const {
     // Who never was a member may be superseded by a spare that was faster: that is no blame.
     if (members_.count(r.incarnation) == 0 || guilty_.count(r.incarnation) != 0)
       return std::nullopt;

@@ -73,7 +73,9 @@ class CheckersTest : public ::testing::Test {
     view.seats = std::move(seats);
     view.resume_step = resume;
   }
-  std::string seen() const { return checks.violation() ? checks.violation()->property : "nothing"; }
+  [[nodiscard]] std::string seen() const {
+    return checks.violation() ? checks.violation()->property : "nothing";
+  }
 
   membership::View view{.epoch = Epoch{1}, .seats = {Incarnation{1}, Incarnation{2}}};
   Checks checks{Swarm{}};

@@ -58,9 +58,11 @@ class World {
   }
 
  private:
-  bool stopped() const { return core_.checks.violation() || core_.events() > kEventsMax; }
+  [[nodiscard]] bool stopped() const {
+    return core_.checks.violation() || core_.events() > kEventsMax;
+  }
 
-  bool all_ended() const {
+  [[nodiscard]] bool all_ended() const {
     for (std::uint32_t host = 0; host < core_.swarm.hosts; ++host) {
       if (!coordinator_.is_isolated(host) && agents_.is_running(host)) return false;
     }
@@ -233,7 +235,7 @@ class World {
     return here < away;
   }
 
-  bool any_isolated() const {
+  [[nodiscard]] bool any_isolated() const {
     for (std::uint32_t host = 0; host < core_.swarm.hosts; ++host) {
       if (coordinator_.is_isolated(host)) return true;
     }
