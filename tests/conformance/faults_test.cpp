@@ -203,7 +203,7 @@ class SharedFaults : public testing::TestWithParam<Transport> {};
 
 TEST_P(Faults, OutcomesAreUniformWhereverRanksDie) {
   const Watchdog watchdog(std::chrono::seconds(100));
-  for (std::uint64_t seed = 1; seed <= 400; seed += GetParam().one_in) {
+  for (std::uint64_t seed = 1; seed <= 400; seed += GetParam().stride()) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     run_scenario(GetParam(), seed);
     ASSERT_FALSE(HasFailure()) << "seed " << seed;
@@ -213,7 +213,7 @@ TEST_P(Faults, OutcomesAreUniformWhereverRanksDie) {
 // No rank dies: an agent on a wrong suspicion wedges at any moment and decides.
 TEST_P(Faults, OutcomesAreUniformWheneverTheAgentWedges) {
   const Watchdog watchdog(std::chrono::seconds(100));
-  for (std::uint64_t seed = 1; seed <= 200; seed += GetParam().one_in) {
+  for (std::uint64_t seed = 1; seed <= 200; seed += GetParam().stride()) {
     Scenario s = make_scenario(seed, GetParam());
     const auto world = GetParam().make(static_cast<std::uint32_t>(s.members), {.slot_bytes = 4096});
     std::vector<Told> told(static_cast<std::size_t>(s.members));

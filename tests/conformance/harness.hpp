@@ -151,6 +151,14 @@ class ShmWorld final : public World {
   std::vector<shm::Arena> mapped_;
 };
 
+/// A sanitizer takes ten times as long and looks at what the code reaches, not at its values: of
+/// the random cases it sees one in so many.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr int kOneIn = 4;
+#else
+inline constexpr int kOneIn = 1;
+#endif
+
 struct Transport {
   const char* name;
   std::unique_ptr<World> (*make)(std::uint32_t members, spi::ArenaOptions options);
@@ -158,6 +166,7 @@ struct Transport {
   std::uint64_t one_in = 1;
   bool has_slots = true;
 
+  [[nodiscard]] std::uint64_t stride() const { return one_in * kOneIn; }
   /// It carries the first so many kinds of operations.
   [[nodiscard]] int kinds() const {
     return has_slots ? spi::kSingleKindCount : collective::kMessageKindCount;
