@@ -80,7 +80,7 @@ TEST_P(CarryOn, AChunkInTheMiddleOfALargeOperation) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Ranks, CarryOn, testing::Values(2, 3, 4));
+INSTANTIATE_TEST_SUITE_P(Ranks, CarryOn, testing::ValuesIn(test::kRankCounts));
 
 TEST(CarryOnMore, AReduceAndABroadcastWhoseRootLives) {
   for (const char* op : {"reduce", "broadcast", "confirm"}) {

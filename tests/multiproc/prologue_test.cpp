@@ -80,7 +80,7 @@ TEST_P(Phases, OfTheConfirmationAndOfTheEntry) {
   EXPECT_EQ(tally.losses, tally.jobs);
 }
 
-INSTANTIATE_TEST_SUITE_P(Ranks, Phases, testing::Values(2, 3, 4));
+INSTANTIATE_TEST_SUITE_P(Ranks, Phases, testing::ValuesIn(test::kRankCounts));
 
 TEST(Prologue, ANewcomerMayDieWhileItCatchesUp) {
   Tally tally;

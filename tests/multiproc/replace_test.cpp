@@ -50,7 +50,7 @@ TEST_P(Replace, NoWrongAnswerWhereverARankDies) {
   EXPECT_GT(tally.losses, tally.jobs * 3 / 4) << "too few of the faults were reached";
 }
 
-INSTANTIATE_TEST_SUITE_P(Ranks, Replace, testing::Values(2, 3, 4));
+INSTANTIATE_TEST_SUITE_P(Ranks, Replace, testing::ValuesIn(test::kRankCounts));
 
 TEST(ReplaceMore, LossesWhileTheGroupReforms) {
   Tally tally;

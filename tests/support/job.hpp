@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <array>
 #include <chrono>
 #include <filesystem>
 #include <functional>
@@ -14,6 +15,14 @@
 #include "base/fd.hpp"
 
 namespace regroup::test {
+
+/// The numbers of ranks at which deaths in each phase are tried. A sanitizer makes each of the many
+/// processes take ten times as long.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr std::array kRankCounts = {3};
+#else
+inline constexpr std::array kRankCounts = {2, 3, 4};
+#endif
 
 /// A directory that is removed with this object.
 class TempDir {
