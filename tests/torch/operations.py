@@ -3,6 +3,7 @@
 Prints "rank R: N checks" at its end; anything wrong raises.
 """
 
+import functools
 from datetime import timedelta
 
 import torch
@@ -11,8 +12,8 @@ import torch.distributed as dist
 import regroup.torch as rg
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-INTEGERS = (torch.int32, torch.int64, torch.uint8)
-MOVED_ONLY = (torch.int8, torch.int16, torch.bool, torch.complex64)
+INTEGERS = (torch.int32, torch.int64, torch.uint8, torch.int8, torch.int16)
+MOVED_ONLY = (torch.bool, torch.complex64)
 checks = 0
 
 
@@ -75,10 +76,50 @@ def reductions(rank, world):
     flags = torch.tensor([rank == 0, rank == 1, False, True])
     dist.all_reduce(flags, dist.ReduceOp.SUM)
     equal(flags, torch.tensor([True, world > 1, False, True]), "all_reduce of bools")
+    flags = torch.tensor([rank == 0, rank < 2, True])
+    dist.all_reduce(flags, dist.ReduceOp.BXOR)
+    equal(flags, torch.tensor([True, False, world % 2 == 1]), "exclusive or of bools")
+    for op, both in ((dist.ReduceOp.BAND, torch.bitwise_and), (dist.ReduceOp.BOR, torch.bitwise_or),
+                     (dist.ReduceOp.BXOR, torch.bitwise_xor)):
+        tensor = mine(rank, torch.int16)
+        dist.all_reduce(tensor, op)
+        equal(tensor, functools.reduce(both, all_of(world, torch.int16)), f"all_reduce {op}")
+    scaled = mine(rank, torch.float32)
+    dist.all_reduce(scaled, dist._make_nccl_premul_sum(0.5))
+    equal(scaled, torch.stack(all_of(world, torch.float32)).sum(0) / 2, "PREMUL_SUM")
+    small = mine(rank, torch.float8_e4m3fn)
+    dist.all_reduce(small)
+    equal(small.float(), torch.stack(all_of(world, torch.float32)).sum(0), "all_reduce of 8 bits")
     many = [mine(rank, d) for d in (torch.float32, torch.int64, torch.float32)]
     dist.group.WORLD._get_backend(torch.device("cpu")).allreduce_coalesced(many).wait()
     for tensor in many:
         equal(tensor, sum(all_of(world, tensor.dtype)), "all_reduce_coalesced")
+
+
+def exchanges(rank, world, dtype):
+    """Rank r gives rank s the first s + 1 elements of its own."""
+    def share(giver, taker):
+        return mine(giver, dtype, taker + 1)
+
+    given = [share(rank, s) for s in range(world)]
+    taken = [torch.zeros(rank + 1, dtype=dtype) for _ in range(world)]
+    dist.all_to_all(taken, given)
+    wanted = torch.cat([share(r, rank) for r in range(world)])
+    equal(torch.cat(taken), wanted, f"all_to_all {dtype}")
+    flat = torch.zeros(world * (rank + 1), dtype=dtype)
+    dist.all_to_all_single(flat, torch.cat(given), [rank + 1] * world,
+                           [s + 1 for s in range(world)])
+    equal(flat, wanted, f"all_to_all_single with split sizes {dtype}")
+    rows = torch.stack([mine(rank, dtype, 4)] * world)
+    dist.all_to_all_single(rows, rows)
+    equal(rows, torch.stack(all_of(world, dtype, 4)), f"all_to_all_single in place {dtype}")
+    parts = [torch.zeros(5, dtype=dtype) for _ in range(world)] if rank == 2 else None
+    dist.gather(mine(rank, dtype), parts, 2)
+    if rank == 2:
+        equal(torch.cat(parts), torch.cat(all_of(world, dtype)), f"gather {dtype}")
+    part = torch.zeros(5, dtype=dtype)
+    dist.scatter(part, all_of(world, dtype) if rank == 1 else None, 1)
+    equal(part, mine(rank, dtype), f"scatter {dtype}")
 
 
 def movements(rank, world):
@@ -97,12 +138,19 @@ def movements(rank, world):
         whole[5 * rank : 5 * rank + 5] = mine(rank, dtype)
         dist.all_gather_into_tensor(whole, whole[5 * rank : 5 * rank + 5])
         equal(whole, torch.cat(everybody), f"all_gather_into_tensor in place {dtype}")
+        exchanges(rank, world, dtype)
     objects = [None] * world
     dist.all_gather_object(objects, {"rank": rank, "text": "x" * rank})
     assert objects == [{"rank": r, "text": "x" * r} for r in range(world)], objects
     given = ["a", rank] if rank == 0 else [None, None]
     dist.broadcast_object_list(given, 0)
     assert given == ["a", 0], given
+    gathered = [None] * world if rank == 1 else None
+    dist.gather_object(rank, gathered, 1)
+    assert gathered == (list(range(world)) if rank == 1 else None), gathered
+    share = [None]
+    dist.scatter_object_list(share, ["a", "b", "c"] if rank == 2 else None, 2)
+    assert share == ["abc"[rank]], share
     dist.barrier()
     dist.group.WORLD.monitored_barrier(timedelta(seconds=20))
 
@@ -162,6 +210,8 @@ def functional(rank, world):
     equal(whole.wait(), torch.cat(all_of(world, torch.float32)), "functional all_gather_tensor")
     part = funcol.reduce_scatter_tensor(torch.cat([x] * world), "sum", 0, group)
     equal(part.wait(), total, "functional reduce_scatter_tensor")
+    turned = funcol.all_to_all_single(torch.cat([x] * world), None, None, group)
+    equal(turned.wait(), torch.cat(all_of(world, torch.float32)), "functional all_to_all_single")
     both = funcol.all_reduce_coalesced([x, x * 2], "sum", group)
     equal(both[0].wait() * 2, both[1].wait(), "functional all_reduce_coalesced")
 
@@ -178,6 +228,11 @@ def errors(rank, world):
            lambda: dist.all_reduce(torch.ones(2, dtype=torch.int32), dist.ReduceOp.AVG))
     raises(ValueError, ["13", "4"],
            lambda: dist.all_gather_into_tensor(torch.empty(13), torch.ones(4)))
+    raises(ValueError, ["first dimension", "13"],
+           lambda: dist.all_to_all_single(torch.ones(13), torch.ones(13)))
+    raises(ValueError, ["split sizes 2 2 2", "7"],
+           lambda: dist.all_to_all_single(torch.ones(6), torch.ones(7), [2, 2, 2], [2, 2, 2]))
+    raises(NotImplementedError, ["BAND", "Float"], lambda: dist.all_reduce(x, dist.ReduceOp.BAND))
     # Ranks that disagree are both named, on all of them, and the group is as good as before.
     raises(rg.CommError, ["rank 1", "InvalidArgument"],
            lambda: dist.all_reduce(torch.ones(3 if rank == 1 else 4)))

@@ -11,18 +11,23 @@ namespace {
 using c10d::OpType;
 using Tensors = BackendRegroup::Tensors;
 
+OpOptions with_factor(OpOptions options, const c10d::ReduceOp& op) {
+  options.factor = factor_of(op);
+  return options;
+}
+
+/// The reduction of a group of one rank.
+Status reduce_alone(const at::Tensor& tensor, const c10d::ReduceOp& op) {
+  if (op.op_ == c10d::ReduceOp::PREMUL_SUM) tensor.mul_(factor_of(op));
+  return {};
+}
+
 Status reduce_all(ProcessGroup& group, int size, const at::Tensor& tensor, const c10d::ReduceOp& op,
                   const char* name, const OpOptions& options) {
   const auto elements = to_reduce(tensor, op, name);
-  if (size == 1) return {};
+  if (size == 1) return reduce_alone(tensor, op);
   return group.all_reduce(elements.data, elements.data, elements.count, elements.type,
-                          reduction(op, tensor.scalar_type(), name), options);
-}
-
-bool share_memory(const at::Tensor& a, const at::Tensor& b) {
-  const auto* const a0 = static_cast<const char*>(a.data_ptr());
-  const auto* const b0 = static_cast<const char*>(b.data_ptr());
-  return a0 < b0 + b.nbytes() && b0 < a0 + a.nbytes();
+                          reduction(op, tensor.scalar_type(), name), with_factor(options, op));
 }
 
 /// `out` holds the tensors of all ranks, `in` this rank's; it may be its own part of `out`.
@@ -42,11 +47,11 @@ Status scatter_reduced(ProcessGroup& group, int size, const at::Tensor& in, cons
   const auto to = to_reduce(out, op, name);
   if (size == 1) {
     out.view({-1}).copy_(in.view({-1}));
-    return {};
+    return reduce_alone(out, op);
   }
   const at::Tensor from = share_memory(in, out) ? in.clone() : in;
   return group.reduce_scatter(from.data_ptr(), to.data, to.count, to.type,
-                              reduction(op, out.scalar_type(), name), options);
+                              reduction(op, out.scalar_type(), name), with_factor(options, op));
 }
 
 void require_parts(const at::Tensor& whole, const at::Tensor& part, int size, const char* name) {
@@ -56,11 +61,6 @@ void require_parts(const at::Tensor& whole, const at::Tensor& part, int size, co
   TORCH_CHECK_VALUE(whole.scalar_type() == part.scalar_type(), "regroup: ", name,
                     ": input and output differ in type: ", part.scalar_type(), " and ",
                     whole.scalar_type());
-}
-
-void require_rank(std::int64_t rank, int size, const char* name) {
-  TORCH_CHECK_VALUE(rank >= 0 && rank < size, "regroup: ", name, ": rank ", rank,
-                    " is not in this group of ", size);
 }
 
 void require_same_count(const Tensors& a, const Tensors& b, const char* name) {
@@ -169,11 +169,11 @@ BackendRegroup::WorkPtr BackendRegroup::reduce(Tensors& tensors, const c10d::Red
                 .body =
                     [tensor, root, op = opts.reduceOp, size = getSize()](ProcessGroup& group,
                                                                          const OpOptions& options) {
-                      if (size == 1) return Status();
+                      if (size == 1) return reduce_alone(tensor, op);
                       const auto elements = to_reduce(tensor, op, kName);
                       return group.reduce(elements.data, elements.data, elements.count,
                                           elements.type, reduction(op, tensor.scalar_type(), kName),
-                                          root, options);
+                                          root, with_factor(options, op));
                     },
                 .timeout = timeout_of(opts.timeout),
                 .in_background = opts.asyncOp});

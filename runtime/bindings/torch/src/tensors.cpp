@@ -14,6 +14,13 @@ std::optional<DType> native(at::ScalarType type) {
     case at::kInt: return DType::I32;
     case at::kLong: return DType::I64;
     case at::kByte: return DType::U8;
+    case at::kChar: return DType::I8;
+    case at::kShort: return DType::I16;
+    case at::kUInt32: return DType::U32;
+    case at::kUInt64: return DType::U64;
+    case at::kBool: return DType::Bool;
+    case at::kFloat8_e4m3fn: return DType::F8E4M3;
+    case at::kFloat8_e5m2: return DType::F8E5M2;
     default: return std::nullopt;
   }
 }
@@ -35,15 +42,7 @@ const char* name_of(c10d::ReduceOp::RedOpType op) {
   return "?";
 }
 
-/// Truth values are bytes 0 and 1: their sum is OR, their product AND, as with NCCL.
-std::optional<ReduceOp> of_bools(c10d::ReduceOp::RedOpType op) {
-  using enum c10d::ReduceOp::RedOpType;
-  if (op == SUM || op == MAX || op == BOR) return ReduceOp::Max;
-  if (op == PRODUCT || op == MIN || op == BAND) return ReduceOp::Min;
-  return std::nullopt;
-}
-
-std::optional<ReduceOp> of_numbers(c10d::ReduceOp::RedOpType op) {
+std::optional<ReduceOp> native(c10d::ReduceOp::RedOpType op) {
   using enum c10d::ReduceOp::RedOpType;
   switch (op) {
     case SUM: return ReduceOp::Sum;
@@ -51,8 +50,13 @@ std::optional<ReduceOp> of_numbers(c10d::ReduceOp::RedOpType op) {
     case PRODUCT: return ReduceOp::Prod;
     case MIN: return ReduceOp::Min;
     case MAX: return ReduceOp::Max;
-    default: return std::nullopt;
+    case BAND: return ReduceOp::BAnd;
+    case BOR: return ReduceOp::BOr;
+    case BXOR: return ReduceOp::BXor;
+    case PREMUL_SUM: return ReduceOp::PremulSum;
+    case UNUSED: break;
   }
+  return std::nullopt;
 }
 
 }  // namespace
@@ -90,20 +94,41 @@ Elements to_move(const at::Tensor& tensor) {
 
 Elements to_reduce(const at::Tensor& tensor, const c10d::ReduceOp& op, std::string_view operation) {
   (void)reduction(op, tensor.scalar_type(), operation);
-  const auto type = native(tensor.scalar_type());
-  return {tensor.data_ptr(), static_cast<std::size_t>(tensor.numel()), type.value_or(DType::U8)};
+  return {tensor.data_ptr(), static_cast<std::size_t>(tensor.numel()),
+          *native(tensor.scalar_type())};
 }
 
 ReduceOp reduction(const c10d::ReduceOp& op, at::ScalarType type, std::string_view operation) {
-  const auto mapped = type == at::kBool ? of_bools(op.op_) : of_numbers(op.op_);
-  TORCH_CHECK_NOT_IMPLEMENTED(mapped.has_value(), "Backend regroup does not support ", operation,
-                              " with ReduceOp.", name_of(op.op_), " of ", type);
-  TORCH_CHECK_NOT_IMPLEMENTED(type == at::kBool || native(type).has_value(),
-                              "Backend regroup does not support ", operation, " of ", type);
-  const bool divides_integers = *mapped == ReduceOp::Avg && at::isIntegralType(type, true);
+  const auto ours = native(type);
+  const auto mapped = native(op.op_);
+  TORCH_CHECK_NOT_IMPLEMENTED(ours.has_value(), "Backend regroup does not support ", operation,
+                              " of ", type);
+  const bool divides_integers = mapped == ReduceOp::Avg && at::isIntegralType(type, true);
   TORCH_CHECK_VALUE(!divides_integers, "regroup: ", operation,
                     ": the average of integers is not defined; use SUM and divide");
+  TORCH_CHECK_NOT_IMPLEMENTED(mapped.has_value() && is_defined(*mapped, *ours),
+                              "Backend regroup does not support ", operation, " with ReduceOp.",
+                              name_of(op.op_), " of ", type);
   return *mapped;
+}
+
+double factor_of(const c10d::ReduceOp& op) {
+  if (op.op_ != c10d::ReduceOp::PREMUL_SUM) return 1;
+  const auto* const given = dynamic_cast<const c10d::PreMulSumSupplement*>(op.supplement_.get());
+  TORCH_CHECK_VALUE(given != nullptr, "regroup: ReduceOp.PREMUL_SUM came without its factor");
+  return given->tensor_factor.defined() ? given->tensor_factor.item<double>()
+                                        : given->double_factor;
+}
+
+void require_rank(std::int64_t rank, int size, std::string_view operation) {
+  TORCH_CHECK_VALUE(rank >= 0 && rank < size, "regroup: ", operation, ": rank ", rank,
+                    " is not in this group of ", size);
+}
+
+bool share_memory(const at::Tensor& a, const at::Tensor& b) {
+  const auto* const a0 = static_cast<const char*>(a.data_ptr());
+  const auto* const b0 = static_cast<const char*>(b.data_ptr());
+  return a0 < b0 + b.nbytes() && b0 < a0 + a.nbytes();
 }
 
 void require_like(const std::vector<at::Tensor>& tensors, std::int64_t numel, at::ScalarType type,

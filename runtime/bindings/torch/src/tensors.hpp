@@ -32,6 +32,13 @@ Elements to_reduce(const at::Tensor& tensor, const c10d::ReduceOp& op, std::stri
 /// The runtime's operation for a tensor of this type. Throws NotImplementedError.
 ReduceOp reduction(const c10d::ReduceOp& op, at::ScalarType type, std::string_view operation);
 
+/// What PREMUL_SUM multiplies by; 1 for every other operation.
+double factor_of(const c10d::ReduceOp& op);
+
+/// Throws ValueError unless a group of `size` has this rank.
+void require_rank(std::int64_t rank, int size, std::string_view operation);
+[[nodiscard]] bool share_memory(const at::Tensor& a, const at::Tensor& b);
+
 /// Throws ValueError unless the tensors have `numel` elements of this type each.
 void require_like(const std::vector<at::Tensor>& tensors, std::int64_t numel, at::ScalarType type,
                   std::string_view operation);
