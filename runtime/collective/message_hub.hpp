@@ -53,6 +53,8 @@ class MessageHub final : private spi::MessageSink {
   using Lock = std::unique_lock<std::mutex>;
 
   explicit MessageHub(std::unique_ptr<spi::MessagePort> port);
+  MessageHub(const MessageHub&) = delete;
+  MessageHub& operator=(const MessageHub&) = delete;
   /// No receiver is attached any more.
   ~MessageHub() override;
 

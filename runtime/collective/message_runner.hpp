@@ -37,6 +37,8 @@ class MessageRunner final : public GroupRunner {
  public:
   MessageRunner(spi::SharedSlots words, int me, MessageHub& hub, MessageMembers members,
                 const RunnerOptions& options, const MessageTuning& tuning = {});
+  MessageRunner(const MessageRunner&) = delete;
+  MessageRunner& operator=(const MessageRunner&) = delete;
   ~MessageRunner() override;
 
   Outcome run(const OpSpec& spec, Deadline until) override;

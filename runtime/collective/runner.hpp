@@ -179,6 +179,8 @@ class GroupRunner {
 class SlotRunner final : public GroupRunner {
  public:
   SlotRunner(spi::SharedSlots slots, int me, const RunnerOptions& options);
+  SlotRunner(const SlotRunner&) = delete;
+  SlotRunner& operator=(const SlotRunner&) = delete;
   ~SlotRunner() override;
 
   Outcome run(const OpSpec& spec, Deadline until) override;

@@ -54,6 +54,8 @@ void set_defaults(ucp_config_t* config) {
 class Port final : public spi::MessagePort {
  public:
   Port() = default;
+  Port(const Port&) = delete;
+  Port& operator=(const Port&) = delete;
   ~Port() override;
   Status open();
 
