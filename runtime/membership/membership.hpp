@@ -289,6 +289,10 @@ class Membership {
   [[nodiscard]] bool hold();
   void end_job(std::int32_t exit_code, std::string reason);
   void start_process(std::optional<Rank> seat);
+  bool start_newcomer(Rank rank, const std::string& why = {});
+  /// Hosts that are there and may run ranks.
+  [[nodiscard]] std::vector<AgentId> hosts_to_run_on() const;
+  /// One of those, of which there is one at least.
   [[nodiscard]] AgentId place(std::optional<Rank> seat) const;
   [[nodiscard]] bool may_run(AgentId id) const;
   [[nodiscard]] AgentId first_host(Rank rank, const std::vector<AgentId>& here) const;

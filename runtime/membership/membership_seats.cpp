@@ -5,6 +5,7 @@
 #include <csignal>
 #include <utility>
 
+#include "base/check.hpp"
 #include "base/mutant.hpp"
 #include "membership/membership.hpp"
 
@@ -77,18 +78,18 @@ AgentId Membership::first_host(Rank rank, const std::vector<AgentId>& here) cons
   return here[seat / per_host];
 }
 
-/// A lost seat on its old host if that is there; otherwise where the fewest run.
-AgentId Membership::place(std::optional<Rank> seat) const {
+std::vector<AgentId> Membership::hosts_to_run_on() const {
   std::vector<AgentId> here;
   for (const auto& [id, agent] : agents_) {
     if (!agent.lost && may_run(id)) here.push_back(id);
   }
-  if (here.empty()) {
-    // Whoever comes back first is told.
-    const auto any = std::find_if(agents_.begin(), agents_.end(),
-                                  [this](const auto& entry) { return may_run(entry.first); });
-    return any == agents_.end() ? agents_.begin()->first : any->first;
-  }
+  return here;
+}
+
+/// A lost seat on its old host if that is there; otherwise where the fewest run.
+AgentId Membership::place(std::optional<Rank> seat) const {
+  const std::vector<AgentId> here = hosts_to_run_on();
+  REGROUP_ASSERT(!here.empty());
   if (seat && last_of(*seat)) {
     const AgentId before = find(*last_of(*seat))->agent;
     if (std::find(here.begin(), here.end(), before) != here.end()) return before;
@@ -116,7 +117,7 @@ void Membership::refill_spares() {
     case State::Draining:
     case State::Replacing: break;
   }
-  if (spares_given_up_ || any_seat_over()) return;
+  if (spares_given_up_ || any_seat_over() || hosts_to_run_on().empty()) return;
   if (spare_history_.recent(now_) > durable_.config.replacements_max) {
     spares_given_up_ = true;
     note("spares_given_up", fmt::format("{} spares were lost within an hour (--max-replacements)",
@@ -186,12 +187,21 @@ bool Membership::fill_seat(Rank rank, std::uint32_t& spares) {
     return true;
   }
   const auto last = last_of(rank);
-  if (!last) {
-    start_process(rank);
-    return false;
-  }
+  if (!last) return start_newcomer(rank);
   if (find(*last)->state == ProcessState::Finished) return vacate_finished(rank);
   return fill_by_policy(rank, *last, spares);
+}
+
+/// False, as fill_seat() says: it has yet to join. While all hosts that may run it are away it is
+/// not started: whichever comes back first gets it.
+bool Membership::start_newcomer(Rank rank, const std::string& why) {
+  if (hosts_to_run_on().empty()) {
+    waiting_for_ = fmt::format("rank {} waits for a host that may run it", rank.value());
+    return false;
+  }
+  if (!why.empty()) note("replace", why);
+  start_process(rank);
+  return false;
 }
 
 bool Membership::fill_by_policy(Rank rank, Incarnation last, std::uint32_t& spares) {
@@ -209,10 +219,7 @@ bool Membership::fill_by_policy(Rank rank, Incarnation last, std::uint32_t& spar
       give_seat(*spare, rank);
       return true;
     }
-    case SeatAction::RestartCold:
-      note("replace", verdict.why);
-      start_process(rank);
-      return false;
+    case SeatAction::RestartCold: return start_newcomer(rank, verdict.why);
     case SeatAction::LeaveVacant:
       note("vacant", verdict.why);
       vacant_.insert(rank);

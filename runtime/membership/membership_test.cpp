@@ -241,16 +241,18 @@ class Hosts : public Machine {
     for (std::uint32_t id = 0; id < agents; ++id) started.agents.push_back(AgentId{id});
     (void)machine_.step(started, now_);
     std::vector<std::string> starts(agents);
-    for (std::uint32_t id = 0; id < agents; ++id) {
-      for (const Effect& effect : from(id, AgentHello{.agent = AgentId{id}})) {
-        const auto* sent = std::get_if<SendTo>(&effect);
-        const auto* start = sent == nullptr ? nullptr : std::get_if<StartProcess>(&sent->message);
-        if (start == nullptr) continue;
-        std::string& host = starts[sent->agent->value()];
-        host += start->seat ? std::to_string(start->seat->value()) : "s";
-      }
-    }
+    for (std::uint32_t id = 0; id < agents; ++id)
+      add_starts(from(id, AgentHello{.agent = AgentId{id}}), starts);
     return starts;
+  }
+  static void add_starts(const Effects& effects, std::vector<std::string>& starts) {
+    for (const Effect& effect : effects) {
+      const auto* sent = std::get_if<SendTo>(&effect);
+      const auto* start = sent == nullptr ? nullptr : std::get_if<StartProcess>(&sent->message);
+      if (start == nullptr) continue;
+      std::string& host = starts[sent->agent->value()];
+      host += start->seat ? std::to_string(start->seat->value()) : "s";
+    }
   }
   static std::vector<SeatPlace> places(const Effects& effects) {
     for (const Effect& effect : effects) {
@@ -270,6 +272,27 @@ TEST_F(Hosts, SeatsFillTheHostsInTheirOrderAndSparesTheEmptiest) {
 TEST_F(Hosts, NothingIsStartedOnAHostThatIsNotUsed) {
   EXPECT_EQ(begin({.ranks = 2, .spares = 1, .hosts = {{0, false}, {1, true}, {1, true}}}, 3),
             (std::vector<std::string>{"", "0s", "1"}));
+}
+
+// Bound to one that never comes back they would be waited for for ever.
+TEST_F(Hosts, WhileNoneIsThereNothingIsStartedAndTheFirstToComeBackRunsAll) {
+  Started started{.config = {.ranks = 2, .spares = 1, .hosts = {{0, false}, {1, true}, {1, true}}}};
+  for (std::uint32_t id = 0; id < 3; ++id) started.agents.push_back(AgentId{id});
+  (void)machine_.step(started, now_);
+  for (const std::uint32_t id : {1U, 2U}) {
+    (void)from(id, AgentHello{.agent = AgentId{id}});
+    (void)machine_.step(AgentDisconnected{AgentId{id}}, now_);
+  }
+  now_ += timeouts_for(kDetectBudget).agent_lost;
+  std::vector<std::string> starts(3);
+  add_starts(from(0, AgentHello{.agent = AgentId{0}}), starts);
+  now_ += timeouts_for(kDetectBudget).agent_lost;
+  add_starts(machine_.step(Timer{}, now_), starts);
+  EXPECT_EQ(starts, std::vector<std::string>(3));
+  EXPECT_NE(machine_.explain().find("waits for a host that may run it"), std::string::npos)
+      << machine_.explain();
+  add_starts(from(2, AgentHello{.agent = AgentId{2}}), starts);
+  EXPECT_EQ(starts, (std::vector<std::string>{"", "", "01s"}));
 }
 
 TEST_F(Hosts, EachViewTellsWhereItsMembersAre) {

@@ -213,11 +213,22 @@ class World {
     return "";
   }
 
+  /// Whether a host is left that may run ranks.
+  bool has_where_to_run() {
+    const auto& plans = core_.swarm.job.hosts;
+    for (std::uint32_t host = 0; host < core_.swarm.hosts; ++host) {
+      const bool used = host >= plans.size() || plans[host].used;
+      if (used && !coordinator_.is_isolated(host) && !agents_.is_lost(host)) return true;
+    }
+    return false;
+  }
+
   /// Whether more is broken than may be: of the last view's members, those that can be reached and
-  /// live are fewer than those on hosts that are gone for good. Then nobody may make a view, and
-  /// nothing is promised but that.
+  /// live are fewer than those on hosts that are gone for good, or no host is left to run any.
+  /// Then nobody may make a view, and nothing is promised but that.
   bool is_beyond_repair() {
     if (!coordinator_.machine()) return false;
+    if (!has_where_to_run()) return true;
     std::size_t here = 0;
     std::size_t away = 0;
     for (const Incarnation who : coordinator_.machine()->view().seats) {

@@ -19,10 +19,12 @@ PyObject* type_of(Code code) {
   }
 }
 
-/// Words that other fault-tolerant trainers look for.
+/// Words that other fault-tolerant trainers and torch's own tests look for.
 const char* convention(Code code) {
   if (code == Code::RankLost) return " (Connection closed by peer)";
-  return code == Code::DeadlineExceeded ? " (timed out after its deadline)" : "";
+  return code == Code::DeadlineExceeded
+             ? " (timed out after its deadline, the timeout of this call)"
+             : "";
 }
 
 }  // namespace
