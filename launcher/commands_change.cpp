@@ -20,7 +20,6 @@ namespace {
 
 using nlohmann::json;
 
-/// A launcher answers within a turn of its loop; more means that it is stopped.
 /// A coordinator that has to be restarted first answers within this.
 constexpr std::chrono::seconds kDecisionTime{20};
 /// The launcher's socket has one answer a connection, so what became of a wish is asked for.

@@ -31,7 +31,6 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-/// A launcher answers within a turn of its loop; more means that it is stopped.
 /// Without news, `events -f` looks this often whether the launcher still lives.
 constexpr int kAliveEveryMs = 500;
 

@@ -158,7 +158,7 @@ struct RunningJob {
 /// Errors: FailedPrecondition (none), InvalidArgument (several; the text names them).
 [[nodiscard]] Result<RunningJob> only_job(const std::string& wanted);
 
-/// A job that lives answers sooner.
+/// A launcher answers within a turn of its loop; more means that it is stopped.
 inline constexpr std::chrono::seconds kAnswerTime{5};
 
 /// Asks one job and waits for the answer.

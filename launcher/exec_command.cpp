@@ -49,7 +49,7 @@ Refusal read_place(const std::vector<std::string>& environment, LaunchEnvironmen
     fmt::print(stderr, "regroup: {}; going by {} ({})\n", conflict, title(place.system),
                place.source);
   }
-  return {kExitDone, "", ""};
+  return Refusal::none();
 }
 
 struct Meeting {
@@ -67,19 +67,19 @@ Refusal find_meeting(const LaunchEnvironment& environment, const ExecOptions& op
   if (!options.agent.empty()) {
     meeting.place = options.agent;
     meeting.there = true;
-    return {kExitDone, "", ""};
+    return Refusal::none();
   }
   if (const char* given = std::getenv("REGROUP_RDZV"); given != nullptr && *given != '\0') {
     const Result<std::string> place = place_of(given);
     if (!place) return Refusal::unusable("E-RDZV-4", std::string(place.error().text()));
     meeting.place = *place;
     meeting.together = false;
-    return {kExitDone, "", ""};
+    return Refusal::none();
   }
   const Result<std::string> place = meeting_place(meeting.launcher);
   if (!place) return Refusal::unusable("E-RDZV-4", std::string(place.error().text()));
   meeting.place = *place;
-  return {kExitDone, "", ""};
+  return Refusal::none();
 }
 
 /// Connects to the agent; starts it if this is the first shim to come.
@@ -156,7 +156,7 @@ Refusal parse_exec(const std::vector<std::string>& words, ExecOptions& options) 
   app.add_option("--agent", options.agent, "meet the agent that listens there; start none");
   if (only_described(app)) {
     options.help = true;
-    return {kExitDone, "", ""};
+    return Refusal::none();
   }
   Split split = split_arguments(words, [&](const std::string& word) {
     const CLI::Option* option = app.get_option_no_throw(word);
@@ -167,7 +167,7 @@ Refusal parse_exec(const std::vector<std::string>& words, ExecOptions& options) 
   } catch (const CLI::CallForHelp&) {
     fmt::print("{}", app.help());
     options.help = true;
-    return {kExitDone, "", ""};
+    return Refusal::none();
   } catch (const CLI::ParseError& error) {
     return {kExitBadUsage, "E-USE-1",
             fmt::format("{}; regroup exec --help lists the options", error.what())};

@@ -88,7 +88,7 @@ Refusal read_hosts(const HostWords& words, std::vector<HostEntry>& hosts) {
   }
   if (!read) return bad(read.error());
   hosts = std::move(*read);
-  return {kExitDone, "", ""};
+  return Refusal::none();
 }
 
 std::optional<std::size_t> find_this_host(const std::vector<HostEntry>& hosts) {
@@ -170,7 +170,7 @@ Refusal plan_hosts(const HostWords& words, const RunOptions& options,
   const bool given = !words.hosts.empty() || !words.hostfile.empty() || !words.discover.empty();
   if (!given) {
     if (words.starter.empty() && words.agent.empty() && words.interface.empty())
-      return {kExitDone, "", ""};
+      return Refusal::none();
     return {kExitBadUsage, "E-USE-12",
             "--starter, --agent and --interface belong to --hosts, --hostfile or --discover"};
   }
@@ -178,7 +178,7 @@ Refusal plan_hosts(const HostWords& words, const RunOptions& options,
   if (Refusal refusal = read_hosts(words, hosts); !refusal.code.empty()) return refusal;
   Result<FleetPlan> plan = make_fleet(hosts, find_this_host(hosts), options.ranks);
   if (!plan) return bad(plan.error());
-  if (plan->others.empty()) return {kExitDone, "", ""};
+  if (plan->others.empty()) return Refusal::none();
   const Result<std::chrono::milliseconds> timeout = parse_duration(words.start_timeout);
   if (!timeout) {
     return {kExitBadUsage, "E-USE-8", fmt::format("--start-timeout {}", timeout.error().text())};
@@ -204,7 +204,7 @@ Refusal plan_hosts(const HostWords& words, const RunOptions& options,
   }
   plan->listen = *listen;
   fleet.emplace(std::move(*plan));
-  return {kExitDone, "", ""};
+  return Refusal::none();
 }
 
 }  // namespace regroup::launcher

@@ -105,7 +105,7 @@ Refusal gather(HostedJob& job, Shims& shims) {
     ::poll(entries, 3, 1000);
     shims.turn(Clock::now());
   }
-  return {kExitDone, "", ""};
+  return Refusal::none();
 }
 
 Refusal prepare(HostedJob& job, Shims& shims, JobSetup& setup) {

@@ -48,7 +48,7 @@ Refusal read_start_timeout(const Typed& typed, std::chrono::milliseconds& value)
   if (!read)
     return {kExitBadUsage, "E-USE-8", fmt::format("--start-timeout {}", read.error().text())};
   value = *read;
-  return {kExitDone, "", ""};
+  return Refusal::none();
 }
 
 Refusal read_typed(const Typed& typed, RunOptions& options) {
