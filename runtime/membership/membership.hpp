@@ -227,7 +227,7 @@ class Membership {
   [[nodiscard]] bool all_agents_known() const;
   [[nodiscard]] std::optional<Incarnation> live_holder(Rank rank) const;
   [[nodiscard]] std::optional<Incarnation> last_of(Rank rank) const;
-  [[nodiscard]] std::optional<Incarnation> free_spare(AgentId preferred) const;
+  [[nodiscard]] std::optional<Incarnation> free_spare(std::optional<AgentId> preferred) const;
   [[nodiscard]] std::uint32_t free_spares() const;
   [[nodiscard]] std::uint32_t seats_left_without(Rank rank) const;
 
@@ -290,11 +290,7 @@ class Membership {
   void end_job(std::int32_t exit_code, std::string reason);
   void start_process(std::optional<Rank> seat);
   bool start_newcomer(Rank rank, const std::string& why = {});
-  /// Hosts that are there and may run ranks.
-  [[nodiscard]] std::vector<AgentId> hosts_to_run_on() const;
-  /// One of those, of which there is one at least.
-  [[nodiscard]] AgentId place(std::optional<Rank> seat) const;
-  [[nodiscard]] bool may_run(AgentId id) const;
+  [[nodiscard]] std::optional<AgentId> place(std::optional<Rank> seat) const;
   [[nodiscard]] AgentId first_host(Rank rank, const std::vector<AgentId>& here) const;
   [[nodiscard]] std::uint32_t life_of(Rank rank, Incarnation incarnation) const;
   [[nodiscard]] std::vector<SeatPlace> places() const;

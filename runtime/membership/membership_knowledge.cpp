@@ -435,7 +435,7 @@ std::optional<Incarnation> Membership::last_of(Rank rank) const {
 
 /// A joined spare, on the preferred host if there is one: what the lost process left in memory lies
 /// there.
-std::optional<Incarnation> Membership::free_spare(AgentId preferred) const {
+std::optional<Incarnation> Membership::free_spare(std::optional<AgentId> preferred) const {
   std::optional<Incarnation> found;
   for (const auto& [incarnation, process] : processes_) {
     const bool may_enter = process.state == ProcessState::Joined ||

@@ -295,8 +295,8 @@ void Membership::carry_out_plan() {
 bool Membership::carry_out(PlannedChange& change) {
   const auto holder = vacant_.contains(change.rank) ? std::nullopt : live_holder(change.rank);
   if (change.incarnation == Incarnation{}) {
-    const auto spare = hosts_to_run_on().empty() ? std::nullopt : free_spare(place(change.rank));
     if (holder) return true;
+    const auto spare = free_spare(place(change.rank));
     if (!spare) return false;
     vacant_.erase(change.rank);
     give_seat(*spare, change.rank);

@@ -27,10 +27,11 @@ void Membership::start_process(std::optional<Rank> seat) {
   }
   const Incarnation incarnation = next_incarnation_;
   next_incarnation_ = Incarnation{incarnation.value() + 1};
-  const AgentId id = place(seat);
-  processes_[incarnation] = {.agent = id};
+  const std::optional<AgentId> id = place(seat);
+  REGROUP_ASSERT(id);
+  processes_[incarnation] = {.agent = *id};
   if (seat) set_seat(incarnation, *seat);
-  send(id, StartProcess{incarnation, seat, seat ? life_of(*seat, incarnation) : 0});
+  send(*id, StartProcess{incarnation, seat, seat ? life_of(*seat, incarnation) : 0});
 }
 
 /// Lives that the seat had before this one. After a restart of the coordinator those of a host that
@@ -58,11 +59,6 @@ std::vector<SeatPlace> Membership::places() const {
   return out;
 }
 
-bool Membership::may_run(AgentId id) const {
-  const auto& hosts = durable_.config.hosts;
-  return id.value() >= hosts.size() || hosts[id.value()].used;
-}
-
 /// Seats in blocks over the hosts, in their order.
 AgentId Membership::first_host(Rank rank, const std::vector<AgentId>& here) const {
   const auto seat = static_cast<std::size_t>(rank.value());
@@ -78,18 +74,14 @@ AgentId Membership::first_host(Rank rank, const std::vector<AgentId>& here) cons
   return here[seat / per_host];
 }
 
-std::vector<AgentId> Membership::hosts_to_run_on() const {
+/// A lost seat on its old host if that is there; otherwise where the fewest run. None while every
+/// host that may run it is away.
+std::optional<AgentId> Membership::place(std::optional<Rank> seat) const {
   std::vector<AgentId> here;
   for (const auto& [id, agent] : agents_) {
-    if (!agent.lost && may_run(id)) here.push_back(id);
+    if (!agent.lost && durable_.config.may_run(id)) here.push_back(id);
   }
-  return here;
-}
-
-/// A lost seat on its old host if that is there; otherwise where the fewest run.
-AgentId Membership::place(std::optional<Rank> seat) const {
-  const std::vector<AgentId> here = hosts_to_run_on();
-  REGROUP_ASSERT(!here.empty());
+  if (here.empty()) return std::nullopt;
   if (seat && last_of(*seat)) {
     const AgentId before = find(*last_of(*seat))->agent;
     if (std::find(here.begin(), here.end(), before) != here.end()) return before;
@@ -117,7 +109,7 @@ void Membership::refill_spares() {
     case State::Draining:
     case State::Replacing: break;
   }
-  if (spares_given_up_ || any_seat_over() || hosts_to_run_on().empty()) return;
+  if (spares_given_up_ || any_seat_over()) return;
   if (spare_history_.recent(now_) > durable_.config.replacements_max) {
     spares_given_up_ = true;
     note("spares_given_up", fmt::format("{} spares were lost within an hour (--max-replacements)",
@@ -130,7 +122,8 @@ void Membership::refill_spares() {
                                      [](const auto& entry) { return !entry.second.seat; });
   const auto have = anybody_joined() ? static_cast<std::int64_t>(free_spares()) : started;
   const std::int64_t wanted = std::int64_t{durable_.config.spares} + newcomers_planned();
-  for (std::int64_t spare = have; spare < wanted; ++spare) start_process(std::nullopt);
+  for (std::int64_t spare = have; spare < wanted && place(std::nullopt); ++spare)
+    start_process(std::nullopt);
 }
 
 // ---- filling seats
@@ -195,7 +188,7 @@ bool Membership::fill_seat(Rank rank, std::uint32_t& spares) {
 /// False, as fill_seat() says: it has yet to join. While all hosts that may run it are away it is
 /// not started: whichever comes back first gets it.
 bool Membership::start_newcomer(Rank rank, const std::string& why) {
-  if (hosts_to_run_on().empty()) {
+  if (!place(rank)) {
     waiting_for_ = fmt::format("rank {} waits for a host that may run it", rank.value());
     return false;
   }

@@ -273,6 +273,10 @@ struct JobConfig {
   std::uint32_t replacements_max = 10;  ///< per seat and hour, losses without progress only
   bool restart_unattached = false;      ///< --restart: replace programs that never attach
   std::vector<HostPlan> hosts;          ///< by agent; empty: all alike
+  /// Whether processes may be started there.
+  [[nodiscard]] bool may_run(AgentId agent) const {
+    return agent.value() >= hosts.size() || hosts[agent.value()].used;
+  }
   bool operator==(const JobConfig&) const = default;
 };
 

@@ -83,8 +83,7 @@ void Agents::perform(std::uint32_t host, const host::Effect& effect) {
   } else if (const auto* make = std::get_if<host::MakeView>(&effect)) {
     make_view(host, *make);
   } else if (const auto* start = std::get_if<host::Spawn>(&effect)) {
-    const auto& plans = core_.swarm.job.hosts;
-    if (!plans.empty() && !plans[host].used)
+    if (!core_.swarm.job.may_run(membership::AgentId{host}))
       core_.checks.fail("placement", fmt::format("host {} is to run nothing, and starts {}", host,
                                                  start->process.incarnation.value()));
     const bool is_refill =

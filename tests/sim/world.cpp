@@ -214,11 +214,12 @@ class World {
   }
 
   /// Whether a host is left that may run ranks.
-  bool has_where_to_run() {
-    const auto& plans = core_.swarm.job.hosts;
+  [[nodiscard]] bool has_where_to_run() const {
     for (std::uint32_t host = 0; host < core_.swarm.hosts; ++host) {
-      const bool used = host >= plans.size() || plans[host].used;
-      if (used && !coordinator_.is_isolated(host) && !agents_.is_lost(host)) return true;
+      if (core_.swarm.job.may_run(membership::AgentId{host}) && !coordinator_.is_isolated(host) &&
+          !agents_.is_lost(host)) {
+        return true;
+      }
     }
     return false;
   }
