@@ -23,6 +23,7 @@
 #include "collective/runner.hpp"
 #include "collective/schedule_messages.hpp"
 #include "spi/arena_agent.hpp"
+#include "tests/support/sanitized.hpp"
 #include "transports/loopback/loopback.hpp"
 #include "transports/shm/arena.hpp"
 
@@ -151,13 +152,8 @@ class ShmWorld final : public World {
   std::vector<shm::Arena> mapped_;
 };
 
-/// A sanitizer takes ten times as long and looks at what the code reaches, not at its values: of
-/// the random cases it sees one in so many.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr int kOneIn = 4;
-#else
-inline constexpr int kOneIn = 1;
-#endif
+/// Of the random cases one in so many is tried.
+inline constexpr int kOneIn = test::kSanitized ? 4 : 1;
 
 struct Transport {
   const char* name;
@@ -166,6 +162,7 @@ struct Transport {
   std::uint64_t one_in = 1;
   bool has_slots = true;
 
+  /// From one random case that is tried to the next.
   [[nodiscard]] std::uint64_t stride() const { return one_in * kOneIn; }
   /// It carries the first so many kinds of operations.
   [[nodiscard]] int kinds() const {

@@ -63,7 +63,7 @@ std::vector<Case> all_cases(int members, int kinds) {
 
 TEST_P(Values, AllKindsTypesAndOperations) {
   const Watchdog watchdog;
-  for (int members = 1; members <= (kOneIn > 1 ? 3 : 5); ++members) {
+  for (int members = 1; members <= (test::kSanitized ? 3 : 5); ++members) {
     const std::vector<Case> cases = all_cases(members, GetParam().kinds());
     const auto world = GetParam().make(static_cast<std::uint32_t>(members), {.slot_bytes = 4096});
     on_all_ranks(members, [&](int rank) {

@@ -20,6 +20,7 @@
 
 #include "collective/runner.hpp"
 #include "spi/arena_agent.hpp"
+#include "tests/support/sanitized.hpp"
 #include "transports/shm/arena.hpp"
 
 namespace regroup {
@@ -32,11 +33,7 @@ using collective::SlotRunner;
 using spi::OpKind;
 
 constexpr std::size_t kSlotBytes = 16 * 1024;
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int kRanksMax = 3;  // each process takes ten times as long to start
-#else
-constexpr int kRanksMax = 5;
-#endif
+constexpr int kRanksMax = test::kSanitized ? 3 : 5;
 constexpr int kOperations = 5;
 constexpr int kTested = 3;  // number of the operation in which the victim dies
 constexpr int kSecondsMax = 20;

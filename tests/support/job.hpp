@@ -3,7 +3,6 @@
 
 #include <sys/types.h>
 
-#include <array>
 #include <chrono>
 #include <filesystem>
 #include <functional>
@@ -13,16 +12,13 @@
 #include <regroup/types.hpp>
 
 #include "base/fd.hpp"
+#include "tests/support/sanitized.hpp"
 
 namespace regroup::test {
 
-/// The numbers of ranks at which deaths in each phase are tried. A sanitizer makes each of the many
-/// processes take ten times as long.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr std::array kRankCounts = {3};
-#else
-inline constexpr std::array kRankCounts = {2, 3, 4};
-#endif
+/// The numbers of ranks at which deaths in each phase are tried.
+inline const std::vector<int> kRankCounts =
+    kSanitized ? std::vector<int>{3} : std::vector<int>{2, 3, 4};
 
 /// A directory that is removed with this object.
 class TempDir {
