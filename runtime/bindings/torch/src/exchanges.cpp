@@ -55,6 +55,12 @@ Status exchange(ProcessGroup& group, int size, const at::Tensor& in, const Count
   return group.all_to_all_v(elements.data, sent, out.data_ptr(), received, elements.type, options);
 }
 
+/// What a group of one rank sends it receives itself.
+void require_balance(int size, const Counts& sent, const Counts& received, const char* name) {
+  TORCH_CHECK_VALUE(size > 1 || sent == received, "regroup: ", name,
+                    ": what a group of one rank sends is not what it receives");
+}
+
 void require_one_type(const Tensors& tensors, at::ScalarType type, const char* name) {
   for (const auto& tensor : tensors) {
     TORCH_CHECK_VALUE(tensor.scalar_type() == type, "regroup: ", name,
@@ -70,12 +76,7 @@ Tensors list_of_root(const BackendRegroup::TensorLists& lists, bool is_root, int
     TORCH_CHECK_VALUE(lists.empty(), "regroup: ", name, ": only the root gives ", what, " tensors");
     return {};
   }
-  TORCH_CHECK_VALUE(lists.size() == 1 && static_cast<int>(lists[0].size()) == size,
-                    "regroup: ", name, ": the root needs one list of ", size, " ", what,
-                    " tensors");
-  require_usable(lists[0], name);
-  require_like(lists[0], like.numel(), like.scalar_type(), name);
-  return lists[0];
+  return only_list(lists, size, like, name, what);
 }
 
 }  // namespace
@@ -90,8 +91,7 @@ BackendRegroup::WorkPtr BackendRegroup::alltoall_base(at::Tensor& output, at::Te
   require_one_type({output}, input.scalar_type(), kName);
   Counts sent = counts_of(parts_of(input, input_splits, getSize(), kName));
   Counts received = counts_of(parts_of(output, output_splits, getSize(), kName));
-  TORCH_CHECK_VALUE(getSize() > 1 || sent == received, "regroup: ", kName,
-                    ": what a group of one rank sends is not what it receives");
+  require_balance(getSize(), sent, received, kName);
   return begin({.type = OpType::ALLTOALL_BASE,
                 .name = kName,
                 .inputs = {input},
@@ -115,24 +115,26 @@ BackendRegroup::WorkPtr BackendRegroup::alltoall(Tensors& outputs, Tensors& inpu
   const at::ScalarType type = inputs[0].scalar_type();
   require_one_type(inputs, type, kName);
   require_one_type(outputs, type, kName);
-  TORCH_CHECK_VALUE(getSize() > 1 || inputs[0].numel() == outputs[0].numel(), "regroup: ", kName,
-                    ": what a group of one rank sends is not what it receives");
-  return begin(
-      {.type = OpType::ALLTOALL,
-       .name = kName,
-       .inputs = inputs,
-       .outputs = outputs,
-       .body =
-           [inputs, outputs, size = getSize()](ProcessGroup& group, const OpOptions& options) {
-             const auto in = joined(inputs);
-             const auto out = at::empty_like(joined(outputs));
-             auto status =
-                 exchange(group, size, in, counts_of(inputs), out, counts_of(outputs), options);
-             if (status) split_into(out, outputs);
-             return status;
-           },
-       .timeout = timeout_of(opts.timeout),
-       .in_background = opts.asyncOp});
+  Counts sent = counts_of(inputs);
+  Counts received = counts_of(outputs);
+  require_balance(getSize(), sent, received, kName);
+  std::int64_t taken = 0;
+  for (const auto& output : outputs) taken += output.numel();
+  return begin({.type = OpType::ALLTOALL,
+                .name = kName,
+                .inputs = inputs,
+                .outputs = outputs,
+                .body =
+                    [inputs, outputs, sent = std::move(sent), received = std::move(received), taken,
+                     size = getSize()](ProcessGroup& group, const OpOptions& options) {
+                      const auto out = at::empty({taken}, outputs[0].options());
+                      auto status =
+                          exchange(group, size, joined(inputs), sent, out, received, options);
+                      if (status) split_into(out, outputs);
+                      return status;
+                    },
+                .timeout = timeout_of(opts.timeout),
+                .in_background = opts.asyncOp});
 }
 
 BackendRegroup::WorkPtr BackendRegroup::gather(TensorLists& outputs, Tensors& inputs,

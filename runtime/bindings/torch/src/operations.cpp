@@ -70,12 +70,6 @@ void require_same_count(const Tensors& a, const Tensors& b, const char* name) {
   require_usable(b, name);
 }
 
-Tensors all_of(const BackendRegroup::TensorLists& lists) {
-  Tensors all;
-  for (const auto& list : lists) all.insert(all.end(), list.begin(), list.end());
-  return all;
-}
-
 }  // namespace
 
 BackendRegroup::WorkPtr BackendRegroup::broadcast(Tensors& tensors,
@@ -183,24 +177,21 @@ BackendRegroup::WorkPtr BackendRegroup::allgather(TensorLists& outputs, Tensors&
                                                   const c10d::AllgatherOptions& opts) {
   static constexpr const char* kName = "all_gather";
   const at::Tensor input = only(inputs, kName);
-  TORCH_CHECK_VALUE(outputs.size() == 1 && static_cast<int>(outputs[0].size()) == getSize(),
-                    "regroup: ", kName, " needs one list of ", getSize(), " output tensors");
-  require_usable(outputs[0], kName);
-  require_like(outputs[0], input.numel(), input.scalar_type(), kName);
-  return begin({.type = OpType::ALLGATHER,
-                .name = kName,
-                .inputs = {input},
-                .outputs = outputs[0],
-                .body =
-                    [input, outputs = outputs[0], size = getSize()](ProcessGroup& group,
-                                                                    const OpOptions& options) {
-                      const auto flat = at::empty({input.numel() * size}, input.options());
-                      auto status = gather_all(group, size, input, flat, options);
-                      if (status) split_into(flat, outputs);
-                      return status;
-                    },
-                .timeout = timeout_of(opts.timeout),
-                .in_background = opts.asyncOp});
+  const Tensors& parts = only_list(outputs, getSize(), input, kName, "output");
+  return begin(
+      {.type = OpType::ALLGATHER,
+       .name = kName,
+       .inputs = {input},
+       .outputs = parts,
+       .body =
+           [input, parts, size = getSize()](ProcessGroup& group, const OpOptions& options) {
+             const auto flat = at::empty({input.numel() * size}, input.options());
+             auto status = gather_all(group, size, input, flat, options);
+             if (status) split_into(flat, parts);
+             return status;
+           },
+       .timeout = timeout_of(opts.timeout),
+       .in_background = opts.asyncOp});
 }
 
 BackendRegroup::WorkPtr BackendRegroup::_allgather_base(at::Tensor& output, at::Tensor& input,
@@ -249,19 +240,16 @@ BackendRegroup::WorkPtr BackendRegroup::reduce_scatter(Tensors& outputs, TensorL
                                                        const c10d::ReduceScatterOptions& opts) {
   static constexpr const char* kName = "reduce_scatter";
   const at::Tensor output = only(outputs, kName);
-  TORCH_CHECK_VALUE(inputs.size() == 1 && static_cast<int>(inputs[0].size()) == getSize(),
-                    "regroup: ", kName, " needs one list of ", getSize(), " input tensors");
-  require_usable(inputs[0], kName);
-  require_like(inputs[0], output.numel(), output.scalar_type(), kName);
+  const Tensors& parts = only_list(inputs, getSize(), output, kName, "input");
   (void)to_reduce(output, opts.reduceOp, kName);
   return begin({.type = OpType::REDUCE_SCATTER,
                 .name = kName,
-                .inputs = all_of(inputs),
+                .inputs = parts,
                 .outputs = {output},
                 .body =
-                    [inputs = inputs[0], output, op = opts.reduceOp, size = getSize()](
+                    [parts, output, op = opts.reduceOp, size = getSize()](
                         ProcessGroup& group, const OpOptions& options) {
-                      return scatter_reduced(group, size, joined(inputs), output, op, kName,
+                      return scatter_reduced(group, size, joined(parts), output, op, kName,
                                              options);
                     },
                 .timeout = timeout_of(opts.timeout),

@@ -141,6 +141,16 @@ void require_like(const std::vector<at::Tensor>& tensors, std::int64_t numel, at
   }
 }
 
+const std::vector<at::Tensor>& only_list(const std::vector<std::vector<at::Tensor>>& lists,
+                                         int size, const at::Tensor& one,
+                                         std::string_view operation, std::string_view what) {
+  TORCH_CHECK_VALUE(lists.size() == 1 && static_cast<int>(lists[0].size()) == size,
+                    "regroup: ", operation, " needs one list of ", size, " ", what, " tensors");
+  require_usable(lists[0], operation);
+  require_like(lists[0], one.numel(), one.scalar_type(), operation);
+  return lists[0];
+}
+
 at::Tensor joined(const std::vector<at::Tensor>& tensors) {
   std::vector<at::Tensor> parts;
   parts.reserve(tensors.size());

@@ -43,6 +43,12 @@ void require_rank(std::int64_t rank, int size, std::string_view operation);
 void require_like(const std::vector<at::Tensor>& tensors, std::int64_t numel, at::ScalarType type,
                   std::string_view operation);
 
+/// The only list of lists that c10d keeps for historical reasons: `size` tensors, usable and each
+/// like `one`. `what` they are: "input". Throws ValueError.
+const std::vector<at::Tensor>& only_list(const std::vector<std::vector<at::Tensor>>& lists,
+                                         int size, const at::Tensor& one,
+                                         std::string_view operation, std::string_view what);
+
 /// One contiguous tensor with the elements of all, one behind the other.
 at::Tensor joined(const std::vector<at::Tensor>& tensors);
 /// The reverse: copies the parts of `flat` into the tensors.
