@@ -35,6 +35,9 @@ class CalledOperations {
   /// A disputed operation that I called and have not told the others of; each is returned once.
   [[nodiscard]] std::optional<std::pair<std::uint64_t, spi::OpDescriptor>> next_to_tell();
 
+  /// What all ranks find in operation `sequence` by themselves, in the same words.
+  void found(std::uint64_t sequence, std::string text) { mismatches_[sequence] = std::move(text); }
+
   /// The ranks called different symmetric operations: all of them know, and the group goes on.
   [[nodiscard]] const std::string* mismatch(std::uint64_t sequence) const;
   /// The ranks called different operations, of which some may have been answered: the group is

@@ -14,7 +14,7 @@ class Mailbox {
   struct Part {
     int source = 0;
     std::uint64_t sequence = 0;
-    std::uint32_t number = 0;
+    std::uint64_t number = 0;
     bool operator==(const Part&) const = default;
   };
 
@@ -40,7 +40,7 @@ class Mailbox {
   struct Hash {
     std::size_t operator()(const Part& part) const {
       const std::uint64_t mixed = (part.sequence * 0x9e3779b97f4a7c15) ^
-                                  (static_cast<std::uint64_t>(part.source) << 40) ^ part.number;
+                                  (static_cast<std::uint64_t>(part.source) << 48) ^ part.number;
       return static_cast<std::size_t>((mixed ^ (mixed >> 29)) * 0xbf58476d1ce4e5b9);
     }
   };

@@ -77,15 +77,7 @@ void MessageRunner::Impl::begin(const OpSpec& spec) {
   ++sequence_;
   spec_ = spec;
   descriptor_ = describe_call(spec);
-  make_message_plan(descriptor_,
-                    {.members = members_,
-                     .me = me_,
-                     .direct_bytes = tuning_.direct_bytes,
-                     .chunk_bytes = tuning_.chunk_bytes,
-                     .window = tuning_.window},
-                    plan_);
-  if (scratch_.size() < plan_.scratch_bytes) scratch_.resize(plan_.scratch_bytes);
-  next_step_ = 0;
+  position_ = 0;
   begun_ = Clock::now();
   entered_ = over_ = said_held_ = output_touched_ = unsettled_ = false;
   damage_.clear();
@@ -99,33 +91,75 @@ void MessageRunner::Impl::begin(const OpSpec& spec) {
   tell_calls();
 }
 
-// A copy is kept where the output lies over the input: to undo a lost operation, and where parts of
-// the input are sent that others' parts are written over.
-void MessageRunner::Impl::keep_input() {
-  input_ = static_cast<const std::byte*>(spec_.in);
-  kept_at_ = nullptr;
-  const OpExtent extent = extent_of(descriptor_, {}, members_, me_);
-  if (extent.in_bytes == 0 || extent.out_bytes == 0) return;
-  const auto in = reinterpret_cast<std::uintptr_t>(spec_.in);
-  const auto out = reinterpret_cast<std::uintptr_t>(spec_.out);
+std::span<const OpSpec> MessageRunner::Impl::parts() const {
+  if (spec_.kind != OpKind::Coalesced) return {&spec_, 1};
+  return {spec_.parts, spec_.count};
+}
+
+void MessageRunner::Impl::begin_part() {
+  part_ = parts()[position_];
+  make_message_plan(describe_call(part_),
+                    {.members = members_,
+                     .me = me_,
+                     .direct_bytes = tuning_.direct_bytes,
+                     .chunk_bytes = tuning_.chunk_bytes,
+                     .window = tuning_.window,
+                     .counts = part_.counts},
+                    plan_);
+  if (scratch_.size() < plan_.scratch_bytes) scratch_.resize(plan_.scratch_bytes);
+  if (part_.kind == OpKind::AllToAllV) make_counts();
+  keep_what_is_sent_late();
+}
+
+MessageRunner::Impl::Overlap MessageRunner::Impl::overlap_of(const OpSpec& part) const {
+  const spi::OpDescriptor d = describe_call(part);
+  const OpExtent extent = extent_of(d, part.counts, members_, me_);
+  const auto in = reinterpret_cast<std::uintptr_t>(part.in);
+  const auto out = reinterpret_cast<std::uintptr_t>(part.out);
   const std::uintptr_t begin = std::max(in, out);
   const std::uintptr_t end = std::min(in + extent.in_bytes, out + extent.out_bytes);
-  if (begin >= end) return;
-  const bool gathers = descriptor_.kind == OpKind::AllGather;
-  if (gathers && in == out + index(me_) * extent.in_bytes) return;  // overwritten by itself
-  const bool read_late = gathers || descriptor_.kind == OpKind::ReduceScatter;
-  if (!read_late && (!spi::kFaultTolerance || !spec_.keep_input)) return;
-  if (kept_.size() < extent.in_bytes) kept_.resize(extent.in_bytes);
-  std::memcpy(kept_.data(), spec_.in, extent.in_bytes);
-  kept_at_ = static_cast<std::byte*>(spec_.out) + (begin - out);
-  kept_bytes_ = end - begin;
-  if (read_late) input_ = kept_.data();
+  if (extent.in_bytes == 0 || extent.out_bytes == 0 || begin >= end) return {};
+  const bool scatters = spi::scatters(d.kind);
+  Overlap overlap{{static_cast<std::byte*>(part.out) + (begin - out), end - begin}};
+  if (scatters == spi::gathers(d.kind)) return overlap;
+  const std::size_t offset = share_offset(d, part.counts.shares, me_);
+  overlap.own_place = scatters ? out == in + offset : in == out + offset;
+  if (!spi::reduces(d.kind) && overlap.own_place) overlap.kept.bytes = 0;  // by itself
+  return overlap;
+}
+
+// What output is written over is put back if the operation is lost.
+void MessageRunner::Impl::keep_input() {
+  kept_ranges_.clear();
+  if (!spi::kFaultTolerance) return;
+  std::size_t bytes = 0;
+  for (const OpSpec& part : parts()) {
+    if (!part.keep_input) continue;
+    Kept kept = overlap_of(part).kept;
+    if (kept.bytes == 0) continue;
+    kept.copy_offset = bytes;
+    bytes += kept.bytes;
+    kept_ranges_.push_back(kept);
+  }
+  if (kept_.size() < bytes) kept_.resize(bytes);
+  for (const Kept& kept : kept_ranges_)
+    std::memcpy(kept_.data() + kept.copy_offset, kept.at, kept.bytes);
 }
 
 void MessageRunner::Impl::restore_input() {
-  if (kept_at_ == nullptr || !output_touched_) return;
-  const auto skipped = kept_at_ - static_cast<const std::byte*>(spec_.in);
-  std::memcpy(kept_at_, kept_.data() + skipped, kept_bytes_);
+  if (!output_touched_) return;
+  for (const Kept& kept : kept_ranges_)
+    std::memcpy(kept.at, kept_.data() + kept.copy_offset, kept.bytes);
+}
+
+void MessageRunner::Impl::keep_what_is_sent_late() {
+  input_ = static_cast<const std::byte*>(part_.in);
+  const Overlap overlap = overlap_of(part_);
+  if (overlap.kept.bytes == 0 || !sends_late(part_.kind, overlap.own_place)) return;
+  const std::size_t bytes = extent_of(describe_call(part_), part_.counts, members_, me_).in_bytes;
+  if (late_.size() < bytes) late_.resize(bytes);
+  std::memcpy(late_.data(), part_.in, bytes);
+  input_ = late_.data();
 }
 
 Outcome MessageRunner::Impl::drive(Deadline until) {

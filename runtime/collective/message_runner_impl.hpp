@@ -6,6 +6,7 @@
 #include <deque>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -51,13 +52,28 @@ class MessageRunner::Impl final : public MessageReceiver {
   /// A part that waits for its receiver to be ready.
   struct Deferred {
     int member = 0;
-    std::uint32_t part = 0;
+    std::uint64_t part = 0;
     const std::byte* data = nullptr;
     std::size_t bytes = 0;
   };
 
+  /// What output is written over: of the input, in the caller's memory.
+  struct Kept {
+    std::byte* at = nullptr;
+    std::size_t bytes = 0;
+    std::size_t copy_offset = 0;
+  };
+  struct Overlap {
+    Kept kept;  ///< of 0 bytes: none
+    bool own_place = false;
+  };
+
   void begin(const OpSpec& spec);
+  void begin_part();
+  [[nodiscard]] std::span<const OpSpec> parts() const;
+  [[nodiscard]] Overlap overlap_of(const OpSpec& part) const;
   void keep_input();
+  void keep_what_is_sent_late();
   void restore_input();
   Outcome drive(Deadline until);
   Outcome complete(Deadline until);
@@ -75,12 +91,19 @@ class MessageRunner::Impl final : public MessageReceiver {
   }
 
   Progress execute(Deadline until);
+  Progress await_sent(Deadline until);
   Progress perform(const MessageStep& step, Deadline until);
   void receive(const MessageStep& step);
   Progress send_part(const MessageStep& step, Deadline until);
   Progress await_part(const MessageStep& step, Deadline until);
   void fold(const MessageStep& step);
   void copy_step(const MessageStep& step);
+  void make_counts();
+  Progress compare(const MessageStep& step);
+  /// A part of the operation's part that is under way, as it is named between the ranks.
+  [[nodiscard]] std::uint64_t full(std::uint32_t part) const {
+    return static_cast<std::uint64_t>(position_) << 32 | part;
+  }
   template <class ReadyFn>
   Progress wait_for(Deadline until, ReadyFn&& ready);
   Progress await_held(Deadline until);
@@ -92,15 +115,16 @@ class MessageRunner::Impl final : public MessageReceiver {
   void on_ready(const spi::MessageHeader& header);
   void on_holds(const spi::MessageHeader& header);
   void tell_calls();
-  void post(int member, spi::MessageKind kind, std::uint64_t number, std::uint32_t part,
+  void post(int member, spi::MessageKind kind, std::uint64_t number, std::uint64_t part,
             std::uint64_t digest, const void* data = nullptr, std::size_t bytes = 0);
   void post_to_all(spi::MessageKind kind, std::uint64_t number, std::uint64_t digest,
                    const void* data = nullptr, std::size_t bytes = 0);
   [[nodiscard]] spi::MessageHeader header(spi::MessageKind kind, std::uint64_t number,
-                                          std::uint32_t part, std::uint64_t digest) const;
+                                          std::uint64_t part, std::uint64_t digest) const;
   [[nodiscard]] bool is_member(const spi::MessageHeader& header) const;
 
   [[nodiscard]] std::byte* at(Region region, std::size_t offset);
+  [[nodiscard]] const std::byte* source(const MessageStep& step);
   [[nodiscard]] bool i_receive() const {
     return spi::receives(descriptor_.kind, descriptor_.root, me_);
   }
@@ -129,14 +153,16 @@ class MessageRunner::Impl final : public MessageReceiver {
   std::vector<std::deque<std::uint64_t>> behind_;
   std::vector<std::uint64_t> prepared_;   ///< per member
   std::vector<std::uint64_t> last_step_;  ///< per member, as it announced it; 0: none
-  using ReadyPart = std::tuple<std::uint64_t, int, std::uint32_t>;  // sequence, member, part
+  using ReadyPart = std::tuple<std::uint64_t, int, std::uint64_t>;  // sequence, member, part
   std::set<ReadyPart> ready_;
 
   std::uint64_t sequence_ = 0;
-  OpSpec spec_;
-  spi::OpDescriptor descriptor_;
-  MessagePlan plan_;
-  std::size_t next_step_ = 0;
+  OpSpec spec_;                        ///< the call
+  spi::OpDescriptor descriptor_;       ///< of the call
+  std::size_t position_ = 0;           ///< of a coalesced call: the part that is under way
+  OpSpec part_;                        ///< that part; of another call the call
+  MessagePlan plan_;                   ///< of it
+  std::vector<std::uint64_t> counts_;  ///< Region::Counts
   std::vector<std::byte> scratch_;
   std::vector<const void*> sources_;
   TimePoint begun_;       ///< when the operation was
@@ -149,10 +175,10 @@ class MessageRunner::Impl final : public MessageReceiver {
   bool output_touched_ = false;
   bool unsettled_ = false;
   std::string damage_;
-  const std::byte* input_ = nullptr;  ///< the caller's, or its copy
-  std::vector<std::byte> kept_;
-  std::byte* kept_at_ = nullptr;  ///< null: nothing is kept
-  std::size_t kept_bytes_ = 0;
+  const std::byte* input_ = nullptr;  ///< the part's, or its copy
+  std::vector<std::byte> late_;       ///< that copy
+  std::vector<std::byte> kept_;       ///< what is put back if the operation is lost
+  std::vector<Kept> kept_ranges_;
 };
 
 }  // namespace regroup::collective

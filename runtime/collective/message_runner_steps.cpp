@@ -28,6 +28,10 @@ struct CalledOperation {
 
 std::size_t index(int member) { return static_cast<std::size_t>(member); }
 
+std::uint64_t full_part(const spi::MessageHeader& header) {
+  return static_cast<std::uint64_t>(header.tag) << 32 | header.part;
+}
+
 }  // namespace
 
 template <class ReadyFn>
@@ -70,9 +74,16 @@ std::string MessageRunner::Impl::find_broken() const {
   return {};
 }
 
+// Where there are several parts, what one sends has left before the next one writes.
 MessageRunner::Impl::Progress MessageRunner::Impl::execute(Deadline until) {
-  for (; next_step_ < plan_.steps.size(); ++next_step_) {
-    const Progress progress = perform(plan_.steps[next_step_], until);
+  for (; position_ < parts().size(); ++position_) {
+    begin_part();
+    for (const MessageStep& step : plan_.steps) {
+      const Progress progress = perform(step, until);
+      if (progress != Progress::Finished) return progress;
+    }
+    if (position_ + 1 == parts().size()) break;
+    const Progress progress = await_sent(until);
     if (progress != Progress::Finished) return progress;
   }
   if (i_receive() && !said_held_) {
@@ -80,6 +91,10 @@ MessageRunner::Impl::Progress MessageRunner::Impl::execute(Deadline until) {
     have_[index(me_)] = sequence_;
     post_to_all(spi::MessageKind::Holds, sequence_, calls_.digest(sequence_));
   }
+  return await_sent(until);
+}
+
+MessageRunner::Impl::Progress MessageRunner::Impl::await_sent(Deadline until) {
   return wait_for(until, [this] { return deferred_.empty() && sending_total_ == 0; });
 }
 
@@ -91,22 +106,31 @@ MessageRunner::Impl::Progress MessageRunner::Impl::perform(const MessageStep& st
     case MessageStepKind::Await: return await_part(step, until);
     case MessageStepKind::Fold: fold(step); return Progress::Finished;
     case MessageStepKind::Copy: copy_step(step); return Progress::Finished;
+    case MessageStepKind::Compare: return compare(step);
   }
   REGROUP_UNREACHABLE("kind of step");
 }
 
 std::byte* MessageRunner::Impl::at(Region region, std::size_t offset) {
   if (region == Region::Scratch) return scratch_.data() + offset;
-  return static_cast<std::byte*>(spec_.out) + offset;
+  return static_cast<std::byte*>(part_.out) + offset;
+}
+
+const std::byte* MessageRunner::Impl::source(const MessageStep& step) {
+  if (step.region == Region::Input) return input_ + step.offset;
+  if (step.region == Region::Counts)
+    return reinterpret_cast<const std::byte*>(counts_.data()) + step.offset;
+  return at(step.region, step.offset);
 }
 
 void MessageRunner::Impl::receive(const MessageStep& step) {
   output_touched_ = output_touched_ || step.region == Region::Output;
   // Of another size than what came: then the calls differ, and a dispute ends the wait for it.
-  (void)mailbox_.want({step.member, sequence_, step.part}, at(step.region, step.offset),
+  (void)mailbox_.want({step.member, sequence_, full(step.part)}, at(step.region, step.offset),
                       step.bytes);
   if (step.bytes > spi::kPostedBytesMax) {
-    post(step.member, spi::MessageKind::Ready, sequence_, step.part, calls_.digest(sequence_));
+    post(step.member, spi::MessageKind::Ready, sequence_, full(step.part),
+         calls_.digest(sequence_));
   }
 }
 
@@ -115,18 +139,18 @@ MessageRunner::Impl::Progress MessageRunner::Impl::send_part(const MessageStep& 
   const auto& behind = behind_[index(step.member)];
   const Progress progress = wait_for(until, [&behind] { return behind.size() <= kBehindMax; });
   if (progress != Progress::Finished) return progress;
-  const std::byte* data =
-      step.region == Region::Input ? input_ + step.offset : at(step.region, step.offset);
+  const std::byte* data = source(step);
+  const std::uint64_t part = full(step.part);
   hook(Instant::BeforeCopyIn, step.part);
   if (step.bytes <= spi::kPostedBytesMax) {
-    post(step.member, spi::MessageKind::Data, sequence_, step.part, calls_.digest(sequence_), data,
+    post(step.member, spi::MessageKind::Data, sequence_, part, calls_.digest(sequence_), data,
          step.bytes);
-  } else if (const auto found = ready_.find({sequence_, step.member, step.part});
+  } else if (const auto found = ready_.find({sequence_, step.member, part});
              found != ready_.end()) {
     ready_.erase(found);
-    send_now({step.member, step.part, data, step.bytes});
+    send_now({step.member, part, data, step.bytes});
   } else {
-    deferred_.push_back({step.member, step.part, data, step.bytes});
+    deferred_.push_back({step.member, part, data, step.bytes});
   }
   hook(Instant::AfterPublish, step.part);
   return Progress::Finished;
@@ -142,7 +166,7 @@ void MessageRunner::Impl::send_now(const Deferred& part) {
 
 MessageRunner::Impl::Progress MessageRunner::Impl::await_part(const MessageStep& step,
                                                               Deadline until) {
-  const Mailbox::Part part{step.member, sequence_, step.part};
+  const Mailbox::Part part{step.member, sequence_, full(step.part)};
   const Progress progress = wait_for(until, [&] { return mailbox_.has(part); });
   if (progress != Progress::Finished) return progress;
   mailbox_.take(part);
@@ -158,21 +182,49 @@ void MessageRunner::Impl::fold(const MessageStep& step) {
   }
   output_touched_ = true;
   held_.unlock();
-  reduce(descriptor_.dtype, descriptor_.op, static_cast<std::byte*>(spec_.out) + step.out_offset,
-         sources_.data(), members_, step.bytes / size_of(descriptor_.dtype),
-         {members_, spec_.factor});
+  reduce(part_.dtype, part_.op, static_cast<std::byte*>(part_.out) + step.out_offset,
+         sources_.data(), members_, step.bytes / size_of(part_.dtype), {members_, part_.factor});
   held_.lock();
   hook(Instant::AfterReduce, static_cast<std::int64_t>(step.out_offset));
 }
 
 void MessageRunner::Impl::copy_step(const MessageStep& step) {
   const std::byte* from = input_ + step.in_offset;
-  std::byte* to = static_cast<std::byte*>(spec_.out) + step.out_offset;
+  std::byte* to = static_cast<std::byte*>(part_.out) + step.out_offset;
   if (from == to) return;
   output_touched_ = true;
   held_.unlock();
   collective::copy(to, from, step.bytes);
   held_.lock();
+}
+
+void MessageRunner::Impl::make_counts() {
+  counts_.assign(part_.counts.shares, part_.counts.shares + members_);
+  counts_.insert(counts_.end(), part_.counts.recv, part_.counts.recv + members_);
+}
+
+// All ranks read the same numbers, so they come to the same answer. Nothing is read or written by
+// them: each rank moves what its own call says.
+MessageRunner::Impl::Progress MessageRunner::Impl::compare(const MessageStep& step) {
+  const auto count_at = [&](int member, int at) {
+    if (member == me_) return counts_[index(at)];
+    std::uint64_t count = 0;
+    std::memcpy(
+        &count,
+        scratch_.data() + step.offset + index(member) * step.stride + index(at) * sizeof count,
+        sizeof count);
+    return count;
+  };
+  for (int from = 0; from < members_; ++from) {
+    for (int to = 0; to < members_; ++to) {
+      const std::uint64_t sent = count_at(from, to);
+      const std::uint64_t due = count_at(to, members_ + from);
+      if (sent == due) continue;
+      calls_.found(sequence_, counts_differ(sequence_, part_.dtype, from, to, sent, due));
+      return Progress::Mismatched;
+    }
+  }
+  return Progress::Finished;
 }
 
 MessageRunner::Impl::Progress MessageRunner::Impl::await_held(Deadline until) {
@@ -211,21 +263,21 @@ void MessageRunner::Impl::quiesce() {
 // ---- messages
 
 spi::MessageHeader MessageRunner::Impl::header(spi::MessageKind kind, std::uint64_t number,
-                                               std::uint32_t part, std::uint64_t digest) const {
+                                               std::uint64_t part, std::uint64_t digest) const {
   return {.epoch = words_.epoch().value(),
           .incarnation = reach_.incarnations[index(me_)],
           .sequence = number,
           .digest = digest,
           .group = words_.group(),
-          .part = part,
-          .tag = 0,
+          .part = static_cast<std::uint32_t>(part),
+          .tag = static_cast<std::uint32_t>(part >> 32),
           .source = static_cast<std::uint16_t>(me_),
           .kind = kind,
           .dtype = 0};
 }
 
 void MessageRunner::Impl::post(int member, spi::MessageKind kind, std::uint64_t number,
-                               std::uint32_t part, std::uint64_t digest, const void* data,
+                               std::uint64_t part, std::uint64_t digest, const void* data,
                                std::size_t bytes) {
   hub_.post(reach_.channels[index(member)], header(kind, number, part, digest), data, bytes);
 }
@@ -256,7 +308,7 @@ void MessageRunner::Impl::on_message(const spi::MessageHeader& header, const std
       const bool past = header.sequence < sequence_ || (header.sequence == sequence_ && over_);
       if (past || !fits) {
         ++hub_.counters().stale;
-      } else if (!mailbox_.arrived({source, header.sequence, header.part}, data, bytes)) {
+      } else if (!mailbox_.arrived({source, header.sequence, full_part(header)}, data, bytes)) {
         ++hub_.counters().refused;
       }
       break;
@@ -292,10 +344,10 @@ void MessageRunner::Impl::on_ready(const spi::MessageHeader& header) {
     return;
   }
   const auto waiting = std::ranges::find_if(deferred_, [&](const Deferred& each) {
-    return each.member == source && each.part == header.part;
+    return each.member == source && each.part == full_part(header);
   });
   if (header.sequence != sequence_ || waiting == deferred_.end()) {
-    ready_.insert({header.sequence, source, header.part});
+    ready_.insert({header.sequence, source, full_part(header)});
     return;
   }
   const Deferred part = *waiting;
@@ -325,14 +377,14 @@ std::byte* MessageRunner::Impl::place_for(const spi::MessageHeader& header, std:
   if (header.kind != spi::MessageKind::Data || header.sequence != sequence_ || over_)
     return nullptr;
   if (header.digest != calls_.digest(sequence_)) return nullptr;
-  return mailbox_.place_for({header.source, header.sequence, header.part}, bytes);
+  return mailbox_.place_for({header.source, header.sequence, full_part(header)}, bytes);
 }
 
 void MessageRunner::Impl::on_placed(const spi::MessageHeader& header, bool whole) {
   if (header.kind == spi::MessageKind::LetterData) {
     letters_.on_placed(header, whole);
   } else {
-    mailbox_.placed({header.source, header.sequence, header.part}, whole);
+    mailbox_.placed({header.source, header.sequence, full_part(header)}, whole);
   }
 }
 

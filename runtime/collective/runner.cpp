@@ -83,6 +83,14 @@ OpDescriptor describe_call(const OpSpec& spec) {
   return spec.kind == OpKind::Coalesced ? describe_parts(spec) : describe_single(spec);
 }
 
+std::string counts_differ(std::uint64_t sequence, DType dtype, int from, int to, std::uint64_t sent,
+                          std::uint64_t due) {
+  return fmt::format(
+      "operation {} of the group differs: in all_to_all_v rank {} sends {} {} to "
+      "rank {}, which receives {} from it",
+      sequence, from, sent, spi::name(dtype), to, due);
+}
+
 const char* name(OutcomeKind kind) {
   switch (kind) {
     case OutcomeKind::Done: return "Done";

@@ -100,6 +100,11 @@ struct OpSpec {
 /// Of `ranks` numbers, in their order.
 [[nodiscard]] std::uint64_t hash_of(const std::size_t* counts, int ranks);
 
+/// Of all_to_all_v, as all ranks find it: `sent` elements from one rank to another, which expects
+/// `due`.
+[[nodiscard]] std::string counts_differ(std::uint64_t sequence, DType dtype, int from, int to,
+                                        std::uint64_t sent, std::uint64_t due);
+
 enum class OutcomeKind : std::uint8_t {
   Done,        ///< uniform: done on all survivors
   HandedOver,  ///< this rank receives nothing; its contribution is published

@@ -242,11 +242,7 @@ SlotRunner::Impl::Progress SlotRunner::Impl::read_counts(std::uint64_t turn) {
       const std::uint64_t due = count_at(to, 1, from);
       largest = std::max(largest, sent);
       if (sent == due) continue;
-      end_differently(
-          fmt::format("operation {} of the group differs: in all_to_all_v rank {} sends {} {} to "
-                      "rank {}, which "
-                      "receives {} from it",
-                      sequence_, from, sent, spi::name(current_.spec.dtype), to, due));
+      end_differently(counts_differ(sequence_, current_.spec.dtype, from, to, sent, due));
       return Progress::Finished;
     }
   }

@@ -47,11 +47,15 @@ Algorithm choose(const OpDescriptor& d, const PlanShape& shape, std::size_t byte
   return Algorithm::OneShot;
 }
 
+}  // namespace
+
 std::size_t share_of(const OpDescriptor& d, const std::size_t* counts, int member) {
   const std::size_t count =
       spi::has_counts(d.kind) ? counts[member] : static_cast<std::size_t>(d.count);
   return count * size_of(d.dtype);
 }
+
+namespace {
 
 /// What is cut into chunks: of all_to_all_v not known yet.
 std::size_t largest_share(const OpDescriptor& d, const Counts& counts) {

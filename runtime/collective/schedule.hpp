@@ -140,6 +140,9 @@ struct OpExtent {
 };
 [[nodiscard]] OpExtent extent_of(const OpDescriptor& descriptor, const Counts& counts, int members,
                                  int me);
+/// Bytes of rank `member`'s share; of calls without counts all shares are `count`.
+[[nodiscard]] std::size_t share_of(const OpDescriptor& descriptor, const std::size_t* counts,
+                                   int member);
 /// Where rank `member`'s share begins in a buffer that holds all of them, in bytes.
 [[nodiscard]] std::size_t share_offset(const OpDescriptor& descriptor, const std::size_t* counts,
                                        int member);

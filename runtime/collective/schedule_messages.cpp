@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.hpp"
+#include "spi/message_port.hpp"
 
 namespace regroup::collective {
 namespace {
@@ -27,7 +28,7 @@ class Maker {
         shape_(shape),
         plan_(plan),
         unit_(d_.kind == OpKind::Barrier ? 0 : d_.count * size_of(d_.dtype)) {
-    REGROUP_ASSERT(static_cast<int>(d_.kind) < kMessageKindCount);
+    REGROUP_ASSERT(!spi::has_counts(d_.kind) || shape.counts.ranks >= shape.members);
     REGROUP_ASSERT(shape.chunk_bytes >= kCacheLine && shape.chunk_bytes % kCacheLine == 0);
     plan_.steps.clear();
     plan_.scratch_bytes = 0;
@@ -43,19 +44,19 @@ class Maker {
           scatter_and_gather();
         }
         break;
-      case OpKind::Reduce: reduce(); break;
-      case OpKind::Broadcast: broadcast(); break;
-      case OpKind::AllGather: all_gather(); break;
-      case OpKind::ReduceScatter: reduce_scatter(); break;
+      case OpKind::ReduceScatter:
+      case OpKind::ReduceScatterV: reduce_scatter(); break;
+      case OpKind::AllGather:
       case OpKind::AllGatherV:
-      case OpKind::ReduceScatterV:
-      case OpKind::AllToAll:
-      case OpKind::AllToAllV:
+      case OpKind::AllToAll: move_shares(0); break;
+      case OpKind::AllToAllV: move_shares(compare_counts()); break;
+      case OpKind::Reduce:
       case OpKind::Gather:
+      case OpKind::GatherV: to_root(); break;
+      case OpKind::Broadcast:
       case OpKind::Scatter:
-      case OpKind::GatherV:
-      case OpKind::ScatterV:
-      case OpKind::Coalesced: break;
+      case OpKind::ScatterV: from_root(); break;
+      case OpKind::Coalesced: REGROUP_UNREACHABLE("a plan of several operations");
     }
   }
 
@@ -84,6 +85,20 @@ class Maker {
     if (bytes == 0) return;
     plan_.steps.push_back(
         {MessageStepKind::Copy, 0, 0, Region::Input, 0, bytes, in_offset, out_offset, 0});
+  }
+
+  /// What `member` gets of my input.
+  [[nodiscard]] Piece given_to(int member) const {
+    const std::size_t* const counts = shape_.counts.shares;
+    if (!spi::scatters(d_.kind)) return {0, share_of(d_, counts, shape_.me)};
+    return {share_offset(d_, counts, member), share_of(d_, counts, member)};
+  }
+  /// Where in my output lies what comes from `member`.
+  [[nodiscard]] Piece got_from(int member) const {
+    const Counts& counts = shape_.counts;
+    if (!spi::gathers(d_.kind)) return {0, share_of(d_, counts.shares, shape_.me)};
+    const std::size_t* const of = counts.recv != nullptr ? counts.recv : counts.shares;
+    return {share_offset(d_, of, member), share_of(d_, of, member)};
   }
 
   /// Scratch for one piece of each member in each chunk of the window.
@@ -164,69 +179,109 @@ class Maker {
     }
   }
 
-  /// Everybody else sends `from(q)` of its input to whoever is `me`; it folds in chunks.
-  void gather_and_fold(std::size_t in_offset) {
-    want_scratch(std::min(shape_.chunk_bytes, unit_));
+  // A piece as parts, numbered from `first`.
+  template <class Each>
+  void parts_of(Piece piece, std::uint32_t first, Each each) const {
+    // Counts synchronise by themselves: where they are exchanged, nothing is not sent.
+    const bool counted = d_.kind == OpKind::AllToAllV;
+    const std::size_t chunks = counted && piece.bytes == 0 ? 0 : chunks_of(piece.bytes);
+    for (std::size_t c = 0; c < chunks; ++c)
+      each(first + static_cast<std::uint32_t>(c), chunk_of(piece, c));
+  }
+  void send_parts(int to, Piece piece, std::uint32_t first = 0) {
+    parts_of(piece, first, [&](std::uint32_t part, Piece each) {
+      send(to, part, Region::Input, each.begin, each.bytes);
+    });
+  }
+  void receive_parts(int from, std::uint32_t first = 0) {
+    parts_of(got_from(from), first, [&](std::uint32_t part, Piece each) {
+      receive(from, part, Region::Output, each.begin, each.bytes);
+    });
+  }
+  void await_parts(int from, std::uint32_t first = 0) {
+    parts_of(got_from(from), first, [&](std::uint32_t part, Piece) { await(from, part); });
+  }
+  void copy_own() {
+    const Piece given = given_to(shape_.me);
+    copy(given.begin, got_from(shape_.me).begin, given.bytes);
+  }
+
+  /// Everybody else sends me its part of this piece of my input; I fold in chunks.
+  void gather_and_fold(Piece mine) {
+    want_scratch(std::min(shape_.chunk_bytes, mine.bytes));
     in_window(
-        chunks_of(unit_),
+        chunks_of(mine.bytes),
         [&](std::size_t c) {
-          const Piece piece = chunk_of({0, unit_}, c);
+          const Piece piece = chunk_of(mine, c);
           others([&](int q) {
             receive(q, static_cast<std::uint32_t>(c), Region::Scratch, scratch(c, q), piece.bytes);
           });
         },
         [&](std::size_t c) {
-          const Piece piece = chunk_of({0, unit_}, c);
+          const Piece piece = chunk_of(mine, c);
           others([&](int q) { await(q, static_cast<std::uint32_t>(c)); });
-          fold(c, in_offset + piece.begin, piece.begin, piece.bytes);
+          fold(c, piece.begin, piece.begin - mine.begin, piece.bytes);
         });
-  }
-  void send_in_chunks(int to, std::size_t in_offset) {
-    for (std::size_t c = 0; c < chunks_of(unit_); ++c) {
-      const Piece piece = chunk_of({in_offset, unit_}, c);
-      send(to, static_cast<std::uint32_t>(c), Region::Input, piece.begin, piece.bytes);
-    }
-  }
-
-  void reduce() {
-    if (shape_.me == d_.root) {
-      gather_and_fold(0);
-    } else {
-      send_in_chunks(d_.root, 0);
-    }
   }
 
   void reduce_scatter() {
-    others([&](int q) { send_in_chunks(q, index(q) * unit_); });
-    gather_and_fold(index(shape_.me) * unit_);
+    others([&](int q) { send_parts(q, given_to(q)); });
+    gather_and_fold(given_to(shape_.me));
   }
 
-  void broadcast() {
-    if (shape_.me == d_.root) {
-      others([&](int q) { send_in_chunks(q, 0); });
+  void to_root() {
+    if (shape_.me != d_.root) {
+      send_parts(d_.root, given_to(d_.root));
+    } else if (spi::reduces(d_.kind)) {
+      gather_and_fold(given_to(shape_.me));
+    } else {
+      copy_own();
+      others([&](int q) { receive_parts(q); });
+      others([&](int q) { await_parts(q); });
+    }
+  }
+
+  void from_root() {
+    if (shape_.me != d_.root) {
+      receive_parts(d_.root);
+      await_parts(d_.root);
       return;
     }
-    for (std::size_t c = 0; c < chunks_of(unit_); ++c) {
-      const Piece piece = chunk_of({0, unit_}, c);
-      receive(d_.root, static_cast<std::uint32_t>(c), Region::Output, piece.begin, piece.bytes);
-    }
-    for (std::size_t c = 0; c < chunks_of(unit_); ++c) {
-      await(d_.root, static_cast<std::uint32_t>(c));
-    }
+    if (spi::scatters(d_.kind)) copy_own();
+    others([&](int q) { send_parts(q, given_to(q)); });
   }
 
-  void all_gather() {
-    others([&](int q) {
-      for (std::size_t c = 0; c < chunks_of(unit_); ++c) {
-        const Piece piece = chunk_of({index(q) * unit_, unit_}, c);
-        receive(q, static_cast<std::uint32_t>(c), Region::Output, piece.begin, piece.bytes);
-      }
-    });
-    others([&](int q) { send_in_chunks(q, 0); });
-    copy(0, index(shape_.me) * unit_, unit_);
-    others([&](int q) {
-      for (std::size_t c = 0; c < chunks_of(unit_); ++c) await(q, static_cast<std::uint32_t>(c));
-    });
+  /// Everybody gets something from everybody, as it is. `counted`: parts that were exchanged before
+  /// and are yet to be compared.
+  void move_shares(std::uint32_t counted) {
+    copy_own();
+    others([&](int q) { receive_parts(q, counted); });
+    others([&](int q) { send_parts(q, given_to(q), counted); });
+    if (counted > 0) {
+      others([&](int q) {
+        for (std::uint32_t part = 0; part < counted; ++part) await(q, part);
+      });
+      plan_.steps.push_back(
+          {MessageStepKind::Compare, 0, 0, Region::Scratch, 0, counts_bytes(), 0, 0, stride_});
+    }
+    others([&](int q) { await_parts(q, counted); });
+  }
+
+  [[nodiscard]] std::size_t counts_bytes() const {
+    return 2 * index(shape_.members) * sizeof(std::uint64_t);
+  }
+  /// Everybody's counts to everybody, beside the data; as how many parts. None of them has to be
+  /// asked for: who finds a difference has sent all that others need to find it.
+  std::uint32_t compare_counts() {
+    stride_ = (counts_bytes() + kCacheLine - 1) / kCacheLine * kCacheLine;
+    plan_.scratch_bytes = stride_ * index(shape_.members);
+    std::uint32_t parts = 0;
+    for (std::size_t at = 0; at < counts_bytes(); at += spi::kPostedBytesMax, ++parts) {
+      const std::size_t bytes = std::min(spi::kPostedBytesMax, counts_bytes() - at);
+      others([&](int q) { receive(q, parts, Region::Scratch, index(q) * stride_ + at, bytes); });
+      others([&](int q) { send(q, parts, Region::Counts, at, bytes); });
+    }
+    return parts;
   }
 
   const OpDescriptor& d_;
@@ -237,6 +292,12 @@ class Maker {
 };
 
 }  // namespace
+
+bool sends_late(OpKind kind, bool own_place) {
+  // all_reduce keeps M4, and a reducing or gathering root sends nothing.
+  if (own_place || kind == OpKind::AllReduce) return false;
+  return spi::flow_of(kind) != spi::Flow::ToRoot;
+}
 
 void make_message_plan(const OpDescriptor& descriptor, const MessageShape& shape,
                        MessagePlan& plan) {

@@ -7,7 +7,11 @@
 ///   M2  Await of a part comes after its Receive, and Fold after the Await of all that it reads.
 ///   M3  A scratch place is used again only after the Fold that read it.
 ///   M4  In place (output = input), a result is sent by a rank only after all contributions to that
-///       piece have arrived there, so no input is overwritten before it was read.
+///       piece have arrived there, so no input is overwritten before it was read. Where a plan
+///       cannot (sends_late()), it reads a copy of the input.
+///   M5  Copy comes before any Receive, whose place may be what it reads.
+/// Each pair of ranks cuts what it exchanges by itself: both know how much that is, of all_to_all_v
+/// too. Compare ends the operation on all ranks if they say different things about that.
 /// Reductions are folded in seat order, whoever folds: the result's bits do not depend on the plan.
 /// The algorithms: direct exchange, and direct reduce-scatter with all-gather (both all-pairs), as
 /// in Thakur, Rabenseifner, Gropp, "Optimization of Collective Communication Operations in MPICH"
@@ -18,6 +22,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "collective/schedule.hpp"
 #include "spi/operation.hpp"
 
 namespace regroup::collective {
@@ -28,20 +33,24 @@ enum class MessageStepKind : std::uint8_t {
   Await,    ///< until the part of `member` has arrived
   Fold,     ///< all members' pieces -> output; mine is input at `in_offset`
   Copy,     ///< input at in_offset -> output at out_offset
+  Compare,  ///< all_to_all_v: everybody's counts in Scratch, and mine
 };
 
-enum class Region : std::uint8_t { Input, Output, Scratch };
+/// Counts: all_to_all_v's, what this rank sends to each as 64 bits, then what it receives.
+enum class Region : std::uint8_t { Input, Output, Scratch, Counts };
 
 struct MessageStep {
   MessageStepKind kind = MessageStepKind::Send;
   int member = 0;
   std::uint32_t part = 0;
   Region region = Region::Input;  ///< Receive: into; Send: from
-  std::size_t offset = 0;         ///< into that region; Fold: of member 0's piece in Scratch
+  /// Into that region; Fold, Compare: of member 0's piece in Scratch.
+  std::size_t offset = 0;
   std::size_t bytes = 0;
   std::size_t in_offset = 0;
   std::size_t out_offset = 0;
-  std::size_t stride = 0;  ///< Fold: from one member's piece in Scratch to the next one's
+  /// Fold, Compare: from one member's piece in Scratch to the next one's.
+  std::size_t stride = 0;
 };
 
 /// What a plan depends on beyond the descriptor; equal on all ranks but for `me`.
@@ -52,6 +61,7 @@ struct MessageShape {
                              << 10;  ///< all_reduce: everything to everybody up to it
   std::size_t chunk_bytes = std::size_t{256} << 10;  ///< a multiple of 64
   std::size_t window = 2;  ///< chunks under way before the first of them is folded
+  Counts counts;           ///< where the kind has them
 };
 
 struct MessagePlan {
@@ -59,13 +69,11 @@ struct MessagePlan {
   std::size_t scratch_bytes = 0;
 };
 
-/// Messages carry OpKind::AllReduce to OpKind::Barrier: kinds below this number. Those with a share
-/// for each rank are planned over shared slots only.
-inline constexpr int kMessageKindCount = 6;
-static_assert(static_cast<int>(spi::OpKind::Barrier) == kMessageKindCount - 1);
-
-/// The plan of one rank, of a kind that messages carry.
+/// The plan of one rank in a single operation; a coalesced one is carried out one after the other.
 void make_message_plan(const spi::OpDescriptor& descriptor, const MessageShape& shape,
                        MessagePlan& plan);
+/// Whether, where output lies over input, a part may leave only after its place was written to.
+/// `own_place`: the one buffer is this rank's share in the other.
+[[nodiscard]] bool sends_late(OpKind kind, bool own_place);
 
 }  // namespace regroup::collective

@@ -5,7 +5,6 @@
 #include <functional>
 
 #include "base/check.hpp"
-#include "collective/schedule_messages.hpp"
 #include "engine/group.hpp"
 #include "engine/job.hpp"
 
@@ -125,13 +124,6 @@ Status GroupImpl::validate(const Request& request) const {
   if (auto status = job_.usable(); !status) return status;
   if (request.kind == Request::Kind::Collective) {
     const OpKind kind = request.spec.kind;
-    if (static_cast<int>(kind) >= collective::kMessageKindCount && job_.link().messages())
-        [[unlikely]] {
-      return {Code::Unsupported,
-              fmt::format("{} is not carried between hosts yet, and this job has several: use "
-                          "all_gather, broadcast or send and recv, or run it on one host",
-                          spi::name(kind))};
-    }
     if (kind == OpKind::Coalesced) [[unlikely]]
       return validate_parts(*request.parts);
     return validate_collective(request.spec);

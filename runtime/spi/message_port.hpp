@@ -39,7 +39,7 @@ struct MessageHeader {
   std::uint64_t digest = 0;       ///< of the operation's arguments; Letter, Offer: elements
   std::uint32_t group = 0;
   std::uint32_t part = 0;    ///< which piece of the operation
-  std::uint32_t tag = 0;     ///< of a letter
+  std::uint32_t tag = 0;     ///< of a letter; of a piece: which of the coalesced operations
   std::uint16_t source = 0;  ///< group rank
   MessageKind kind = MessageKind::Data;
   std::uint8_t dtype = 0;  ///< Letter, Offer

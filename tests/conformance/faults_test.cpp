@@ -42,21 +42,21 @@ struct Scenario {
   std::vector<int> dies_after;  ///< per rank: phases until it dies, -1 never
 };
 
-Scenario make_scenario(std::uint64_t seed, const Transport& transport) {
+Scenario make_scenario(std::uint64_t seed) {
   std::mt19937_64 random(seed);
   Scenario s;
   s.members = 2 + static_cast<int>(random() % 4);
   const auto p = static_cast<std::uint64_t>(s.members);
   const bool one_kind = random() % 3 == 0;
-  const auto kinds = static_cast<std::uint64_t>(transport.kinds());
-  const auto the_kind = static_cast<OpKind>(random() % kinds);
+  constexpr std::uint64_t kKinds = spi::kSingleKindCount;
+  const auto the_kind = static_cast<OpKind>(random() % kKinds);
   for (std::uint64_t i = 0; i < 24; ++i) {
-    if (random() % 8 == 0 && transport.has_slots) {
+    if (random() % 8 == 0) {
       s.cases.push_back(coalesced_case(s.members, seed * 100 + i));
       continue;
     }
     const std::size_t sizes[] = {1, 12, 40, 1000, 3000, 5000};
-    s.cases.push_back({{.kind = one_kind ? the_kind : static_cast<OpKind>(random() % kinds),
+    s.cases.push_back({{.kind = one_kind ? the_kind : static_cast<OpKind>(random() % kKinds),
                         .dtype = random() % 2 == 0 ? DType::F32 : DType::I64,
                         .op = ReduceOp::Sum,
                         .root = static_cast<int>(random() % p),
@@ -169,7 +169,7 @@ void check_uniform(const Scenario& s, const std::vector<Told>& told) {
 }
 
 void run_scenario(const Transport& transport, std::uint64_t seed) {
-  const Scenario s = make_scenario(seed, transport);
+  const Scenario s = make_scenario(seed);
   const auto world = transport.make(static_cast<std::uint32_t>(s.members), {.slot_bytes = 4096});
   std::vector<Told> told(static_cast<std::size_t>(s.members));
   std::vector<Death> deaths(static_cast<std::size_t>(s.members));
@@ -214,7 +214,7 @@ TEST_P(Faults, OutcomesAreUniformWhereverRanksDie) {
 TEST_P(Faults, OutcomesAreUniformWheneverTheAgentWedges) {
   const Watchdog watchdog(std::chrono::seconds(100));
   for (std::uint64_t seed = 1; seed <= 200; seed += GetParam().stride()) {
-    Scenario s = make_scenario(seed, GetParam());
+    Scenario s = make_scenario(seed);
     const auto world = GetParam().make(static_cast<std::uint32_t>(s.members), {.slot_bytes = 4096});
     std::vector<Told> told(static_cast<std::size_t>(s.members));
     std::mt19937_64 random(seed);

@@ -21,7 +21,6 @@
 
 #include "collective/kernels.hpp"
 #include "collective/runner.hpp"
-#include "collective/schedule_messages.hpp"
 #include "spi/arena_agent.hpp"
 #include "tests/support/sanitized.hpp"
 #include "transports/loopback/loopback.hpp"
@@ -164,10 +163,6 @@ struct Transport {
 
   /// From one random case that is tried to the next.
   [[nodiscard]] std::uint64_t stride() const { return one_in * kOneIn; }
-  /// It carries the first so many kinds of operations.
-  [[nodiscard]] int kinds() const {
-    return has_slots ? spi::kSingleKindCount : collective::kMessageKindCount;
-  }
 };
 template <class W>
 std::unique_ptr<World> make_world(std::uint32_t members, spi::ArenaOptions options) {

@@ -31,12 +31,12 @@ bool is_usual(DType type) {
   return type == DType::F32 || type == DType::BF16 || type == DType::I64 || type == DType::U8;
 }
 
-std::vector<Case> all_cases(int members, int kinds) {
+std::vector<Case> all_cases(int members) {
   std::vector<Case> cases;
   const auto p = static_cast<std::size_t>(members);
   const std::vector<std::size_t> many{0, 1, p - 1, 6, 257, 3001};
   const std::vector<std::size_t> few{p, 257};
-  for (int kind = 0; kind < kinds; ++kind) {
+  for (int kind = 0; kind < spi::kSingleKindCount; ++kind) {
     const auto k = static_cast<OpKind>(kind);
     for (int type = 0; type < (k == OpKind::Barrier ? 1 : kDTypeCount); ++type) {
       const auto dtype = static_cast<DType>(type);
@@ -64,7 +64,7 @@ std::vector<Case> all_cases(int members, int kinds) {
 TEST_P(Values, AllKindsTypesAndOperations) {
   const Watchdog watchdog;
   for (int members = 1; members <= (test::kSanitized ? 3 : 5); ++members) {
-    const std::vector<Case> cases = all_cases(members, GetParam().kinds());
+    const std::vector<Case> cases = all_cases(members);
     const auto world = GetParam().make(static_cast<std::uint32_t>(members), {.slot_bytes = 4096});
     on_all_ranks(members, [&](int rank) {
       const auto runner = world->runner(rank, {.cores = cores()});
@@ -77,18 +77,18 @@ TEST_P(Values, AllKindsTypesAndOperations) {
   }
 }
 
-TEST_P(SharedValues, CoalescedOperationsOfAllKinds) {
+TEST_P(Values, CoalescedOperationsOfAllKinds) {
   const Watchdog watchdog;
   for (int members = 1; members <= 4; ++members) {
     std::vector<Case> cases;
-    for (std::uint64_t salt = 1; salt <= 300; salt += kOneIn)
+    for (std::uint64_t salt = 1; salt <= 300; salt += GetParam().stride())
       cases.push_back(coalesced_case(members, salt));
     const auto world = GetParam().make(static_cast<std::uint32_t>(members), {.slot_bytes = 4096});
     on_all_ranks(members, [&](int rank) {
-      SlotRunner runner(world->slots(rank), rank, {.cores = cores()});
+      const auto runner = world->runner(rank, {.cores = cores()});
       for (const Case& c : cases) {
         const PlacedCall call(c, rank);
-        const Outcome outcome = runner.run(call.spec(), kNoDeadline);
+        const Outcome outcome = runner->run(call.spec(), kNoDeadline);
         ASSERT_EQ(outcome.kind, OutcomeKind::Done) << outcome.text;
         ASSERT_TRUE(call.result_is_right(c, rank)) << "rank " << rank << " salt " << c.salt;
       }
@@ -161,11 +161,10 @@ TEST_P(Values, ThousandsOfMixedOperationsBackToBack) {
   const Watchdog watchdog;
   constexpr int kMembers = 4;
   const std::uint64_t operations = (GetParam().has_slots ? 4000 : 1000) / kOneIn;
-  const auto kinds = static_cast<std::uint64_t>(GetParam().kinds());
   std::vector<Case> cases;
   std::mt19937_64 random(4711);
   for (std::uint64_t i = 0; i < operations; ++i) {
-    Case c{{.kind = static_cast<OpKind>(random() % kinds),
+    Case c{{.kind = static_cast<OpKind>(random() % spi::kSingleKindCount),
             .dtype = DType::F32,
             .op = ReduceOp::Sum,
             .root = static_cast<int>(random() % kMembers),

@@ -39,11 +39,25 @@ class Data(JobsCase):
             self.assertEqual(digest, alone, str(run))
             self.assertRegex(run.err, r"rank 1 .*lost: killed by SIGKILL")
 
-    def test_what_messages_do_not_carry_is_refused_by_name(self):
-        run = self.start("-n", 3, *TWO, "--", RANK_PROGRAM, "shares", 3,
-                         environment={"UCX_TLS": "tcp"})
-        self.assert_ends(run, 1)
-        self.assertIn("all_to_all_v is not carried between hosts yet", run.out + run.err)
+    def shares(self, *words, faults=""):
+        run = self.start("-n", 3, *words, "--", RANK_PROGRAM, "shares", 3,
+                         environment={"REGROUP_FAULTS": faults, "UCX_TLS": "tcp"})
+        self.assert_ends(run)
+        found = set(re.findall(r"wrong=0 digest=(\w+)", run.out))
+        self.assertEqual(run.out.count("wrong=0 digest="), 3, str(run))
+        self.assertEqual(len(found), 1, str(run))
+        return run, found
+
+    def test_operations_with_shares_give_the_same_and_outlive_a_death(self):
+        _, alone = self.shares()
+        self.assertEqual(self.shares(*TWO)[1], alone)
+        # Rank 1 shares its host with rank 0, where it is replaced.
+        where = "rank=1,inc=0,op={},step=1,phase={}:kill"
+        for op, phase in (("all_to_all_v", "after_publish"), ("scatter_v", "before_complete"),
+                          ("coalesced", "after_await")):
+            run, found = self.shares(*TWO, faults=where.format(op, phase))
+            self.assertEqual(found, alone, str(run))
+            self.assertRegex(run.err, r"rank 1 .*lost: killed by SIGKILL")
 
 
 if __name__ == "__main__":
