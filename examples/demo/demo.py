@@ -11,7 +11,6 @@ import os
 import queue
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import threading
 import time
 from pathlib import Path
 
+import places
 import plan as plans
 from story import EventTail, Progress, Story, percentile, phase_table
 
@@ -63,15 +63,6 @@ class Screen:
         self.line(stamp + text)
 
 
-def parent_and_start(pid):
-    """(parent's pid, start time) of a process; None when there is none."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return int(fields[1]), int(fields[19])
-
-
 def utc_seconds(text):
     """Seconds since 1970 of "2026-01-31T12:00:00.000000001Z"."""
     whole, fraction = text.rstrip("Z").split(".")
@@ -81,7 +72,8 @@ def utc_seconds(text):
 class Job:
     """One `regroup run` as a child process. Always leave it through close()."""
 
-    def __init__(self, bin_dir, log_dir, arguments, program, environment):
+    def __init__(self, place, bin_dir, log_dir, arguments, program, environment):
+        self.place = place
         self.bin_dir = bin_dir
         self.log_dir = log_dir
         self.story = Story(RANKS)
@@ -91,15 +83,17 @@ class Job:
         self.began = time.monotonic()
         log_dir.mkdir(parents=True, exist_ok=True)
         self._stderr = open(log_dir / "launcher.err", "w+b")
-        command = [bin_dir / "regroup", "run", *arguments, "--log-dir", log_dir, "--", *program]
+        command = [bin_dir / "regroup", "run", *place.arguments, *arguments, "--log-dir", log_dir,
+                   "--", *program]
+        self._enter = place.enter(log_dir)
         self.process = subprocess.Popen(
-            [str(word) for word in command],
+            [*self._enter, *(str(word) for word in command)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
             errors="replace",
-            env=environment,
+            env={**environment, **place.environment},
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -137,26 +131,19 @@ class Job:
             self.process.wait(timeout=20)
         return lines, self._events.read(), ended
 
-    def kill(self, pid):
-        """SIGKILLs a process, if it is the launcher's own child and still that process."""
-        try:
-            handle = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return False
-        try:
-            found = parent_and_start(pid)
-            if found is None or found[0] != self.process.pid:
-                return False
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-            return True
-        except ProcessLookupError:
-            return False
-        finally:
-            os.close(handle)
+    def kill(self, pid, host=""):
+        return self.place.kill(self.process.pid, pid, host)
+
+    def start_of(self, incarnation):
+        """(pid, start time) of a member's process as the kernel says; None when there is none."""
+        pid = self.story.pids.get(incarnation)
+        pid = pid and self.place.pid(pid, self.story.hosts[incarnation])
+        found = pid and places.parent_and_start(pid)
+        return (pid, found[1]) if found else None
 
     def ask(self, *words):
         """What `regroup WORDS --json` answers."""
-        command = [self.bin_dir / "regroup", *words, "--json"]
+        command = [*self._enter, self.bin_dir / "regroup", *words, "--json"]
         answer = subprocess.run(
             [str(word) for word in command], capture_output=True, timeout=5, check=True
         )
@@ -206,15 +193,17 @@ class Job:
 
 
 class Demo:
-    def __init__(self, options, root, deadline):
+    def __init__(self, options, root, place, deadline):
         self.options = options
         self.root = root
+        self.place = place  # of the disturbed job; the undisturbed one runs here
         self.deadline = deadline
         self.screen = Screen()
-        self.executed = 0  # kills from outside that hit
+        self.lost_host = None
+        self.cut_off = set()  # incarnations on it
         self.starts = {}  # incarnation -> (pid, start time), as the kernel says
 
-    def start(self, name, epochs, arguments, faults=""):
+    def start(self, place, name, epochs, arguments, faults=""):
         program = [
             self.options.bin_dir / PROGRAM,
             *("--epochs", epochs),
@@ -225,7 +214,7 @@ class Demo:
         if faults:
             environment["REGROUP_FAULTS"] = faults
         arguments = ["-n", RANKS, "--control", self.options.control, *arguments]
-        return Job(self.options.bin_dir, self.root / name, arguments, program, environment)
+        return Job(place, self.options.bin_dir, self.root / name, arguments, program, environment)
 
     def check_deadline(self, job):
         if time.monotonic() > self.deadline:
@@ -261,12 +250,10 @@ class Demo:
         """Members that were not lost are the same processes as ever."""
         lost = {loss.incarnation for loss in job.story.losses}
         for rank, incarnation in enumerate(job.story.view):
-            pid = job.story.pids.get(incarnation)
-            found = parent_and_start(pid) if pid else None
-            if found is None or incarnation in lost:
+            found = None if incarnation in lost else job.start_of(incarnation)
+            if found is None:
                 continue  # lost again meanwhile, or finished: the end of the job tells
-            known = self.starts.setdefault(incarnation, (pid, found[1]))
-            if known != (pid, found[1]):
+            if self.starts.setdefault(incarnation, found) != found:
                 raise Failed(f"rank {rank} survived but is another process now")
 
     def calibrate(self):
@@ -279,7 +266,7 @@ class Demo:
 
     def train_in_peace(self, name, epochs):
         """Returns (result, seconds)."""
-        job = self.start(name, epochs, [])
+        job = self.start(places.Here(), name, epochs, [])
         try:
             self.follow(job)
         finally:
@@ -295,14 +282,16 @@ class Demo:
         return result, seconds
 
     def disturbed(self, epochs, duration):
-        plan = plans.draw(self.options.kill_seed, RANKS, epochs * STEPS_PER_EPOCH)
+        hosts = self.options.hosts
+        plan = plans.draw(self.options.kill_seed, RANKS, epochs * STEPS_PER_EPOCH, hosts)
+        where = "" if hosts == 1 else f" on {hosts} hosts"
         self.screen.line(
-            f"2/2: {RANKS} ranks and a spare; {plan.kills} kills of ranks (--kill-seed "
+            f"2/2: {RANKS} ranks and a spare{where}; kills of ranks (--kill-seed "
             f"{self.options.kill_seed}):"
         )
         for line in plan.describe():
             self.screen.line(line)
-        job = self.start("disturbed", epochs, ["--spares", 1], plan.script())
+        job = self.start(self.place, "disturbed", epochs, ["--spares", 1], plan.script())
         pending = list(plan.external)
         progress = Progress(epochs, duration)
         try:
@@ -317,27 +306,63 @@ class Demo:
         """Performs the next kill once its time has come and all seats are taken."""
         if not pending or progress.share(job.seconds()) < pending[0].at:
             return
-        if not job.story.is_whole():
+        if not job.story.is_whole() or self.cut_off & set(job.story.view):
             return
         kill = pending[0]
-        if kill.is_coordinator:
-            pid = job.status().get("coordinator", {}).get("pid")
-            if pid and job.kill(pid):
-                self.screen.event(job.seconds(), "kill", f"SIGKILL to the coordinator (pid {pid})")
-                pending.pop(0)
-            return
-        targets = [(rank, job.story.pid(rank)) for rank in kill.ranks]
-        for number, (rank, pid) in enumerate(targets):
+        perform = {
+            "kill": self.kill_ranks,
+            "coordinator": self.kill_coordinator,
+            "cut": self.cut_host,
+            "heal": self.heal_host,
+        }
+        if perform[kill.what](job, kill):
+            pending.pop(0)
+
+    def kill_coordinator(self, job, _kill):
+        pid = job.status().get("coordinator", {}).get("pid")
+        done = pid and job.kill(pid)
+        if done:
+            self.screen.event(job.seconds(), "kill", f"SIGKILL to the coordinator (pid {pid})")
+        return done
+
+    def kill_ranks(self, job, kill):
+        targets = [(rank, job.story.pid(rank), job.story.host(rank)) for rank in kill.ranks]
+        for number, (rank, pid, host) in enumerate(targets):
             if number:
                 threading.Event().wait(kill.gap_s)
             job.story.note_kill(rank, int(job.seconds() * 1e9))
-            if not job.kill(pid):
+            if not job.kill(pid, host):
                 if number == 0:
-                    return  # just died by itself: again when the seat is taken
+                    return False  # just died by itself: again when the seat is taken
                 raise Failed(f"rank {rank} (pid {pid}) was gone before its kill")
-            self.executed += 1
             self.screen.event(job.seconds(), "kill", f"SIGKILL to rank {rank} (pid {pid})")
-        pending.pop(0)
+        return True
+
+    def cut_host(self, job, kill):
+        """The one with most ranks, but not the launcher's and not with more than half of them."""
+        seats = {}
+        for rank in range(RANKS):
+            seats.setdefault(job.story.host(rank), []).append(rank)
+        here = (*self.place.names[:1], "")
+        fitting = [h for h in seats if h not in here and len(seats[h]) <= RANKS // 2]
+        if not fitting:
+            return False
+        self.lost_host = max(fitting, key=lambda host: len(seats[host]))
+        kill.ranks = tuple(seats[self.lost_host])
+        self.cut_off = {job.story.view[rank] for rank in kill.ranks}
+        for rank in kill.ranks:
+            job.story.note_kill(rank, int(job.seconds() * 1e9))
+        self.place.cut(self.lost_host)
+        names = " and ".join(str(rank) for rank in kill.ranks)
+        self.screen.event(
+            job.seconds(), "kill", f"host {self.lost_host}, with rank {names}, is cut off"
+        )
+        return True
+
+    def heal_host(self, job, _kill):
+        self.place.heal(self.lost_host)
+        self.screen.event(job.seconds(), "back", f"host {self.lost_host} is on the network again")
+        return True
 
 
 def read_result(output):
@@ -355,18 +380,6 @@ def read_result(output):
     return result
 
 
-def still_there(pids):
-    """Those of these processes that still run the program."""
-    found = []
-    for pid in pids:
-        try:
-            if PROGRAM.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-        except (FileNotFoundError, ProcessLookupError):
-            pass
-    return found
-
-
 def check(job, plan, result, undisturbed):
     """Everything that the demo promises."""
     story = job.story
@@ -378,7 +391,8 @@ def check(job, plan, result, undisturbed):
         raise Failed(f"{recovered} of {lost} losses were recovered from")
     if story.coordinator_losses != 1 or story.coordinator_restarts != 1:
         raise Failed("the coordinator did not come back exactly once")
-    if left := still_there(story.pids.values()):
+    started = [(pid, story.hosts[life]) for life, pid in story.pids.items()]
+    if left := job.place.left(started, PROGRAM.encode()):
         raise Failed(f"processes are left behind: {left}")
     for rank in range(RANKS):
         pid, digest = result["holds"].get(rank, (None, None))
@@ -411,8 +425,8 @@ def shares(report):
     return sorted((pair for pair in pairs if pair[1] >= 1e-4), key=lambda pair: -pair[1])
 
 
-def perform(options, root):
-    demo = Demo(options, root, time.monotonic() + options.limit)
+def perform(options, root, place):
+    demo = Demo(options, root, place, time.monotonic() + options.limit)
     epochs = demo.calibrate()
     undisturbed, duration = demo.undisturbed(epochs)
     job, plan = demo.disturbed(epochs, duration)
@@ -439,6 +453,9 @@ def parse_arguments():
     parser.add_argument(
         "--control", choices=["pair", "tcp"], default="pair", help="as `regroup run --control`"
     )
+    parser.add_argument(
+        "--hosts", type=int, default=1, help="1, or so many made of namespaces (root), one is lost"
+    )
     parser.add_argument("--limit", type=float, default=85, help="seconds until it gives up")
     parser.add_argument("--log-dir", type=Path, help="keep events, report and logs there")
     options = parser.parse_args()
@@ -448,9 +465,16 @@ def parse_arguments():
 
 def main():
     options = parse_arguments()
+    if reason := places.why_no_hosts(options.hosts):
+        print(f"demo: FAILED {reason}")
+        return 1
     root = options.log_dir or Path(tempfile.mkdtemp(prefix="regroup-demo-"))
+    place = places.Here()
     try:
-        perform(options, root)
+        root.mkdir(parents=True, exist_ok=True)
+        if options.hosts > 1:
+            place = places.Hosts(options.hosts, root)
+        perform(options, root, place)
     except (Failed, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
         what = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
         print(f"events and logs: {root}\ndemo: FAILED {what}")
@@ -458,6 +482,8 @@ def main():
     except KeyboardInterrupt:
         print("demo: FAILED interrupted")
         return 130
+    finally:
+        place.close()
     if not options.log_dir:
         shutil.rmtree(root)
     return 0

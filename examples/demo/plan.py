@@ -35,19 +35,30 @@ class Scripted:
 
 @dataclass
 class External:
-    """SIGKILL from outside after about this share of the training; no ranks: to the coordinator.
+    """What is done from outside after about this share of the training. `what`: "kill" (SIGKILL to
+    these ranks), "coordinator" (SIGKILL to it), "cut" (a host off the network; `ranks` are known
+    once it is done) or "heal" (that host is back on it).
 
     Several ranks die one after the other, `gap_s` apart: the later ones while the recovery from
     the first is under way.
     """
 
     at: float
+    what: str
     ranks: tuple = ()
     gap_s: float = 0.0
 
-    @property
-    def is_coordinator(self):
-        return not self.ranks
+    def describe(self):
+        when = f"at {self.at:.0%} of the training"
+        if self.what == "coordinator":
+            return f"SIGKILL from outside {when}: the coordinator"
+        if self.what == "cut":
+            return f"cut off the network {when}: a host with ranks, but not the launcher's"
+        if self.what == "heal":
+            return f"back on the network {when}: that host"
+        text = f"SIGKILL from outside {when}: "
+        text += " and ".join(f"rank {rank}" for rank in self.ranks)
+        return text + (f", {self.gap_s * 1e3:.1f} ms apart" if self.gap_s else "")
 
 
 @dataclass
@@ -65,19 +76,12 @@ class Plan:
 
     def describe(self):
         lines = [f"  at a point of its own: {kill.rule()}" for kill in self.scripted]
-        for kill in self.external:
-            if kill.is_coordinator:
-                who = "the coordinator"
-            else:
-                who = f"rank {' and rank '.join(str(rank) for rank in kill.ranks)}"
-            if kill.gap_s:
-                who += f", {kill.gap_s * 1e3:.1f} ms apart"
-            lines.append(f"  SIGKILL from outside at {kill.at:.0%} of the training: {who}")
-        return lines
+        return lines + [f"  {kill.describe()}" for kill in self.external]
 
 
-def draw(seed, ranks, steps):
-    """Eight kills of ranks and one of the coordinator.
+def draw(seed, ranks, steps, hosts=1):
+    """Eight kills of ranks and one of the coordinator; on several hosts a whole host in place of
+    two of the former.
 
     Two seats die by script and two from outside, so that the number of a scripted life does not
     depend on when the others happen to die. Rank 0 is always among the four.
@@ -102,9 +106,16 @@ def draw(seed, ranks, steps):
         Scripted(first, 2, "all_reduce", chance.choice(IN_ALL_REDUCE), step(0.75, 0.85)),
     ]
     external = [
-        External(chance.uniform(0.18, 0.26), (third,)),
-        External(chance.uniform(0.44, 0.50)),
-        External(chance.uniform(0.52, 0.60), (fourth,)),
-        External(chance.uniform(0.64, 0.70), (third, fourth), chance.uniform(0.001, 0.008)),
+        External(chance.uniform(0.18, 0.26), "kill", (third,)),
+        External(chance.uniform(0.44, 0.50), "coordinator"),
+        External(chance.uniform(0.52, 0.60), "kill", (fourth,)),
+        External(
+            chance.uniform(0.64, 0.70), "kill", (third, fourth), chance.uniform(0.001, 0.008)
+        ),
     ]
+    if hosts > 1:
+        # Who is on the host is in no script any more: the lives that scripts count are over.
+        scripted.pop()
+        external[2] = External(external[2].at, "cut")
+        external.append(External(chance.uniform(0.75, 0.80), "heal"))
     return Plan(scripted, external)

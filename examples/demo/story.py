@@ -112,9 +112,11 @@ class Story:
         self.view = []  # incarnation by seat, 0: vacant
         self.members = set()  # every incarnation that ever stood in a view
         self.pids = {}  # by incarnation
+        self.hosts = {}  # by incarnation; "": the launcher's
         self.entered = {}  # epoch -> {rank: incarnation}
         self.losses = []
         self.killed_ns = {}  # job time of kills from outside, by incarnation
+        self.wedged_ns = self.decided_ns = 0  # when it was so the last time
         self.coordinator_losses = 0
         self.coordinator_restarts = 0
         self.ended = None
@@ -124,6 +126,10 @@ class Story:
         if rank >= len(self.view):
             return None
         return self.pids.get(self.view[rank])
+
+    def host(self, rank):
+        """Of the process in this seat now."""
+        return self.hosts.get(self.view[rank], "")
 
     def note_kill(self, rank, job_ns):
         """To be told before the signal is sent."""
@@ -156,11 +162,12 @@ class Story:
 
     def _on_process_started(self, event):
         self.pids[event["incarnation"]] = event["pid"]
+        self.hosts[event["incarnation"]] = event.get("host", "")
 
-    def _on_attached(self, event):
-        self.pids[event["incarnation"]] = event["pid"]
+    _on_attached = _on_process_started
 
     def _on_view_installed(self, event):
+        told = self._lost_with_their_hosts(event)
         self.epoch = event["epoch"]
         self.view = event["seats"]
         self.members.update(self.view)
@@ -171,12 +178,32 @@ class Story:
             if loss.decided_ns is None:
                 loss.decided_ns = event["offset_ns"]
         seats = " ".join(f"{rank}:{life or '-'}" for rank, life in enumerate(self.view))
-        return [("view", f"epoch {self.epoch}: members {seats}")]
+        return [*told, ("view", f"epoch {self.epoch}: members {seats}")]
+
+    def _lost_with_their_hosts(self, event):
+        """Members that the new view is without, though nobody has seen them end."""
+        told = []
+        known = {loss.incarnation for loss in self.losses}
+        for rank, (old, new) in enumerate(zip(self.view, event["seats"])):
+            if old in (0, new) or old in known:
+                continue
+            detect_ns = max(0, self.wedged_ns - self.killed_ns.get(old, self.wedged_ns))
+            self.losses.append(
+                Loss(rank, old, self.epoch, self.wedged_ns, detect_ns, "with its host",
+                     list(self.view), decided_ns=self.decided_ns)
+            )
+            told.append(("lost", f"rank {rank} (incarnation {old}) lost with its host"))
+        return told
+
+    def _on_wedged(self, event):
+        self.wedged_ns = event["offset_ns"]
 
     def _on_lost(self, event):
         rank = event.get("rank")
         if rank is None or event["incarnation"] not in self.members:
             return [("info", f"a process without a seat is gone: {event.get('text', '')}")]
+        if any(loss.incarnation == event["incarnation"] for loss in self.losses):
+            return []  # its host is back, and what was lost with it is ended there
         where = where_of(event)
         # The log counts from the last proof of life; whoever killed knows better.
         detect_ns = event.get("detect_ns") or 0
@@ -198,6 +225,7 @@ class Story:
         return [("lost", f"rank {rank} (incarnation {life}, pid {pid}) lost {where}")]
 
     def _on_decided(self, event):
+        self.decided_ns = event["offset_ns"]
         for loss in self.losses:
             if loss.resumed_ns is None and loss.epoch == event["epoch"]:
                 loss.decided_ns = event["offset_ns"]

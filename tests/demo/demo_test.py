@@ -49,6 +49,8 @@ RECOVERY = [
     event("first_operation", 110, epoch=2, rank=0),
 ]
 
+RECOVERY_LATER = [{**one, "offset_ns": one["offset_ns"] + 1000 * MS} for one in RECOVERY[1:]]
+
 
 def told(events):
     story = Story(2)
@@ -106,6 +108,17 @@ class StoryTest(unittest.TestCase):
         for loss in story.recovered():
             self.assertEqual(sum(time for _, time in loss.phases()), loss.total_ns)
 
+    def test_a_member_that_goes_with_its_host_is_a_loss_once(self):
+        cut = [event("wedged", 1100, epoch=1), event("decided", 1102, epoch=1, committed_step=7)]
+        ended = event("lost", 3000, rank=1, incarnation=2, epoch=1, operation="all_reduce")
+        story = told(two_ranks())
+        story.note_kill(1, 100 * MS)
+        for one in [*cut, *RECOVERY_LATER, ended]:
+            story.feed(one)
+        (loss,) = story.recovered()
+        self.assertEqual([time // MS for _, time in loss.phases()], [1000, 2, 3, 4, 1])
+        self.assertEqual(len(story.losses), 1)
+
     def test_a_lost_spare_is_no_kill(self):
         self.assertEqual(told(two_ranks(event("lost", 50, incarnation=3, text="x"))).losses, [])
 
@@ -162,9 +175,21 @@ class PlanTest(unittest.TestCase):
             self.assertFalse(outside & inside, "lives of scripted seats must not depend on others")
             operations = [kill for kill in drawn.scripted if kill.operation != "heal"]
             self.assertGreaterEqual(2 * (len(operations) + 1), drawn.kills)
-            self.assertEqual(sum(kill.is_coordinator for kill in drawn.external), 1)
+            self.assertEqual([kill.what for kill in drawn.external].count("coordinator"), 1)
             self.assertEqual(drawn.external, sorted(drawn.external, key=lambda kill: kill.at))
             self.assertLess(max(kill.step or 0 for kill in drawn.scripted), 1000)
+
+    def test_on_several_hosts_one_is_lost_behind_all_scripts(self):
+        for seed in range(200):
+            drawn = plan.draw(seed, 4, 1000, hosts=3)
+            what = [kill.what for kill in drawn.external]
+            self.assertEqual(what, ["kill", "coordinator", "cut", "kill", "heal"])
+            self.assertEqual(drawn.external, sorted(drawn.external, key=lambda kill: kill.at))
+            cut = drawn.external[2]
+            self.assertLess(max(kill.step or 0 for kill in drawn.scripted), 1000 * cut.at)
+            before = drawn.kills
+            cut.ranks = (1, 2)
+            self.assertEqual(drawn.kills, before + 2)
 
     def test_a_seed_is_a_plan(self):
         self.assertEqual(plan.draw(3, 4, 1000), plan.draw(3, 4, 1000))

@@ -4,53 +4,18 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
-import time
 import unittest
 from pathlib import Path
 
 REGROUP = os.environ["REGROUP_BINARY"]
 FAKE_RANK = os.environ["FAKE_RANK"]
-PATIENCE = 40  # seconds, of every wait
-LOOK_AGAIN = threading.Event()  # never set
 
-
-def until(condition, what, patience=PATIENCE):
-    """Waits until it holds; its value."""
-    deadline = time.monotonic() + patience
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{patience} s passed without {what}")
-        LOOK_AGAIN.wait(0.02)
-
-
-def environment_of(pid):
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return []
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except (OSError, IndexError):
-        return False
-
-
-def command_line(pid):
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return []
-
-
-def all_pids():
-    return [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]
+sys.path.insert(0, str(Path(__file__).parent.parent / "support" / "hosts"))
+from processes import (  # noqa: E402,F401
+    PATIENCE, all_pids, command_line, environment_of, is_running, until)
 
 
 class Run:

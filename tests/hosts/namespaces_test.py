@@ -7,10 +7,13 @@ import re
 import signal
 import sys
 import unittest
+from pathlib import Path
 
-import namespaces
-from jobs import FAKE_RANK, JobsCase, command_line, environment_of, until
+from jobs import FAKE_RANK, REGROUP, JobsCase, command_line, environment_of, until
+import namespaces  # where jobs says
 
+MODULE = Path(REGROUP).parent.parent / "lib" / "libregroup-ucx.so"
+EXAMPLE = Path(REGROUP).parent / "example_06_lookup_and_experts"
 DETECT_MAX = 1.5  # seconds: design.md, figures to reach
 
 
@@ -35,10 +38,11 @@ class HostsCase(JobsCase):
         super().tearDown()
         self.network.close()
 
-    def on_a(self, ranks, hosts, *words, interface="10.77.0.1"):
+    def on_a(self, ranks, hosts, *words, interface="10.77.0.1", environment=None):
         """`regroup run` on host a."""
         return self.start("-n", ranks, "--hosts", hosts, "--interface", interface, "--starter",
-                          self.starter, *words, prefix=self.network["a"].enter(self.directory.name))
+                          self.starter, *words, environment=environment,
+                          prefix=self.network["a"].enter(self.directory.name))
 
     def ranks_on(self, host, variable="REGROUP_RANK="):
         found = {}
@@ -129,6 +133,19 @@ class Jobs(HostsCase):
         until(lambda: not before & set(self.network["b"].pids()), "the end of what ran on b")
         self.assert_comes_back(run, "b", 2)
         self.end_it(run)
+        self.assert_nothing_on("a", "b")
+
+
+class Data(HostsCase):
+    names = ("a", "b")
+
+    @unittest.skipUnless(MODULE.exists(), "built without UCX")
+    def test_uneven_shares_go_between_hosts_and_outlive_a_death(self):
+        run = self.on_a(3, "a:2,b:2", "--spares", 1, "--", EXAMPLE, 20, 5,
+                        environment={"UCX_TLS": "tcp"})
+        self.assert_ends(run)
+        self.assertIn("lookups=3772 wrong=0 as undisturbed", run.out)
+        self.assertRegex(run.err, r"rank 1 .*lost: killed by SIGKILL")
         self.assert_nothing_on("a", "b")
 
 

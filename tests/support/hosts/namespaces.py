@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from jobs import is_running, until
+from processes import is_running, until
 
 ALL_NEW = ["unshare", "--net", "--pid", "--uts", "--mount", "--time"]
 
