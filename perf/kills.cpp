@@ -150,6 +150,8 @@ class Killer {
       : job_(job), options_(options), notes_(notes), seat_(job.rank()) {
     values_.resize(std::max<std::size_t>(1, options.sizes.front() / sizeof(double)));
     sums_.resize(values_.size());
+    state_.resize(options.state_bytes, std::byte{1});
+    if (!state_.empty()) job.state().add("state", state_);
   }
   Status run();
   [[nodiscard]] KillSamples samples() const;
@@ -166,6 +168,7 @@ class Killer {
   EventLog log_;
   std::vector<double> values_;
   std::vector<double> sums_;
+  std::vector<std::byte> state_;
 };
 
 /// Each seat contributes its own bit, so that a sum tells exactly who took part.

@@ -33,6 +33,7 @@ struct Words {
   std::string places = "both";
   std::string kill;
   std::string resident = "0";
+  std::string state = "0";
 };
 
 Status bad(std::string text) { return {Code::InvalidArgument, std::move(text)}; }
@@ -144,6 +145,9 @@ Status convert(const Words& words, Options& options) {
   auto resident = parse_size(words.resident);
   if (!resident) return resident.error();
   options.resident_bytes = *resident;
+  auto state = parse_size(words.state);
+  if (!state) return state.error();
+  options.state_bytes = *state;
   return {};
 }
 
@@ -195,6 +199,7 @@ void declare_other_modes(CLI::App& app, Words& words, Options& options) {
                  "RANK@OP: kill this rank in its operation OP of each round, and measure the loss");
   app.add_option("--kills", options.kills, "rounds with a kill (10)")->check(CLI::Range(1, 100000));
   app.add_option("--resident", words.resident, "with --kill: memory that each rank touches (0)");
+  app.add_option("--state", words.state, "with --kill: state that a newcomer is given (0)");
   app.add_option("--serve", options.serve_dir, "for --compare: be measured by another program");
 }
 

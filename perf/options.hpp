@@ -49,6 +49,7 @@ struct Options {
   std::optional<Kill> kill;
   std::uint64_t kills = 10;
   std::size_t resident_bytes = 0;
+  std::size_t state_bytes = 0;  ///< registered: a newcomer gets it from the others
   std::string serve_dir;
 };
 

@@ -125,6 +125,21 @@ class Network:
     def _in_switch(self, *words):
         self._do(self.switch, *words)
 
+    def know_each_other(self, directory):
+        """From now on hosts find each other by name."""
+        table = Path(directory) / "hosts"
+        table.write_text("127.0.0.1 localhost\n" + "".join(
+            f"10.77.0.{number} {name}\n" for number, name in enumerate(self.hosts, 1)))
+        for host in self.hosts.values():
+            done = host.run("mount", "--bind", str(table), "/etc/hosts")
+            if done.returncode != 0:
+                raise RuntimeError(f"{host.name}: {done.stderr}")
+
+    def limit(self, name, rate_mbit):
+        """What this host sends takes as long as over a wire of that rate."""
+        self._do(self[name], "tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate",
+                 f"{rate_mbit}mbit", "burst", "256kb", "latency", "100ms")
+
     def cut(self, name):
         """From now on nothing passes between this host and the others, and nobody is told: the wire
         stays up, the bridge forwards nothing. Returns when, in seconds since 1970."""
