@@ -172,6 +172,7 @@ class RunShell final : public JobControl {
   void perform(const membership::host::AskPark& effect);
   void perform(const membership::host::Release& effect);
   void perform(const membership::host::Answered& effect);
+  [[nodiscard]] bool is_at(Rank seat, const membership::host::MakeView& effect) const;
   void seat_newcomers(const membership::host::MakeView& effect, const membership::View& before,
                       std::vector<Narrator::Newcomer>& newcomers);
   void add_newcomers_elsewhere(const membership::host::MakeView& effect,

@@ -224,6 +224,13 @@ void RunShell::tell_view(RankProcess& process, const std::string& cause) {
   send(process, message, fds);
 }
 
+/// The seat's member in this view runs here, or there is none.
+bool RunShell::is_at(Rank seat, const host::MakeView& effect) const {
+  const auto index = static_cast<std::size_t>(seat.value());
+  return index >= effect.places.size() || effect.view.seats[index] == Incarnation{} ||
+         effect.places[index].host == setup_.place.agent;
+}
+
 void RunShell::perform(const host::MakeView& effect) {
   const membership::View before = arenas_.view();
   if (const Status made = arenas_.install(effect.view, effect.local); !made) {
@@ -233,6 +240,10 @@ void RunShell::perform(const host::MakeView& effect) {
     return;
   }
   places_ = effect.places;
+  for (auto kept = kept_.begin(); kept != kept_.end();) {
+    // What a seat left here is old once it has moved on: it may come back.
+    kept = is_at(kept->first, effect) ? std::next(kept) : kept_.erase(kept);
+  }
   std::vector<Narrator::Newcomer> newcomers;
   seat_newcomers(effect, before, newcomers);
   for (const Member& member : effect.local) {

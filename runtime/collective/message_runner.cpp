@@ -269,6 +269,33 @@ Outcome MessageRunner::Impl::commit(std::uint64_t step, Deadline until) {
   return {OutcomeKind::Done, step, {}};
 }
 
+Outcome MessageRunner::Impl::entrust(std::uint64_t step, const Entrusted& what, Deadline until) {
+  const Holding holding(*this);
+  for (std::size_t at = 0; what.keeper >= 0 && at < what.mine.size(); at += spi::kPostedBytesMax) {
+    const auto part = what.mine.subspan(at, std::min(spi::kPostedBytesMax, what.mine.size() - at));
+    post(what.keeper, spi::MessageKind::Keepsake, step, at / spi::kPostedBytesMax, what.mine.size(),
+         part.data(), part.size());
+  }
+  const auto all_here = [&] {
+    return std::ranges::all_of(what.wards, [&](int ward) { return keepsakes_.has(ward, step); });
+  };
+  const auto damaged = [this] {
+    damage_ = own_.find_damage();
+    if (damage_.empty()) damage_ = find_broken();
+    return !damage_.empty();
+  };
+  switch (hub_.wait(held_, &own_.step(), until, all_here, damaged)) {
+    case spi::WaitEnd::Ready: break;
+    case spi::WaitEnd::Wedged: return {OutcomeKind::Lost, step, {}};
+    case spi::WaitEnd::Interrupted: own_.restore(); return {OutcomeKind::Damaged, step, damage_};
+    case spi::WaitEnd::Expired:
+      return {OutcomeKind::Expired, step, "what is to be kept for others did not come"};
+  }
+  for (std::size_t i = 0; i < what.wards.size(); ++i)
+    keepsakes_.take(what.wards[i], step, {what.places[i], what.mine.size()});
+  return {OutcomeKind::Done, step, {}};
+}
+
 Outcome MessageRunner::Impl::verdict_of(std::uint64_t step, Deadline until) {
   return step_verdict(own_, options_.epoch, step, own_wait(until));
 }
@@ -308,6 +335,9 @@ Outcome MessageRunner::run(const OpSpec& spec, Deadline until) { return impl_->r
 Outcome MessageRunner::settle(Deadline until) { return impl_->settle(until); }
 Outcome MessageRunner::commit(std::uint64_t step, Deadline until) {
   return impl_->commit(step, until);
+}
+Outcome MessageRunner::entrust(std::uint64_t step, const Entrusted& what, Deadline until) {
+  return impl_->entrust(step, what, until);
 }
 Outcome MessageRunner::send(const void* data, std::size_t count, DType dtype, int destination,
                             std::uint32_t tag, Deadline until) {

@@ -44,6 +44,7 @@ class MessageRunner final : public GroupRunner {
   Outcome run(const OpSpec& spec, Deadline until) override;
   Outcome settle(Deadline until) override;
   Outcome commit(std::uint64_t step, Deadline until) override;
+  Outcome entrust(std::uint64_t step, const Entrusted& what, Deadline until) override;
   /// HandedOver: up to spi::kPostedBytesMax once it is sent; above, once the receiver has it.
   Outcome send(const void* data, std::size_t count, DType dtype, int destination, std::uint32_t tag,
                Deadline until) override;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "collective/message_calls.hpp"
+#include "collective/message_keepsakes.hpp"
 #include "collective/message_letters.hpp"
 #include "collective/message_mailbox.hpp"
 #include "collective/message_runner.hpp"
@@ -29,6 +30,7 @@ class MessageRunner::Impl final : public MessageReceiver {
   Outcome run(const OpSpec& spec, Deadline until);
   Outcome settle(Deadline until);
   Outcome commit(std::uint64_t step, Deadline until);
+  Outcome entrust(std::uint64_t step, const Entrusted& what, Deadline until);
   Outcome send(const void* data, std::size_t count, DType dtype, int destination, std::uint32_t tag,
                Deadline until);
   Outcome recv(void* data, std::size_t count, DType dtype, int source, std::uint32_t tag,
@@ -146,6 +148,7 @@ class MessageRunner::Impl final : public MessageReceiver {
   CalledOperations calls_;
   Mailbox mailbox_;
   MessageLetters letters_;
+  MessageKeepsakes keepsakes_;
 
   std::vector<std::uint64_t> have_;  ///< per member: it holds what it needs of all up to this one
   std::vector<std::uint64_t> need_;  ///< per member: the last operation so far that it receives in

@@ -332,6 +332,12 @@ void MessageRunner::Impl::on_message(const spi::MessageHeader& header, const std
     case spi::MessageKind::Offer:
     case spi::MessageKind::Accept:
     case spi::MessageKind::LetterData: letters_.on_message(header, data, bytes); break;
+    case spi::MessageKind::Keepsake:
+      if (!keepsakes_.arrived({source, header.sequence}, header.part, header.digest,
+                              {data, bytes})) {
+        ++hub_.counters().refused;
+      }
+      break;
   }
   tell_calls();
 }

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -126,6 +127,14 @@ struct Outcome {
   }
 };
 
+/// What this rank gives another one to keep as of a step, and what it keeps for others.
+struct Entrusted {
+  std::span<const std::byte> mine;
+  int keeper = -1;                 ///< group rank; -1: nobody
+  std::vector<int> wards;          ///< whose keeper this rank is
+  std::vector<std::byte*> places;  ///< for each ward's: as many bytes as mine
+};
+
 /// One rank's end of one group in one epoch. Operations are numbered 1, 2, 3... here.
 /// Memory: the arena outlives the runner; buffers of an operation belong to it until it returned,
 /// and, after Expired or Damaged, until settle() returned something else. Thread safety: one thread
@@ -148,6 +157,10 @@ class GroupRunner {
   /// says so. Lost: the decision says no. After Expired or Damaged (own step word wedged; tell the
   /// agent) call again for the outcome.
   virtual Outcome commit(std::uint64_t step, Deadline until) = 0;
+  /// Before commit(step): Done once everything that this rank is to keep is here. Since it prepares
+  /// the step behind that only, a committed step has all that was to be kept as of it. Where
+  /// members share memory nothing is moved.
+  virtual Outcome entrust(std::uint64_t step, const Entrusted& what, Deadline until) = 0;
 
   /// Point to point, matched by (source, destination, tag) in order, apart from the operations'
   /// sequence. HandedOver once all bytes lie in the arena. While it waits it receives what others
@@ -191,6 +204,9 @@ class SlotRunner final : public GroupRunner {
   Outcome run(const OpSpec& spec, Deadline until) override;
   Outcome settle(Deadline until) override;
   Outcome commit(std::uint64_t step, Deadline until) override;
+  Outcome entrust(std::uint64_t step, const Entrusted& /*what*/, Deadline /*until*/) override {
+    return {OutcomeKind::Done, step, {}};
+  }
   Outcome send(const void* data, std::size_t count, DType dtype, int destination, std::uint32_t tag,
                Deadline until) override;
   Outcome recv(void* data, std::size_t count, DType dtype, int source, std::uint32_t tag,

@@ -466,7 +466,13 @@ Status GroupImpl::commit_now(std::uint64_t step, bool background) {
   Request request;
   request.operation = metrics::Operation::Commit;
   Scope scope(*this, request, 0, !background);
-  auto outcome = runner_->commit(step, spi::kNoDeadline);
+  Outcome outcome{.kind = OutcomeKind::Done, .number = step, .text = {}};
+  if (const auto* const what = job_.to_entrust(step)) {
+    outcome = runner_->entrust(step, *what, spi::kNoDeadline);
+    if (outcome.ok()) job_.note_entrusted(step);
+  }
+  // If the epoch ended meanwhile, its decision is the answer.
+  if (outcome.kind != OutcomeKind::Damaged) outcome = runner_->commit(step, spi::kNoDeadline);
   if (outcome.kind == OutcomeKind::Damaged && end_epoch(outcome.text)) {
     auto settled = runner_->commit(step, Clock::now() + kVerdictTimeout);
     if (settled.kind != OutcomeKind::Expired) outcome = std::move(settled);

@@ -190,6 +190,7 @@ class GroupImpl {
   Status to_status(const Request& request, const collective::Outcome& outcome) const;
   [[nodiscard]] PrologueCall call_of(const Request& request) const;
   [[nodiscard]] std::span<std::byte> result_of(const Request& request) const;
+  [[nodiscard]] std::span<const std::byte> recorded_of(const Request& request) const;
   void on_instant(collective::Instant instant, std::uint64_t number, std::int64_t chunk);
 
   JobImpl& job_;

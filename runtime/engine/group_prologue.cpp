@@ -53,7 +53,7 @@ Outcome GroupImpl::run_and_confirm(const Request& request, const PrologueCall& c
   auto outcome = run(request, background, until);
   if (!outcome.ok()) return outcome;
   // No memory for it: a newcomer will be told so, the others go on.
-  (void)job_.record(call, result_of(request), request.options.healed_later);
+  (void)job_.record(call, recorded_of(request), request.options.healed_later);
   auto confirmed = confirm(background, until);
   if (!confirmed.ok()) {
     job_.prologue().take_back(call);

@@ -42,6 +42,13 @@ std::string in_place_rule(OpKind kind) {
   return "input and output overlap in part; they must be equal (in place) or apart";
 }
 
+/// All ranks that get anything get the same.
+bool is_shared(OpKind kind) {
+  return spi::is_in(spi::kinds(OpKind::AllReduce, OpKind::Broadcast, OpKind::AllGather,
+                               OpKind::AllGatherV, OpKind::Barrier),
+                    kind);
+}
+
 bool overlaps(const void* a, std::size_t a_bytes, const void* b, std::size_t b_bytes) {
   const std::less<const std::byte*> below;
   const auto* const a0 = static_cast<const std::byte*>(a);
@@ -156,7 +163,15 @@ PrologueCall GroupImpl::call_of(const Request& request) const {
           .detail = message ? 0 : descriptor.detail,
           .group = name_,
           .members = static_cast<std::uint32_t>(public_size()),
-          .message = message};
+          .message = message,
+          .shared = !message && is_shared(spec.kind)};
+}
+
+/// The result, and of a root that only gives what it gave.
+std::span<const std::byte> GroupImpl::recorded_of(const Request& request) const {
+  const auto& spec = request.spec;
+  if (spec.kind != OpKind::Broadcast || spec.root != public_rank()) return result_of(request);
+  return {static_cast<const std::byte*>(spec.in), spec.count * size_of(spec.dtype)};
 }
 
 std::span<std::byte> GroupImpl::result_of(const Request& request) const {

@@ -16,9 +16,6 @@ namespace {
 
 using metrics::Category;
 
-constexpr const char* kMirror = "mirror";
-/// What a seat left when it became vacant.
-constexpr const char* kVacantMirror = "vacant-mirror";
 constexpr const char* kPrologue = "prologue";
 constexpr std::chrono::seconds kCauseTimeout{1};
 constexpr int kDamagedAttemptsMax = 3;
@@ -205,13 +202,14 @@ void JobImpl::book(Category category) {
 
 // ---- prologue ----------------------------------------------------------------------------------
 
+Status JobImpl::keep_prologue(void* job, int fd, std::uint64_t bytes) {
+  return static_cast<JobImpl*>(job)->link_->keep_memory(kPrologue, fd, bytes);
+}
+
 Status JobImpl::record(const PrologueCall& call, std::span<const std::byte> result,
                        bool healed_later) {
-  const auto keep = [](void* job, int fd, std::uint64_t bytes) {
-    return static_cast<JobImpl*>(job)->link_->keep_memory(kPrologue, fd, bytes);
-  };
   const bool healed = healed_later || state_.covers(result.data(), result.size());
-  return prologue_.append(call, result, healed, keep, this);
+  return prologue_.append(call, result, healed, &keep_prologue, this);
 }
 
 Result<JobImpl::EpochShare> JobImpl::share_epoch(Epoch than, TimePoint until) {
@@ -402,9 +400,45 @@ Status JobImpl::meet(bool in_next, TimePoint until) {
   }
   auto agreement = agree_on_prologue(prologues);
   if (!agreement) return agreement.error();
+  if (auto status = lend_prologue(prologues, until); !status) return status;
   if (auto status = prologue_.settle(*agreement); !status) return status;
   met_ = epoch();
   return carries_on_ ? settle_stands(stands, in_next) : Status();
+}
+
+Status JobImpl::pass(bool give, std::size_t other, std::span<std::byte> bytes, TimePoint until) {
+  Request request;
+  request.kind = give ? Request::Kind::Send : Request::Kind::Recv;
+  request.operation = metrics::Operation::Heal;
+  request.other = static_cast<int>(other);
+  request.spec = {
+      .dtype = DType::U8, .count = bytes.size(), .in = bytes.data(), .out = bytes.data()};
+  return world_->perform_inside(request, until);
+}
+
+// A seat that moved to another host finds no record there: the others have the same calls in
+// theirs, and of most calls the same results.
+Status JobImpl::lend_prologue(std::span<const PrologueInfo> all, TimePoint until) {
+  const auto me = static_cast<std::size_t>(world_->rank());
+  std::vector<std::byte> borrowed;
+  bool borrows = false;
+  for (const PrologueLoan& loan : lend_records(all)) {
+    if (loan.from != me && loan.to != me) continue;
+    const bool give = loan.from == me;
+    auto bytes = give ? prologue_.lend(loan.groups) : std::vector<std::byte>();
+    std::uint64_t size = bytes.size();
+    const std::size_t other = give ? loan.to : loan.from;
+    const auto header = std::as_writable_bytes(std::span(&size, 1));
+    if (auto status = pass(give, other, header, until); !status) return status;
+    if (size > PrologueRecord::kBytesMax)
+      return {Code::Internal, fmt::format("a record of {} bytes was announced", size)};
+    bytes.resize(size);
+    if (auto status = pass(give, other, bytes, until); !status) return status;
+    if (give) continue;
+    borrows = true;
+    borrowed.insert(borrowed.end(), bytes.begin(), bytes.end());
+  }
+  return borrows ? prologue_.take_over(borrowed, &keep_prologue, this) : Status();
 }
 
 Status JobImpl::exchange_and_heal(control::Entered& report) {
@@ -427,12 +461,12 @@ Status JobImpl::exchange_and_heal(control::Entered& report) {
   auto round = healer.exchange(holds_state_);
   if (!round) return round.error();
   prologue_.finish();
-  if (round->newcomers.empty()) return {};
+  if (round->newcomers.empty()) return entrust_anew(resume - 1);
   book(Category::Heal);
   const auto started_ns = metrics::monotonic_ns();
   if (auto status = healer.run(*round); !status) return status;
-  if (holds_state_) return {};
-  if (auto status = inherit_mirror(resume - 1); !status) return status;
+  if (auto status = bring_mirrors(resume - 1); !status) return status;
+  if (auto status = entrust_anew(resume - 1); !status || holds_state_) return status;
   holds_state_ = true;
   applied_ = resume - 1;
   for (const auto& [donor, bytes] : heal_book_.progress->bytes_from()) {
@@ -441,27 +475,6 @@ Status JobImpl::exchange_and_heal(control::Entered& report) {
   }
   report.heal_ns = metrics::monotonic_ns() - started_ns;
   return {};
-}
-
-Status JobImpl::inherit_mirror(std::uint64_t step) {
-  if (state_.volatile_bytes() == 0 || step == 0) return {};
-  base::Fd kept = link_->take_kept(kMirror);
-  const bool was_vacant = !kept;
-  if (was_vacant) kept = link_->take_kept(kVacantMirror);
-  // Lost before it had one: the others carried on without it, and its own state is that of the
-  // start.
-  if (!kept && carries_on_) return {};
-  if (!kept) {
-    return {Code::Internal,
-            fmt::format("rank {} took over its seat at step {} but was given no mirror of its "
-                        "predecessor's volatile state",
-                        seat().rank.value(), step)};
-  }
-  auto memory = KeptMemory::open(std::move(kept));
-  if (!memory) return memory.error();
-  auto mirror = Mirror::open(memory->bytes(), state_.volatile_bytes());
-  if (!mirror) return mirror.error();
-  return was_vacant ? mirror->read_newest(state_) : mirror->read(step, state_);
 }
 
 // ---- steps -------------------------------------------------------------------------------------
@@ -487,15 +500,7 @@ Status JobImpl::begin_step(std::uint64_t step, bool retry) {
     const std::lock_guard lock(failure_mutex_);
     step_failure_ = {};
   }
-  if (mirror_ || state_.volatile_bytes() == 0) return {};
-  auto memory = KeptMemory::create("regroup-mirror", Mirror::bytes_needed(state_.volatile_bytes()));
-  if (!memory) return memory.error();
-  mirror_memory_ = std::move(*memory);
-  mirror_ = Mirror::format(mirror_memory_->bytes(), state_.volatile_bytes());
-  // A successor may need the generation of the step before, if this seat is lost again before its
-  // first commit.
-  if (step > 1) mirror_->write(step - 1, state_);
-  return link_->keep_memory(kMirror, mirror_memory_->fd(), mirror_memory_->bytes().size());
+  return start_mirror(step);
 }
 
 Status JobImpl::left_open() const {

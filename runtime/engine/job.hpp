@@ -142,6 +142,10 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
     const std::lock_guard lock(faults_mutex_);
     faults_.hit(point);
   }
+  /// For a commit: what this rank gives others to keep and keeps for them; null: nothing. Behind
+  /// it, once all of that has come, note_entrusted().
+  [[nodiscard]] const collective::Entrusted* to_entrust(std::uint64_t step);
+  void note_entrusted(std::uint64_t step);
   [[nodiscard]] bool has_faults() const { return !faults_.empty(); }
   [[nodiscard]] int cores() const { return cores_; }
   /// REGROUP_VERIFY: results are compared between the ranks.
@@ -178,6 +182,9 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
     InStep,
   };
   struct MeetInfo;
+  Status lend_prologue(std::span<const PrologueInfo> all, TimePoint until);
+  /// One member to one other, inside the entry into an epoch.
+  Status pass(bool give, std::size_t other, std::span<std::byte> bytes, TimePoint until);
   Status meet(bool in_next, TimePoint until);
   [[nodiscard]] Stand stand(bool in_next) const;
   Status settle_stands(std::span<const Stand> all, bool in_next);
@@ -189,10 +196,19 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   Status exchange_and_heal(control::Entered& report);
   Status prepare_first_entry();
   Status too_often_damaged();
-  Status inherit_mirror(std::uint64_t step);
+  // job_mirror.cpp: volatile state that outlives its process, here and on other hosts
+  Status start_mirror(std::uint64_t step);
+  Result<bool> inherit_mirror(std::uint64_t step);
+  Status bring_mirrors(std::uint64_t step);
+  Status bring_mirror(std::size_t to, std::uint64_t step);
+  Status entrust_anew(std::uint64_t step);
+  [[nodiscard]] bool entrusts() const;
+  [[nodiscard]] std::optional<std::size_t> keeper_of(std::size_t member) const;
+  Status tell_all(std::uint64_t mine, std::vector<std::uint64_t>& all);
   /// Says why this rank cannot go on, and passes it on.
   Status give_up(Status status);
   void book(metrics::Category category);
+  static Status keep_prologue(void* job, int fd, std::uint64_t bytes);
 
   std::unique_ptr<AgentLink> link_;
   std::uint64_t fork_count_;
@@ -234,6 +250,16 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   int damaged_attempts_ = 0;  ///< since the last commit; under failure_mutex_
   Status last_damage_;
   std::vector<std::byte> saved_volatile_;
+
+  /// Of other seats, what they entrusted to this rank: two generations each, by the step's parity.
+  struct Generations {
+    std::uint64_t steps[2] = {};
+    std::vector<std::byte> bytes[2];
+  };
+  std::map<Rank, Generations> entrusted_;
+  std::optional<std::uint64_t> brought_;  ///< of a newcomer: as of which step its own was brought
+  collective::Entrusted to_entrust_;
+  std::vector<std::byte> entrusting_;  ///< this rank's own
 
   std::optional<KeptMemory> mirror_memory_;
   std::optional<Mirror> mirror_;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 
 #include "base/check.hpp"
@@ -54,15 +55,26 @@ void Mirror::write(std::uint64_t step, const RegisteredState& state) {
   header().steps[step & 1].store(step, std::memory_order_release);
 }
 
-Status Mirror::read(std::uint64_t step, const RegisteredState& state) const {
+Status Mirror::has(std::uint64_t step) const {
   if (header().steps[step & 1].load(std::memory_order_acquire) != step) {
     return {Code::FailedPrecondition,
             fmt::format("the mirror of this seat's volatile state has no generation for "
                         "step {}",
                         step)};
   }
-  state.restore_volatile(half(step));
   return {};
+}
+
+Status Mirror::read(std::uint64_t step, const RegisteredState& state) const {
+  auto status = has(step);
+  if (status) state.restore_volatile(half(step));
+  return status;
+}
+
+Status Mirror::copy(std::uint64_t step, std::byte* to) const {
+  auto status = has(step);
+  if (status) std::memcpy(to, half(step), bytes_);
+  return status;
 }
 
 Status Mirror::read_newest(const RegisteredState& state) const {

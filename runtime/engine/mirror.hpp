@@ -28,6 +28,8 @@ class Mirror {
   void write(std::uint64_t step, const RegisteredState& state);
   /// Errors: FailedPrecondition when that step's generation is not there.
   Status read(std::uint64_t step, const RegisteredState& state) const;
+  /// The same into other memory.
+  Status copy(std::uint64_t step, std::byte* to) const;
   /// The newest generation: of a seat that was vacant since, whose own state stood still. Nothing
   /// is read of one that never committed a step: its successor begins as it did.
   Status read_newest(const RegisteredState& state) const;
@@ -42,6 +44,7 @@ class Mirror {
       : memory_(memory), bytes_(volatile_bytes) {}
   [[nodiscard]] Header& header() const;
   [[nodiscard]] std::byte* half(std::uint64_t step) const;
+  [[nodiscard]] Status has(std::uint64_t step) const;
 
   std::span<std::byte> memory_;
   std::size_t bytes_;

@@ -30,6 +30,7 @@ struct PrologueRecord::Header {
   std::atomic<std::uint64_t> used;  ///< bytes of complete entries
   std::atomic<std::uint32_t> closed;
   std::atomic<std::uint32_t> overflowed;
+  std::atomic<std::uint32_t> taken_over;  ///< from other ranks' records
 };
 
 struct PrologueRecord::Entry {
@@ -44,6 +45,7 @@ struct PrologueRecord::Entry {
   ReduceOp op;
   bool message;
   bool left_out;
+  bool shared;
   std::atomic<std::uint8_t> dropped;
 
   [[nodiscard]] bool matches(const PrologueCall& call) const {
@@ -64,7 +66,7 @@ PrologueRecord::Entry& PrologueRecord::entry(std::size_t offset) const {
 
 PrologueRecord PrologueRecord::format(std::span<std::byte> memory) {
   REGROUP_ASSERT(memory.size() >= sizeof(Header));
-  new (memory.data()) Header{kPrologueMagic, 0, 0, 0};
+  new (memory.data()) Header{kPrologueMagic, 0, 0, 0, 0};
   return PrologueRecord(memory);
 }
 
@@ -118,11 +120,41 @@ void PrologueRecord::append(const PrologueCall& call, std::span<const std::byte>
                  .op = call.op,
                  .message = call.message,
                  .left_out = left_out,
+                 .shared = call.shared,
                  .dropped = 0};
   if (kept_bytes > 0) std::memcpy(at + aligned(sizeof(Entry)), result.data(), kept_bytes);
   if (healed) healed_bytes_ += kept_bytes;
   entries_[key].push_back(used);
   head.used.store(used + aligned(sizeof(Entry)) + aligned(kept_bytes), std::memory_order_release);
+}
+
+std::vector<std::byte> PrologueRecord::entries_of(std::span<const std::uint64_t> groups) const {
+  std::vector<std::byte> out;
+  for (const std::uint64_t group : groups) {
+    const auto found = entries_.find(group);
+    if (found == entries_.end()) continue;
+    for (const std::size_t offset : found->second) {
+      const std::byte* const from = memory_.data() + sizeof(Header) + offset;
+      const std::size_t bytes = aligned(sizeof(Entry)) + aligned(entry(offset).kept_bytes());
+      out.insert(out.end(), from, from + bytes);
+    }
+  }
+  return out;
+}
+
+Status PrologueRecord::take_over(std::span<const std::byte> entries) {
+  auto& head = header();
+  const std::size_t used = head.used.load(std::memory_order_relaxed);
+  if (entries.size() > memory_.size() - sizeof(Header) - used) {
+    head.overflowed.store(1, std::memory_order_release);
+    return {};
+  }
+  if (!entries.empty())
+    std::memcpy(memory_.data() + sizeof(Header) + used, entries.data(), entries.size());
+  head.taken_over.store(1, std::memory_order_release);
+  head.used.store(used + entries.size(), std::memory_order_release);
+  entries_.clear();
+  return index_entries();
 }
 
 void PrologueRecord::drop_last(std::uint64_t group) {
@@ -166,7 +198,18 @@ Result<PrologueRecord::Answer> PrologueRecord::answer(const PrologueCall& call, 
                                                       std::span<std::byte> result) const {
   const auto offset = entries_.at(group_key(call.group, call.message)).at(index);
   const Entry& here = entry(offset);
-  if (!here.matches(call) || here.result_bytes != result.size()) {
+  const bool taken_over = header().taken_over.load(std::memory_order_acquire) != 0;
+  if (taken_over && !here.shared && !result.empty()) {
+    return Status(
+        Code::ResourceExhausted,
+        fmt::format("a collective before the first step (group \"{}\", {} elements) gave "
+                    "this seat what no other one has, and the record of that is gone with "
+                    "the seat's last host; make it behind the first next()",
+                    call.group, call.count));
+  }
+  // Who gives and gets nothing has the others' result in its record, or takes over such a record.
+  const bool needs_nothing = result.empty() && (here.shared || taken_over);
+  if (!here.matches(call) || (here.result_bytes != result.size() && !needs_nothing)) {
     return Status(Code::InvalidArgument,
                   fmt::format("this newcomer's call before its first step (kind {}, {} elements, "
                               "group \"{}\" of {} ranks) is not the one that its predecessor made "
@@ -174,13 +217,14 @@ Result<PrologueRecord::Answer> PrologueRecord::answer(const PrologueCall& call, 
                               call.kind, call.count, call.group, call.members, here.kind,
                               here.count, here.members));
   }
+  if (result.empty()) return Answer::Given;
   if (here.left_out) {
     // NaN in every floating type: whoever uses it before heal brings it sees so.
     std::ranges::fill(result, std::byte{0xFF});
     return Answer::LeftOut;
   }
   const std::byte* const from = memory_.data() + sizeof(Header) + offset + aligned(sizeof(Entry));
-  if (!result.empty()) std::memcpy(result.data(), from, result.size());
+  std::memcpy(result.data(), from, result.size());
   return Answer::Given;
 }
 

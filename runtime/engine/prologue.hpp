@@ -27,6 +27,7 @@ struct PrologueCall {
   std::string_view group;
   std::uint32_t members = 0;  ///< of the group
   bool message = false;       ///< send or recv: counted apart from the collectives
+  bool shared = false;        ///< all ranks have the same result
 };
 
 /// How many collectives of one group a seat has behind it. Travels between ranks as it is.
@@ -57,6 +58,11 @@ class PrologueRecord {
   /// Errors: FailedPrecondition when the memory holds no record.
   static Result<PrologueRecord> open(std::span<std::byte> memory);
 
+  /// What other ranks' records hold of these groups, for a seat whose own record is gone with its
+  /// host; and that seat's taking it over. Errors: FailedPrecondition when it is damaged.
+  [[nodiscard]] std::vector<std::byte> entries_of(std::span<const std::uint64_t> groups) const;
+  Status take_over(std::span<const std::byte> entries);
+
   /// Appends a call. `healed`: the result lies in registered state, its bytes may be left out.
   void append(const PrologueCall& call, std::span<const std::byte> result, bool healed);
   /// Takes the newest call of a group back: it turned out not to have happened.
@@ -72,7 +78,8 @@ class PrologueRecord {
   [[nodiscard]] std::uint64_t calls(std::uint64_t group) const;
 
   /// Answers call `index` (from 0, below calls()) of its group.
-  /// Errors: InvalidArgument when the program makes another call than its predecessor did.
+  /// Errors: InvalidArgument when the program makes another call than its predecessor did;
+  /// ResourceExhausted when only the predecessor had this result, and its record is gone.
   [[nodiscard]] Result<Answer> answer(const PrologueCall& call, std::uint64_t index,
                                       std::span<std::byte> result) const;
 

@@ -25,6 +25,27 @@ struct Voices {
 
 }  // namespace
 
+std::vector<PrologueLoan> lend_records(std::span<const PrologueInfo> all) {
+  std::map<std::uint64_t, std::size_t> givers;
+  for (std::size_t member = 0; member < all.size(); ++member) {
+    if (all[member].lacks != 0 || all[member].too_large != 0) continue;
+    for (const auto& position : all[member].groups) {
+      if (position.group != 0 && position.calls > 0) givers.try_emplace(position.group, member);
+    }
+  }
+  std::vector<PrologueLoan> loans;
+  for (std::size_t to = 0; to < all.size(); ++to) {
+    if (all[to].lacks == 0) continue;
+    std::map<std::size_t, PrologueLoan> by_giver;
+    for (const auto& [group, from] : givers) {
+      auto& loan = by_giver.try_emplace(from, PrologueLoan{from, to, {}}).first->second;
+      loan.groups.push_back(group);
+    }
+    for (auto& [from, loan] : by_giver) loans.push_back(std::move(loan));
+  }
+  return loans;
+}
+
 Result<PrologueAgreement> agree_on_prologue(std::span<const PrologueInfo> all) {
   PrologueAgreement agreement;
   agreement.over = std::ranges::any_of(all, [](const auto& info) { return info.over != 0; });
@@ -117,16 +138,29 @@ Result<bool> PrologueProgress::answer(const PrologueCall& call, std::uint64_t in
 Status PrologueProgress::append(const PrologueCall& call, std::span<const std::byte> result,
                                 bool healed, Keep keep, void* context) {
   const std::lock_guard lock(mutex_);
-  if (!record_) {
-    auto memory = KeptMemory::create("regroup-prologue", PrologueRecord::kBytesMax);
-    if (!memory) return memory.error();
-    memory_ = std::move(*memory);
-    record_ = PrologueRecord::format(memory_->bytes());
-    if (auto status = keep(context, memory_->fd(), PrologueRecord::kBytesMax); !status)
-      return status;
-  }
+  if (auto status = make_record(keep, context); !status) return status;
   record_->append(call, result, healed);
   return {};
+}
+
+Status PrologueProgress::make_record(Keep keep, void* context) {
+  if (record_) return {};
+  auto memory = KeptMemory::create("regroup-prologue", PrologueRecord::kBytesMax);
+  if (!memory) return memory.error();
+  memory_ = std::move(*memory);
+  record_ = PrologueRecord::format(memory_->bytes());
+  return keep(context, memory_->fd(), PrologueRecord::kBytesMax);
+}
+
+std::vector<std::byte> PrologueProgress::lend(std::span<const std::uint64_t> groups) const {
+  const std::lock_guard lock(mutex_);
+  return record_ ? record_->entries_of(groups) : std::vector<std::byte>();
+}
+
+Status PrologueProgress::take_over(std::span<const std::byte> entries, Keep keep, void* context) {
+  const std::lock_guard lock(mutex_);
+  if (auto status = make_record(keep, context); !status) return status;
+  return record_->take_over(entries);
 }
 
 void PrologueProgress::confirm(const PrologueCall& call) {
@@ -170,9 +204,11 @@ PrologueInfo PrologueProgress::info() const {
   PrologueInfo info{.over = over_ ? 1U : 0U,
                     .resolved = resolved_ ? 1U : 0U,
                     .messages = messages_ ? 1U : 0U,
-                    .too_large = record_ && record_->overflowed() ? 1U : 0U};
+                    .too_large = record_ && record_->overflowed() ? 1U : 0U,
+                    .lacks = newcomer_ && !record_ ? 1U : 0U};
   std::size_t at = 0;
-  if (resolved_) {
+  // Once it is over nothing is agreed on any more: then they say what there is to lend.
+  if (resolved_ && !over_) {
     for (const auto& [group, position] : done_) {
       if (at < info.groups.size()) info.groups[at++] = position;
     }

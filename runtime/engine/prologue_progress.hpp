@@ -7,6 +7,7 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include <regroup/status.hpp>
 
@@ -23,6 +24,7 @@ struct PrologueInfo {
   std::uint64_t resolved = 0;   ///< its positions are outcomes; else they may end with one attempt
   std::uint64_t messages = 0;   ///< it sent or received point to point
   std::uint64_t too_large = 0;  ///< its record could not hold all results
+  std::uint64_t lacks = 0;      ///< it is a newcomer, and its seat's record is not on its host
   std::array<ProloguePosition, kGroupsMax> groups{};
 };
 
@@ -30,6 +32,15 @@ struct PrologueAgreement {
   bool over = false;
   std::map<std::uint64_t, std::uint64_t> calls;  ///< collectives that are done, by group
 };
+
+/// Who gives a copy of its record to a newcomer that lacks its own, and of which groups.
+struct PrologueLoan {
+  std::size_t from = 0;  ///< index of the member
+  std::size_t to = 0;
+  std::vector<std::uint64_t> groups;
+};
+/// The same on all members: each group's part comes from the first member that has it.
+[[nodiscard]] std::vector<PrologueLoan> lend_records(std::span<const PrologueInfo> all);
 
 /// The same on all members. Errors: Unsupported (messages were used), ResourceExhausted (results
 /// were too large to keep), Internal.
@@ -46,7 +57,10 @@ class PrologueProgress {
   /// Takes over what the seat's last life left; an empty descriptor: nothing.
   Status inherit(base::Fd kept);
   /// This life begins with an open question: its predecessor's last calls may not count.
-  void begin_unresolved() { resolved_ = false; }
+  void begin_unresolved() {
+    resolved_ = false;
+    newcomer_ = true;
+  }
 
   /// true: answered, `result` is filled (unless heal brings it). false: make the call for real.
   /// `index`: number of the call in its group in this life, from 0.
@@ -58,6 +72,10 @@ class PrologueProgress {
   /// Records a call before it is confirmed. `healed`: as PrologueRecord::append().
   Status append(const PrologueCall& call, std::span<const std::byte> result, bool healed, Keep keep,
                 void* context);
+  /// What other members lend to a newcomer, and its taking all of that over at once.
+  [[nodiscard]] std::vector<std::byte> lend(std::span<const std::uint64_t> groups) const;
+  Status take_over(std::span<const std::byte> entries, Keep keep, void* context);
+
   /// All members of the group have recorded it.
   void confirm(const PrologueCall& call);
   /// It did not happen after all.
@@ -76,6 +94,7 @@ class PrologueProgress {
   Status settle(const PrologueAgreement& agreement);
 
  private:
+  Status make_record(Keep keep, void* context);
   Status settle_record(const PrologueAgreement& agreement);
 
   mutable std::mutex mutex_;
@@ -84,6 +103,7 @@ class PrologueProgress {
   std::map<std::uint64_t, ProloguePosition> done_;  ///< of collectives, by group
   std::map<std::uint64_t, std::uint64_t> agreed_;
   bool resolved_ = true;
+  bool newcomer_ = false;
   bool over_ = false;
   bool messages_ = false;
   bool left_out_ = false;  ///< an answer's bytes are still to come with heal

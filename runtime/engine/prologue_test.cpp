@@ -55,6 +55,52 @@ TEST_F(Record, TheNextLifeWritesOnBehindWhatItTookBack) {
   EXPECT_EQ(got, fresh);
 }
 
+TEST_F(Record, OfASeatThatMovedIsTakenFromTheOthers) {
+  auto giver = PrologueRecord::format(memory_);
+  const std::array<std::byte, 2> sum{std::byte{1}, std::byte{2}}, own{std::byte{3}, std::byte{4}};
+  auto shared = call(2);
+  shared.shared = true;
+  giver.append(shared, sum, false);
+  giver.append(call(2), own, false);         // a share of its own
+  giver.append(call(7, "half"), {}, false);  // not asked for
+  giver.append(shared, sum, false);
+  giver.drop_last(kWorld);
+  const std::array<std::uint64_t, 1> groups{kWorld};
+  std::vector<std::byte> room(4096);
+  auto taker = PrologueRecord::format(room);
+  ASSERT_TRUE(taker.take_over(giver.entries_of(groups)));
+  EXPECT_EQ(taker.calls(kWorld), 2U);
+  EXPECT_EQ(taker.calls(group_key("half", false)), 0U);
+  // Its next life reads the same.
+  const auto heir = PrologueRecord::open(room).value();
+  std::array<std::byte, 2> got{};
+  EXPECT_EQ(heir.answer(shared, 0, got).value(), PrologueRecord::Answer::Given);
+  EXPECT_EQ(got, sum);
+  EXPECT_TRUE(heir.answer(shared, 0, {})) << "a root gives, and needs no result";
+  EXPECT_EQ(heir.answer(call(2), 1, got).error().code(), Code::ResourceExhausted);
+  EXPECT_TRUE(heir.answer(call(2), 1, {})) << "a rank that gets nothing";
+  EXPECT_EQ(heir.answer(call(5), 0, got).error().code(), Code::InvalidArgument);
+}
+
+TEST_F(Record, ALoanIsTheSameOnAllRanksAndOfEachGroupFromOne) {
+  std::vector<PrologueInfo> all(4);
+  const std::uint64_t half = group_key("half", false);
+  all[0].lacks = all[3].lacks = 1;
+  all[1].groups[0] = {kWorld, 3, 4};
+  all[2].groups[0] = {kWorld, 3, 4};
+  all[2].groups[1] = {half, 1, 2};
+  all[2].groups[2] = {group_key("none", false), 0, 2};
+  const auto loans = lend_records(all);
+  ASSERT_EQ(loans.size(), 4U);
+  for (std::size_t i = 0; i < loans.size(); ++i) {
+    EXPECT_EQ(loans[i].to, i < 2 ? 0U : 3U);
+    EXPECT_EQ(loans[i].from, 1 + i % 2);
+    EXPECT_EQ(loans[i].groups, std::vector<std::uint64_t>{i % 2 == 0 ? kWorld : half});
+  }
+  all[1].too_large = all[2].too_large = 1;
+  EXPECT_TRUE(lend_records(all).empty());
+}
+
 TEST_F(Record, RefusesAnotherCallThanThePredecessors) {
   auto record = PrologueRecord::format(memory_);
   record.append(call(3), {}, false);

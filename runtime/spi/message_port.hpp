@@ -18,18 +18,19 @@ namespace regroup::spi {
 
 /// What a message is for; its fields mean what the comments say.
 enum class MessageKind : std::uint8_t {
-  Data,       ///< a part of a collective operation
-  Enter,      ///< "I am in operation `sequence`"
-  Ready,      ///< "send me `part` of operation `sequence`"
-  Holds,      ///< "I hold all that I need of the operations up to `sequence`"
-  Call,       ///< "in operation `sequence` I called ...": payload is a CalledOperation
-  Prepared,   ///< step `sequence` is prepared; `digest`: the epoch's last step, 0: none
-  Letter,     ///< point to point, the whole message: `sequence` th to this receiver, `tag`
-  Offer,      ///< the same without its bytes, which are large
-  Accept,     ///< "send me the bytes of your letter `sequence`"
-  LetterData  ///< these bytes
+  Data,        ///< a part of a collective operation
+  Enter,       ///< "I am in operation `sequence`"
+  Ready,       ///< "send me `part` of operation `sequence`"
+  Holds,       ///< "I hold all that I need of the operations up to `sequence`"
+  Call,        ///< "in operation `sequence` I called ...": payload is a CalledOperation
+  Prepared,    ///< step `sequence` is prepared; `digest`: the epoch's last step, 0: none
+  Letter,      ///< point to point, the whole message: `sequence` th to this receiver, `tag`
+  Offer,       ///< the same without its bytes, which are large
+  Accept,      ///< "send me the bytes of your letter `sequence`"
+  LetterData,  ///< these bytes
+  Keepsake     ///< `part` of what is kept for its source as of step `sequence`; `digest`: all bytes
 };
-inline constexpr int kMessageKindCount = 10;
+inline constexpr int kMessageKindCount = 11;
 
 /// In front of each message. Plain numbers of this machine's byte order: all members run one build.
 struct MessageHeader {
@@ -113,6 +114,6 @@ class MessagePort {
 /// What a transport's module exports as regroup_open_message_port: a new port, or null and why not.
 /// `abi`: kMessagePortAbi of whoever asks.
 using OpenMessagePort = MessagePort*(std::uint32_t abi, char* why, std::size_t why_bytes);
-inline constexpr std::uint32_t kMessagePortAbi = 1;
+inline constexpr std::uint32_t kMessagePortAbi = 2;
 
 }  // namespace regroup::spi

@@ -39,6 +39,24 @@ class Data(JobsCase):
             self.assertEqual(digest, alone, str(run))
             self.assertRegex(run.err, r"rank 1 .*lost: killed by SIGKILL")
 
+    def test_a_seat_that_moves_is_given_its_prologue_and_its_volatile_state(self):
+        # Host h2 has no spare: what its rank had is with others.
+        moves = ("--hosts", "h1:1,h2:1,h3:2", "--interface", "lo", "--starter", "env",
+                 "--spares", 1)
+        _, alone = self.train()
+        where = "rank=1,inc=0,op={},step={},phase={}:kill"
+        again = "rank={},inc=0,op={},step=4,phase={}:kill"
+        for faults in (where.format("all_reduce", 1, "after_publish"),
+                       where.format("commit", 3, "after_prepare"),
+                       # The one that keeps it is lost before the next commit, or with it.
+                       where.format("commit", 3, "before_prepare") + ";"
+                       + again.format(2, "all_reduce", "enter"),
+                       where.format("all_gather", 2, "before_complete") + ";"
+                       + "rank=1,inc=1,op=all_reduce,step=4,phase=enter:kill"):
+            run, digest = self.train(*moves, faults=faults)
+            self.assertEqual(digest, alone, f"{faults}\n{run}")
+            self.assertRegex(run.err, r"rank 1 is on host h[13] now")
+
     def shares(self, *words, faults=""):
         run = self.start("-n", 3, *words, "--", RANK_PROGRAM, "shares", 3,
                          environment={"REGROUP_FAULTS": faults, "UCX_TLS": "tcp"})
