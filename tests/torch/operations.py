@@ -131,6 +131,10 @@ def movements(rank, world):
         parts = [torch.empty(5, dtype=dtype) for _ in range(world)]
         dist.all_gather(parts, mine(rank, dtype))
         equal(torch.cat(parts), torch.cat(everybody), f"all_gather {dtype}")
+        lists = [[torch.empty(n, dtype=dtype) for n in (5, 2)] for _ in range(world)]
+        dist.all_gather_coalesced(lists, [mine(rank, dtype, n) for n in (5, 2)])
+        wanted = [mine(r, dtype, n) for r in range(world) for n in (5, 2)]
+        equal(torch.cat(sum(lists, [])), torch.cat(wanted), f"all_gather_coalesced {dtype}")
         whole = torch.empty(5 * world, dtype=dtype)
         dist.all_gather_into_tensor(whole, mine(rank, dtype))
         equal(whole, torch.cat(everybody), f"all_gather_into_tensor {dtype}")

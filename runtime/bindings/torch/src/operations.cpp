@@ -63,6 +63,13 @@ void require_parts(const at::Tensor& whole, const at::Tensor& part, int size, co
                     whole.scalar_type());
 }
 
+Tensors bytes_of(const Tensors& tensors) {
+  Tensors bytes;
+  bytes.reserve(tensors.size());
+  for (const auto& tensor : tensors) bytes.push_back(tensor.view({-1}).view(at::kByte));
+  return bytes;
+}
+
 void require_same_count(const Tensors& a, const Tensors& b, const char* name) {
   TORCH_CHECK_VALUE(a.size() == b.size(), "regroup: ", name, ": ", a.size(), " outputs, but ",
                     b.size(), " inputs");
@@ -188,6 +195,38 @@ BackendRegroup::WorkPtr BackendRegroup::allgather(TensorLists& outputs, Tensors&
              const auto flat = at::empty({input.numel() * size}, input.options());
              auto status = gather_all(group, size, input, flat, options);
              if (status) split_into(flat, parts);
+             return status;
+           },
+       .timeout = timeout_of(opts.timeout),
+       .in_background = opts.asyncOp});
+}
+
+// One operation over the bytes of all tensors: if it fails, no output has changed.
+BackendRegroup::WorkPtr BackendRegroup::allgather_coalesced(TensorLists& outputs, Tensors& inputs,
+                                                            const c10d::AllgatherOptions& opts) {
+  static constexpr const char* kName = "all_gather_coalesced";
+  require_usable(inputs, kName);
+  TORCH_CHECK_VALUE(static_cast<int>(outputs.size()) == getSize(), "regroup: ", kName, " needs ",
+                    getSize(), " lists of output tensors, one a rank, it was given ",
+                    outputs.size());
+  Tensors parts;
+  for (const auto& list : outputs) {
+    require_same_count(list, inputs, kName);
+    for (std::size_t i = 0; i < inputs.size(); ++i)
+      require_like({list[i]}, inputs[i].numel(), inputs[i].scalar_type(), kName);
+    parts.insert(parts.end(), list.begin(), list.end());
+  }
+  return begin(
+      {.type = OpType::ALLGATHER_COALESCED,
+       .name = kName,
+       .inputs = inputs,
+       .outputs = parts,
+       .body =
+           [inputs, parts, size = getSize()](ProcessGroup& group, const OpOptions& options) {
+             const auto flat = joined(bytes_of(inputs));
+             const auto whole = at::empty({flat.numel() * size}, flat.options());
+             auto status = gather_all(group, size, flat, whole, options);
+             if (status) split_into(whole, bytes_of(parts));
              return status;
            },
        .timeout = timeout_of(opts.timeout),
