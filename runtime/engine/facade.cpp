@@ -442,6 +442,7 @@ Result<Job> Job::attach(AttachOptions options) {
 int Job::rank() const { return impl_->seat().rank.value(); }
 int Job::size() const { return static_cast<int>(impl_->seat().ranks); }
 Incarnation Job::incarnation() const { return impl_->seat().incarnation; }
+OnLoss Job::on_loss() const { return impl_->seat().on_loss; }
 bool Job::is_replacement() const { return impl_->seat().replacement; }
 bool Job::drained() const { return impl_->link().released(); }
 ProcessGroup Job::world() const { return ProcessGroup(impl_->world()); }
@@ -464,5 +465,6 @@ Steps Job::steps(std::uint64_t total) {
   return Steps(std::make_unique<engine::StepsImpl>(impl_, total));
 }
 Status Job::reform() { return impl_->enter(); }
+Status Job::end_epoch(std::string_view why) { return impl_->end_epoch(why); }
 
 }  // namespace regroup

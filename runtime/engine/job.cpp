@@ -314,6 +314,13 @@ Status JobImpl::move_on(Standing from) {
   return bind(std::move(*view));
 }
 
+Status JobImpl::end_epoch(std::string_view why) {
+  if (auto status = usable(); !status) return status;
+  const auto share = hold_epoch();
+  world_->end_epoch_for(why);
+  return {};
+}
+
 // Whoever wrote over a word may have wedged it: then the agent knows of nothing. If it does know,
 // it drops this.
 void JobImpl::tell_of_wedge(Epoch wedged) {

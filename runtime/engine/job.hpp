@@ -71,6 +71,8 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   /// Why the step that was begun cannot be tried again: it was neither committed nor ended by a
   /// loss. Ok when it can.
   [[nodiscard]] Status left_open() const;
+  /// As Job::end_epoch().
+  Status end_epoch(std::string_view why);
   /// An operation failed for another reason than a loss: trying again would fail alike.
   void note_failure(const Status& status);
   /// Shared memory was found damaged. The step is tried again in fresh memory, but not for ever.

@@ -245,6 +245,17 @@ TEST(Job, ADeadlineEndsTheEpochAndTheNextOneWorks) {
   EXPECT_EQ(job.lines_with("again: Ok").size(), 2U) << story(job);
 }
 
+TEST(Job, ARankMayEndTheEpochAndTheNextOneWorks) {
+  const auto job = run_job({"-n", "2"}, {"end_epoch"});
+  EXPECT_EQ(job.exit_code, 0) << story(job);
+  EXPECT_EQ(job.lines_with("rank 0: Ok").size(), 1U) << story(job);
+  EXPECT_EQ(job.lines_with("rank 0 afterwards: Revoked").size(), 1U) << story(job);
+  const auto waiting = job.lines_with("rank 1: Revoked");
+  ASSERT_EQ(waiting.size(), 1U) << story(job);
+  EXPECT_NE(waiting[0].find("enough of it"), std::string::npos) << story(job);
+  EXPECT_EQ(job.lines_with("again: Ok sum 2 epoch 2").size(), 2U) << story(job);
+}
+
 TEST(Job, DescriptorLimitIsNamed) {
 #if defined(__SANITIZE_ADDRESS__)
   GTEST_SKIP() << "the sanitizer itself needs the descriptors that this test takes away";

@@ -486,16 +486,21 @@ int after_fork(Job& job) {
   return parent ? 0 : 1;
 }
 
-int deadline(Job& job) {
+/// Rank 0 ends the epoch, by a deadline or because it says so.
+int end_epoch(Job& job, bool by_deadline) {
   auto world = job.world();
-  if (!job.reform()) return 2;
+  // Behind the barrier nobody is in reform() any more, which would enter the next epoch as well.
+  if (!job.reform() || !world.barrier()) return 2;
   std::vector<float> a(8, 1.0F);
-  if (job.rank() == 0) {
+  if (job.rank() == 0 && !by_deadline) {
+    say(fmt::format("rank 0: {}", job.end_epoch("enough of it").to_string()));
+    say(fmt::format("rank 0 afterwards: {}", world.barrier().to_string()));
+  } else if (job.rank() == 0) {
     const auto status = world.all_reduce(a.data(), a.data(), 8, regroup::DType::F32, ReduceOp::Sum,
                                          {.timeout = std::chrono::milliseconds(200)});
     say(fmt::format("rank 0: {} input {}", status.to_string(), a[0]));
   } else {
-    // Waits for something that rank 0 never sends, until rank 0 gives up and the epoch ends.
+    // Waits for something that rank 0 never sends, until the epoch ends.
     say(fmt::format("rank 1: {}", world.recv(a.data(), 1, regroup::DType::F32, 0).to_string()));
   }
   if (auto status = job.reform(); !status) {
@@ -562,7 +567,7 @@ int main(int argc, char** argv) {
   if (mode == "leave") return leave(job);
   if (mode == "bad_arguments") return bad_arguments(job);
   if (mode == "after_fork") return after_fork(job);
-  if (mode == "deadline") return deadline(job);
+  if (mode == "deadline" || mode == "end_epoch") return end_epoch(job, mode == "deadline");
   if (mode == "descriptors") return descriptors(job);
   if (mode == "memory") return memory(job);
   say("unknown mode " + mode);

@@ -368,6 +368,7 @@ class REGROUP_EXPORT Job {
   [[nodiscard]] int rank() const;  ///< this seat
   [[nodiscard]] int size() const;  ///< seats of the job, vacant ones included
   [[nodiscard]] Incarnation incarnation() const;
+  [[nodiscard]] OnLoss on_loss() const;  ///< as the launcher was told
   /// True when this process took over a seat that somebody else held before.
   [[nodiscard]] bool is_replacement() const;
   /// True once this process has left its seat by `regroup drain` or `regroup scale`: the step
@@ -394,6 +395,10 @@ class REGROUP_EXPORT Job {
   /// which all ranks receive (all_reduce, all_gather, barrier), whose outcome is the same on all.
   /// Collective among the members; blocks. Errors: those of next().
   Status reform();
+  /// Ends the epoch for all ranks, none of which is lost: calls under way return Revoked, and each
+  /// enters the next epoch by next() or reform(). For whoever finds that the ranks do not do the
+  /// same any more. Threads: any, but not beside next(), commit() and reform(). Does not block.
+  Status end_epoch(std::string_view why);
 
  private:
   explicit Job(std::shared_ptr<engine::JobImpl> impl);
