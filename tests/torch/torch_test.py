@@ -2,6 +2,7 @@
 """The PyTorch binding, whole jobs of it: operations, stock DDP beside Gloo, losses with and without
 attach(). Runs with the Python of the virtual environment that ./dev test makes."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -10,6 +11,8 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+
+import torch.distributed as dist
 
 REGROUP = os.environ["REGROUP_BINARY"]
 HERE = Path(__file__).resolve().parent
@@ -71,6 +74,12 @@ class TorchTest(unittest.TestCase):
         self.assertEqual(ended.code, 0, ended.story())
         self.assertEqual(len(re.findall(r"rank \d: \d+ checks", ended.out)), 3, ended.story())
 
+    def test_what_stands_on_groups(self):
+        ended = self.run_job(["-n", "3"], "consumers.py")
+        self.assertFalse(ended.hung, ended.story())
+        self.assertEqual(ended.code, 0, ended.story())
+        self.assertEqual(len(re.findall(r"rank \d: 7 parts", ended.out)), 3, ended.story())
+
     def with_mpirun(self):
         if not shutil.which("mpirun"):
             return self.train(["-n", "2"])
@@ -104,11 +113,40 @@ class TorchTest(unittest.TestCase):
         killed = self.killed(["-n", "2"], "sgd", "0:7:update")
         self.assertEqual(self.assert_trained(killed, 2), digest, killed.story())
 
+    def test_carry_on_finishes_the_step_with_the_others(self):
+        ended = self.train(["-n", "3", "--spares", "1", "--on-loss", "carry_on"], "--attach",
+                           "--carry-on", "--steps", "40", "--die", "0:5:backward")
+        self.assertEqual(ended.err.count("SIGKILL"), 1, ended.story())
+        self.assert_trained(ended, 3)
+        self.assertRegex(ended.out, r"rank 1 step 5 with \[1, 2\]", ended.story())
+
     def test_without_attach_a_loss_is_a_typed_error(self):
         ended = self.run_job(["-n", "2"], "without_attach.py")
         self.assertFalse(ended.hung, ended.story())
         self.assertNotEqual(ended.code, 0, ended.story())
         self.assertRegex(ended.out, r"rank 0 step 8: .*more than 64 MiB", ended.story())
+
+    def reconfigured(self, flags, policy):
+        ended = self.run_job(["-n", "3", "--on-loss", policy, *flags], "reconfigure.py", policy)
+        self.assertFalse(ended.hung, ended.story())
+        self.assertEqual(ended.code, 0, ended.story())
+        return {int(r): int(n) for r, n in re.findall(r"rank (\d): reconfigured (\d+)", ended.out)}
+
+    @unittest.skipUnless(hasattr(dist, "_reconfigure"), "this torch has no reconfigure")
+    def test_reconfigure_shrinks_grows_and_cures(self):
+        self.assertEqual(set(self.reconfigured([], "shrink")), {0, 2})
+
+    @unittest.skipUnless(hasattr(dist, "_reconfigure"), "this torch has no reconfigure")
+    def test_reconfigure_takes_in_a_newcomer(self):
+        self.assertEqual(self.reconfigured(["--spares", "1"], "replace"), {0: 1, 1: 2, 2: 2})
+
+    @unittest.skipUnless(importlib.util.find_spec("torchft"), "there is no torchft")
+    def test_the_group_for_torchft(self):
+        ended = self.run_job(["-n", "3", "--on-loss", "shrink"], "torchft_ranks.py")
+        self.assertFalse(ended.hung, ended.story())
+        self.assertEqual(ended.code, 0, ended.story())
+        self.assertEqual(sorted(re.findall(r"rank (\d): configured (\d)", ended.out)),
+                         [("1", "5"), ("2", "4")], ended.story())
 
     def test_another_torch_is_refused_by_name(self):
         script = ("import sys, types; other = types.ModuleType('regroup.torch._built_for');"

@@ -84,6 +84,7 @@ def main():
     options.add_argument("--steps", type=int, default=12)
     options.add_argument("--optimizer", default="adamw")
     options.add_argument("--attach", action="store_true")
+    options.add_argument("--carry-on", action="store_true", help="say who contributed")
     options.add_argument("--die", action="append", default=[], help="RANK:STEP:WHERE, first life")
     args = options.parse_args()
 
@@ -92,7 +93,7 @@ def main():
     torch.manual_seed(100)
     net = make_net()
     torch.manual_seed(200 + rank)
-    model = DDP(net)
+    model = DDP(net, broadcast_buffers=not args.carry_on)
     optim = make_optimizer(args.optimizer, model.parameters())
     scheduler = torch.optim.lr_scheduler.StepLR(optim, step_size=5, gamma=0.5)
     loader = make_loader(rank, world)
@@ -106,7 +107,14 @@ def main():
         maybe_die(step, "start")
         loss = forward_backward(model, batch)
         maybe_die(step, "backward")
+        if args.carry_on:
+            ones = torch.ones(1)
+            work = dist.all_reduce(ones, async_op=True)
+            work.wait()
+            assert rg.contributors(work) == rg.active_ranks() and len(rg.active_ranks()) == ones
         optim.step()
+        if args.carry_on and len(rg.active_ranks()) < world:
+            print(f"rank {rank} step {step} with {rg.active_ranks()}", flush=True)
         maybe_die(step, "update")
         optim.zero_grad()
         scheduler.step()

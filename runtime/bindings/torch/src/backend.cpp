@@ -41,14 +41,15 @@ ProcessGroup open_group(Attachment& attachment, const std::string& group_id,
 Status no_longer_whole(int now, int size) {
   return {Code::RankLost,
           c10::str("the group has ", now, " of its ", size,
-                   " ranks left, and torch cannot change the size of a group; run under --on-loss "
-                   "replay or replace, which fill a lost rank's seat")};
+                   " ranks left, and this operation needs all of them; under --on-loss replay or "
+                   "replace the lost seats are filled first")};
 }
 
 }  // namespace
 
 BackendRegroup::BackendRegroup(int rank, int size, std::string group_id,
-                               const std::vector<std::int64_t>& ranks, Millis timeout)
+                               const std::vector<std::int64_t>& ranks, Millis timeout,
+                               bool reconfigurable)
     : Backend(rank, size),
       options_(c10::make_intrusive<Options>("regroup", timeout)),
       group_id_(std::move(group_id)),
@@ -56,7 +57,7 @@ BackendRegroup::BackendRegroup(int rank, int size, std::string group_id,
   const auto members = ranks_of(ranks, size);
   options_->global_ranks_in_group.assign(members.begin(), members.end());
   options_->group_name = group_id_;
-  if (size > 1) {
+  if (size > 1 || (reconfigurable && is_launched())) {
     TORCH_CHECK(is_launched() || attachment() != nullptr, "regroup: a group of ", size,
                 " ranks needs Regroup's launcher, which this process "
                 "was not started by. Start the script with `regroup run -n ",
@@ -64,17 +65,45 @@ BackendRegroup::BackendRegroup(int rank, int size, std::string group_id,
                 " -- python script.py`, or put `regroup exec --` in front of python under mpirun, "
                 "srun or torchrun");
     attachment_ = attach(timeout);
-    TORCH_CHECK(static_cast<int>(members.size()) == size, "regroup: group '", group_id_, "' has ",
-                size, " ranks, but ", members.size(), " were named");
-    TORCH_CHECK(members[static_cast<std::size_t>(rank)] == attachment_->job.rank(),
-                "regroup: this process holds seat ", attachment_->job.rank(),
-                " of the job, but torch was told that it is rank ",
-                members[static_cast<std::size_t>(rank)],
-                "; leave rank and world_size out of init_process_group");
-    group_ = open_group(*attachment_, group_id_, members);
+  }
+  members_ = std::make_shared<const std::vector<int>>(members);
+  carries_on_ = attachment_ != nullptr && attachment_->job.on_loss() == OnLoss::CarryOn;
+  if (reconfigurable) {
+    memberships_ = std::make_unique<Memberships>(group_id_, attachment_);
+    ends_epoch_ = true;
+    configured_.store(false);
+  } else if (size > 1) {
+    open_members(rank, size, members);
   }
   const std::lock_guard lock(backends_mutex);
   backends().insert(this);
+}
+
+BackendRegroup::BackendRegroup(int rank, std::vector<int> members, std::string group_id,
+                               ProcessGroup group, std::shared_ptr<Attachment> attachment,
+                               Millis timeout)
+    : Backend(rank, static_cast<int>(members.size())),
+      options_(c10::make_intrusive<Options>("regroup", timeout)),
+      group_id_(std::move(group_id)),
+      attachment_(std::move(attachment)),
+      group_(std::move(group)),
+      timeout_(timeout),
+      ends_epoch_(true) {
+  options_->group_name = group_id_;
+  members_ = std::make_shared<const std::vector<int>>(std::move(members));
+  const std::lock_guard lock(backends_mutex);
+  backends().insert(this);
+}
+
+void BackendRegroup::open_members(int rank, int size, const std::vector<int>& members) {
+  TORCH_CHECK(static_cast<int>(members.size()) == size, "regroup: group '", group_id_, "' has ",
+              size, " ranks, but ", members.size(), " were named");
+  TORCH_CHECK(members[static_cast<std::size_t>(rank)] == attachment_->job.rank(),
+              "regroup: this process holds seat ", attachment_->job.rank(),
+              " of the job, but torch was told that it is rank ",
+              members[static_cast<std::size_t>(rank)],
+              "; leave rank and world_size out of init_process_group");
+  group_ = open_group(*attachment_, group_id_, members);
 }
 
 BackendRegroup::~BackendRegroup() {
@@ -98,6 +127,42 @@ void BackendRegroup::setTimeout(Millis timeout) {
   timeout_.store(timeout);
 }
 
+void BackendRegroup::abort() {
+  run_abort_hooks();
+  aborted_.store(true);
+  if (ends_epoch_ && attachment_ != nullptr)
+    (void)attachment_->job.end_epoch("group '" + label() + "' was aborted");
+}
+
+bool BackendRegroup::let_go() {
+  if (!queue_.idle()) abort();
+  queue_.wait_idle();
+  return broken();
+}
+
+RegroupWork::Ranks BackendRegroup::who_took_part() {
+  if (!carries_on_ || getSize() == 1) return members_;
+  auto now = group_.contributors().ranks;
+  auto ranks = now == *members_ ? members_ : std::make_shared<const std::vector<int>>(now);
+  const std::lock_guard lock(last_mutex_);
+  last_ = ranks;
+  return ranks;
+}
+
+std::vector<int> BackendRegroup::contributors() {
+  const std::lock_guard lock(last_mutex_);
+  return last_ != nullptr ? *last_ : *members_;
+}
+
+void BackendRegroup::run_abort_hooks() {
+  std::map<std::int64_t, std::function<void()>> hooks;
+  {
+    const std::lock_guard lock(hooks_mutex_);
+    hooks = abort_hooks_;
+  }
+  for (const auto& [id, hook] : hooks) hook();
+}
+
 BackendRegroup::Millis BackendRegroup::timeout_of(Millis wanted) const {
   return wanted == c10d::kUnsetTimeout ? timeout_.load() : wanted;
 }
@@ -109,6 +174,7 @@ std::string BackendRegroup::label() const {
 // ---- running -----------------------------------------------------------------------------------
 
 BackendRegroup::WorkPtr BackendRegroup::begin(Call call) {
+  require_members(call.name);
   call.healed_later = results_are_healed_later;
   {
     const std::lock_guard lock(batch_mutex_);
@@ -119,6 +185,16 @@ BackendRegroup::WorkPtr BackendRegroup::begin(Call call) {
     }
   }
   return launch(std::move(call));
+}
+
+void BackendRegroup::require_members(const char* name) {
+  if (memberships_ == nullptr) return;
+  if (!configured_.load())
+    check({Code::FailedPrecondition, "the group has no members yet; call reconfigure first"}, name,
+          label());
+  if (error_.load() == c10d::ErrorType::TIMEOUT)
+    check({Code::DeadlineExceeded, "an earlier call timed out; only reconfigure mends the group"},
+          name, label());
 }
 
 BackendRegroup::WorkPtr BackendRegroup::launch(Call call) {
@@ -143,8 +219,11 @@ void BackendRegroup::run(const Call& call, RegroupWork& work) {
     const auto status = perform(call);
     if (!status) {
       timed_out = status.code() == Code::DeadlineExceeded;
+      run_abort_hooks();
       error_.store(timed_out ? c10d::ErrorType::TIMEOUT : c10d::ErrorType::COMM_ERROR);
       failure = to_exception(status, call.name, label());
+    } else {
+      work.set_contributors(who_took_part());
     }
   } catch (...) {
     failure = std::current_exception();
@@ -158,7 +237,7 @@ Status BackendRegroup::perform(const Call& call) {
   OpOptions options;
   options.timeout = call.timeout;
   options.healed_later = call.healed_later;
-  if (attachment_ != nullptr && group_.size() != getSize())
+  if (getSize() > 1 && !(carries_on_ && call.carries_on) && group_.size() != getSize())
     return no_longer_whole(group_.size(), getSize());
   return call.body(group_, options);
 }
@@ -195,6 +274,54 @@ BackendRegroup::WorkPtr BackendRegroup::endCoalescing() {
   };
   return launch(std::move(whole));
 }
+
+// ---- torch 2.14 and later ----------------------------------------------------------------------
+
+#ifdef C10D_BACKEND_HAS_RECONFIGURE
+c10d::ReconfigureHandle BackendRegroup::get_reconfigure_handle() const {
+  TORCH_CHECK(memberships_ != nullptr, "regroup: the group was made without enable_reconfigure");
+  return memberships_->handle();
+}
+
+BackendRegroup::WorkPtr BackendRegroup::reconfigure(const c10d::ReconfigureOptions& opts) {
+  TORCH_CHECK(memberships_ != nullptr, "regroup: the group was made without enable_reconfigure");
+  const auto* const in_order = std::get_if<std::vector<std::string>>(&opts.handles);
+  std::vector<std::string> handles;
+  if (in_order != nullptr) {
+    handles = *in_order;
+  } else {
+    const auto& set = std::get<std::unordered_set<std::string>>(opts.handles);
+    handles.assign(set.begin(), set.end());
+  }
+  const bool epoch_is_over = let_go();
+  auto joined = memberships_->join(opts.uuid, handles, in_order != nullptr,
+                                   opts.timeout.value_or(timeout_.load()), epoch_is_over);
+  group_ = std::move(joined.group);
+  rank_ = joined.rank;
+  size_ = static_cast<int>(joined.members.size());
+  members_ = std::make_shared<const std::vector<int>>(std::move(joined.members));
+  sequence_.store(0);
+  error_.store(c10d::ErrorType::SUCCESS);
+  aborted_.store(false);
+  configured_.store(true);
+  auto work = c10::make_intrusive<RegroupWork>(rank_, OpType::UNKNOWN, "reconfigure", Tensors{},
+                                               Tensors{}, 0);
+  work->end(nullptr);
+  return work;
+}
+#endif
+
+#ifdef C10D_BACKEND_HAS_HOOKS
+void BackendRegroup::registerAbortHook(std::int64_t id, c10d::AbortHook hook) {
+  const std::lock_guard lock(hooks_mutex_);
+  abort_hooks_[id] = std::move(hook);
+}
+
+void BackendRegroup::unregisterAbortHook(std::int64_t id) {
+  const std::lock_guard lock(hooks_mutex_);
+  abort_hooks_.erase(id);
+}
+#endif
 
 // ---- all of them -------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -13,6 +14,7 @@
 
 #include "attachment.hpp"
 #include "call_queue.hpp"
+#include "reconfigure.hpp"
 #include "tensors.hpp"
 #include "torch_headers.hpp"
 #include "work.hpp"
@@ -33,8 +35,12 @@ class BackendRegroup : public c10d::Backend {
   /// `ranks`: of the job, in the order of the group; empty: all of them. Blocks for a message to
   /// the launcher and back, not for other ranks. Throws when there is no launcher or the ranks do
   /// not fit the job.
+  /// `reconfigurable`: it has no members until reconfigure() names them.
   BackendRegroup(int rank, int size, std::string group_id, const std::vector<std::int64_t>& ranks,
-                 Millis timeout);
+                 Millis timeout, bool reconfigurable = false);
+  /// A group that has its members already, ranks of the job; null attachment: this process alone.
+  BackendRegroup(int rank, std::vector<int> members, std::string group_id, ProcessGroup group,
+                 std::shared_ptr<Attachment> attachment, Millis timeout);
   ~BackendRegroup() override;
 
   const std::string getBackendName() const override { return "regroup"; }
@@ -81,10 +87,32 @@ class BackendRegroup : public c10d::Backend {
   void setSequenceNumberForGroup() override {}
   std::uint64_t getSequenceNumberForGroup() override { return sequence_.load(); }
   c10d::ErrorType getError() override { return error_.load(); }
-  /// Calls that have not begun fail at once, later ones too; never blocks.
-  void abort() override { aborted_.store(true); }
+  /// Calls that have not begun fail at once, later ones too; never blocks. A group whose members
+  /// may change ends the epoch: its calls under way fail, too, on all ranks.
+  void abort() override;
+  /// Fails calls under way, and blocks until they have ended. Returns broken().
+  bool let_go();
+  /// Whose contributions the group's last operation held, ranks of the job in the order of the
+  /// group; all of them before the first one.
+  [[nodiscard]] std::vector<int> contributors();
+  /// Aborted, or a call has failed: a group of the same members needs the next epoch.
+  [[nodiscard]] bool broken() const {
+    return aborted_.load() || error_.load() != c10d::ErrorType::SUCCESS;
+  }
   /// Ends the group's thread after what was called before; later calls fail.
   void shutdown() override;
+
+#ifdef C10D_BACKEND_HAS_RECONFIGURE
+  bool supportsReconfigure() const override { return memberships_ != nullptr; }
+  c10d::ReconfigureHandle get_reconfigure_handle() const override;
+  /// Blocks until all members named have called it; the Work is done. Throws, and the group is what
+  /// it was: when the number was used before, when a member does not come in time or is lost.
+  WorkPtr reconfigure(const c10d::ReconfigureOptions& opts) override;
+#endif
+#ifdef C10D_BACKEND_HAS_HOOKS
+  void registerAbortHook(std::int64_t id, c10d::AbortHook hook) override;
+  void unregisterAbortHook(std::int64_t id) override;
+#endif
 
   /// Blocks until no call is under way.
   void wait_idle() { queue_.wait_idle(); }
@@ -101,6 +129,8 @@ class BackendRegroup : public c10d::Backend {
     Body body;
     Millis timeout{};
     bool in_background = true;
+    /// Of a use to the ranks that are left, under --on-loss carry_on.
+    bool carries_on = false;
     /// Point to point: (lower rank, higher rank, direction); decides the order within a batch.
     std::optional<std::array<int, 3>> edge;
     int source = -1;
@@ -112,6 +142,10 @@ class BackendRegroup : public c10d::Backend {
   void run(const Call& call, RegroupWork& work);
   [[nodiscard]] Status perform(const Call& call);
   [[nodiscard]] std::string label() const;
+  void open_members(int rank, int size, const std::vector<int>& members);
+  void require_members(const char* name);
+  void run_abort_hooks();
+  [[nodiscard]] RegroupWork::Ranks who_took_part();
   [[nodiscard]] Millis timeout_of(Millis wanted) const;
 
   c10::intrusive_ptr<Options> options_;
@@ -122,6 +156,16 @@ class BackendRegroup : public c10d::Backend {
   std::atomic<std::uint64_t> sequence_{0};
   std::atomic<c10d::ErrorType> error_{c10d::ErrorType::SUCCESS};
   std::atomic<bool> aborted_{false};
+  RegroupWork::Ranks members_;  ///< ranks of the job
+  bool carries_on_ = false;     ///< the job does
+  std::mutex last_mutex_;
+  RegroupWork::Ranks last_;  ///< under carry_on: of the last operation
+  bool ends_epoch_ = false;  ///< abort() does
+  /// Of a reconfigurable group, else null. It has members once `configured_`.
+  std::unique_ptr<Memberships> memberships_;
+  std::atomic<bool> configured_{true};
+  std::mutex hooks_mutex_;
+  std::map<std::int64_t, std::function<void()>> abort_hooks_;
   std::mutex batch_mutex_;
   std::optional<std::vector<Call>> batch_;  ///< between startCoalescing and endCoalescing
   CallQueue queue_;

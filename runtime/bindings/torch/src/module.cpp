@@ -3,6 +3,7 @@
 
 #include "backend.hpp"
 #include "errors.hpp"
+#include "reconfigure.hpp"
 #include "reducer.hpp"
 #include "reducer_header.hpp"
 #include "store.hpp"
@@ -15,11 +16,11 @@ using Millis = std::chrono::milliseconds;
 
 c10::intrusive_ptr<c10d::Backend> make_backend(int rank, int size, const std::string& group_id,
                                                const std::vector<std::int64_t>& ranks,
-                                               double timeout_s) {
+                                               double timeout_s, bool reconfigurable) {
   const py::gil_scoped_release released;
   const auto timeout = std::chrono::duration<double>(timeout_s);
-  return c10::make_intrusive<BackendRegroup>(rank, size, group_id, ranks,
-                                             std::chrono::duration_cast<Millis>(timeout));
+  return c10::make_intrusive<BackendRegroup>(
+      rank, size, group_id, ranks, std::chrono::duration_cast<Millis>(timeout), reconfigurable);
 }
 
 c10::intrusive_ptr<c10d::Store> make_store() {
@@ -45,6 +46,9 @@ void bind_job(py::module_& module) {
                              [](const Attachment& self) { return self.job.incarnation().value(); })
       .def_property_readonly("is_replacement",
                              [](const Attachment& self) { return self.job.is_replacement(); })
+      .def_property_readonly(
+          "carries_on",
+          [](const Attachment& self) { return self.job.on_loss() == OnLoss::CarryOn; })
       .def_property_readonly("drained", [](const Attachment& self) { return self.job.drained(); });
   py::class_<Training>(module, "Training")
       .def(py::init<std::shared_ptr<Attachment>>())
@@ -55,6 +59,45 @@ void bind_job(py::module_& module) {
       .def_property_readonly("attempt", &Training::attempt)
       .def("commit", &Training::commit)
       .def("reform", &Training::reform);
+}
+
+/// One membership after another on any torch: each is a backend of its own.
+c10::intrusive_ptr<c10d::Backend> join(Memberships& memberships, const std::string& group_id,
+                                       std::int64_t uuid, std::vector<std::string> handles,
+                                       double timeout_s, bool epoch_is_over) {
+  const py::gil_scoped_release released;
+  const auto timeout = std::chrono::duration_cast<Millis>(std::chrono::duration<double>(timeout_s));
+  auto joined = memberships.join(uuid, std::move(handles), true, timeout, epoch_is_over);
+  return c10::make_intrusive<BackendRegroup>(joined.rank, std::move(joined.members), group_id,
+                                             std::move(joined.group), attachment(), timeout);
+}
+
+void bind_memberships(py::module_& module) {
+  py::class_<Memberships>(module, "Memberships")
+      .def(py::init([](const std::string& group_id) {
+        return std::make_unique<Memberships>(group_id, attachment());
+      }))
+      .def_property_readonly("handle", &Memberships::handle)
+      .def("join", &join);
+  module.def("contributors_of_work", [](const c10::intrusive_ptr<c10d::Work>& work) {
+    const auto* const ours = dynamic_cast<const RegroupWork*>(work.get());
+    TORCH_CHECK_TYPE(ours != nullptr, "not the Work of an operation of the backend regroup");
+    return ours->contributors() == nullptr ? std::vector<int>() : *ours->contributors();
+  });
+  module.def("contributors_of_group", [](const c10::intrusive_ptr<c10d::Backend>& backend) {
+    auto* const ours = dynamic_cast<BackendRegroup*>(backend.get());
+    TORCH_CHECK_TYPE(ours != nullptr, "not a group of the backend regroup");
+    return ours->contributors();
+  });
+  module.def("is_broken", [](const c10::intrusive_ptr<c10d::Backend>& backend) {
+    return dynamic_cast<const BackendRegroup&>(*backend).broken();
+  });
+  module.def(
+      "let_go",
+      [](const c10::intrusive_ptr<c10d::Backend>& backend) {
+        return dynamic_cast<BackendRegroup&>(*backend).let_go();
+      },
+      py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace
@@ -87,6 +130,7 @@ PYBIND11_MODULE(_C, module) {
       py::call_guard<py::gil_scoped_release>());
   module.def("order_buckets", &order_buckets);
   bind_job(module);
+  bind_memberships(module);
 }
 
 }  // namespace regroup::torch_binding

@@ -115,7 +115,8 @@ BackendRegroup::WorkPtr BackendRegroup::allreduce(Tensors& tensors,
                       return reduce_all(group, size, tensor, op, kName, options);
                     },
                 .timeout = timeout_of(opts.timeout),
-                .in_background = opts.asyncOp});
+                .in_background = opts.asyncOp,
+                .carries_on = true});
 }
 
 // One operation for each element type, into memory of its own: if one of them fails, no tensor has
@@ -154,7 +155,8 @@ BackendRegroup::WorkPtr BackendRegroup::allreduce_coalesced(
                       return Status();
                     },
                 .timeout = timeout_of(opts.timeout),
-                .in_background = opts.asyncOp});
+                .in_background = opts.asyncOp,
+                .carries_on = true});
 }
 
 BackendRegroup::WorkPtr BackendRegroup::reduce(Tensors& tensors, const c10d::ReduceOptions& opts) {
@@ -401,7 +403,8 @@ BackendRegroup::WorkPtr BackendRegroup::barrier(const c10d::BarrierOptions& opts
                       return size == 1 ? Status() : group.barrier(options);
                     },
                 .timeout = timeout_of(opts.timeout),
-                .in_background = opts.asyncOp});
+                .in_background = opts.asyncOp,
+                .carries_on = true});
 }
 
 // The runtime's error names whoever it waited for.

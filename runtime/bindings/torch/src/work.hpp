@@ -2,6 +2,7 @@
 #pragma once
 
 #include <exception>
+#include <memory>
 #include <vector>
 
 #include "torch_headers.hpp"
@@ -18,6 +19,12 @@ class RegroupWork : public c10d::Work {
   /// Null: done. `timed_out`: which kind of failure it is.
   void end(std::exception_ptr failure, bool timed_out = false);
 
+  using Ranks = std::shared_ptr<const std::vector<int>>;
+  /// Before end(): whose contributions the result holds, ranks of the job.
+  void set_contributors(Ranks ranks) { contributors_ = std::move(ranks); }
+  /// Null unless the operation came to a good end.
+  [[nodiscard]] const Ranks& contributors() const { return contributors_; }
+
   std::vector<at::Tensor> result() override { return outputs_; }
   int sourceRank() const override { return source_; }
   c10::intrusive_ptr<c10::ivalue::Future> getFuture() override { return future_; }
@@ -29,6 +36,7 @@ class RegroupWork : public c10d::Work {
  private:
   std::vector<at::Tensor> inputs_;
   std::vector<at::Tensor> outputs_;
+  Ranks contributors_;
   std::uint64_t sequence_;
   int source_;
   c10::intrusive_ptr<c10::ivalue::Future> future_;

@@ -33,6 +33,7 @@ if torch.__version__ != _built_for.torch:
     )
 
 from . import _C  # noqa: E402
+from ._contributors import active_ranks, contributors  # noqa: E402
 from ._errors import CommError, DeadlineError, RankLostError, RevokedError  # noqa: E402
 from ._rendezvous import use_launcher_for_env  # noqa: E402
 from ._training import Job, attach, mark_model_broadcasts  # noqa: E402
@@ -43,7 +44,9 @@ __all__ = [
     "Job",
     "RankLostError",
     "RevokedError",
+    "active_ranks",
     "attach",
+    "contributors",
     "register",
 ]
 
@@ -57,6 +60,7 @@ def _create(options, _backend_options=None):
         options.group_id,
         options.global_ranks_in_group,
         options.timeout.total_seconds(),
+        getattr(options, "enable_reconfigure", False),  # torch 2.14 and later
     )
 
 

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from . import _C
 from ._batches import Batches
+from ._contributors import average_what_is_left
 from ._errors import RankLostError, RevokedError
 from ._objects import ObjectState
 from ._optimizer import OptimizerState
@@ -91,6 +92,8 @@ class Job:
         for model in self._models:
             if isinstance(model, DistributedDataParallel):
                 _settle_buckets(model)
+                if self._job.carries_on:
+                    average_what_is_left(model)
 
     # ---- what is registered
 
