@@ -30,12 +30,24 @@ RANK, SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 TEMP_DIR = os.environ["TEMP_DIR"]
 
 
+class LikeGloo(str):
+    """Our name, in a module that asks at many places whether it is Gloo's."""
+
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        return str.__eq__(self, other) or other == "gloo"
+
+    def __ne__(self, other):
+        return not self == other
+
+
 class Generic(distributed_test.TestDistBackend, distributed_test.DistributedTest._DistTestBase):
     pass
 
 
 def make_group(backend, test):
-    distributed_test.BACKEND = backend
+    distributed_test.BACKEND = LikeGloo(backend)
     meeting = {} if backend == "regroup" else {
         "init_method": f"file://{TEMP_DIR}/meeting-{test}", "rank": RANK, "world_size": SIZE}
     seconds = distributed_test.CUSTOM_PG_TIMEOUT.get(test, 40)
