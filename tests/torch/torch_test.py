@@ -47,7 +47,7 @@ class Ended:
         return {int(s): float(v) for s, v in re.findall(r"step (\d+) loss (\S+)", self.out)}
 
 
-class TorchTest(unittest.TestCase):
+class Jobs(unittest.TestCase):
     def setUp(self):
         self.directory = tempfile.TemporaryDirectory(prefix="regroup-torch.")
         self.addCleanup(self.directory.cleanup)
@@ -68,17 +68,13 @@ class TorchTest(unittest.TestCase):
         self.assertEqual(len(set(ended.digests())), 1, ended.story())
         return ended.digests()[0]
 
+
+class TorchTest(Jobs):
     def test_operations(self):
         ended = self.run_job(["-n", "3"], "operations.py")
         self.assertFalse(ended.hung, ended.story())
         self.assertEqual(ended.code, 0, ended.story())
         self.assertEqual(len(re.findall(r"rank \d: \d+ checks", ended.out)), 3, ended.story())
-
-    def test_what_stands_on_groups(self):
-        ended = self.run_job(["-n", "3"], "consumers.py")
-        self.assertFalse(ended.hung, ended.story())
-        self.assertEqual(ended.code, 0, ended.story())
-        self.assertEqual(len(re.findall(r"rank \d: 7 parts", ended.out)), 3, ended.story())
 
     def with_mpirun(self):
         if not shutil.which("mpirun"):
@@ -113,18 +109,49 @@ class TorchTest(unittest.TestCase):
         killed = self.killed(["-n", "2"], "sgd", "0:7:update")
         self.assertEqual(self.assert_trained(killed, 2), digest, killed.story())
 
+    def test_without_attach_a_loss_is_a_typed_error(self):
+        ended = self.run_job(["-n", "2"], "without_attach.py")
+        self.assertFalse(ended.hung, ended.story())
+        self.assertNotEqual(ended.code, 0, ended.story())
+        self.assertRegex(ended.out, r"rank 0 step 8: .*more than 64 MiB", ended.story())
+
+    def test_another_torch_is_refused_by_name(self):
+        script = ("import sys, types; other = types.ModuleType('regroup.torch._built_for');"
+                  "other.torch = '1.2.3'; sys.modules['regroup.torch._built_for'] = other;"
+                  "import regroup.torch")
+        ended = Ended([sys.executable, "-c", script], self.directory.name)
+        for word in ("ImportError", "1.2.3", "pip install"):
+            self.assertIn(word, ended.err)
+
+    def test_one_rank_needs_no_launcher(self):
+        script = ("import torch, torch.distributed as d, regroup.torch;"
+                  "d.init_process_group('regroup', init_method='tcp://127.0.0.1:0', rank=0,"
+                  " world_size=1); x = torch.ones(3); d.all_reduce(x); print(x.sum().item());"
+                  "import os; print('threads', len(os.listdir('/proc/self/task')))")
+        ended = Ended([sys.executable, "-c", script], self.directory.name)
+        self.assertEqual(ended.code, 0, ended.story())
+        self.assertIn("3.0", ended.out)
+        script = script.replace("world_size=1", "world_size=2").replace(
+            "tcp://127.0.0.1:0", "file://" + self.directory.name + "/meet")
+        ended = Ended([sys.executable, "-c", script], self.directory.name)
+        self.assertIn("regroup run -n 2", ended.err)
+
+
+class MoreTest(Jobs):
+    """What takes longer: ./dev test --all, and with another torch."""
+
+    def test_what_stands_on_groups(self):
+        ended = self.run_job(["-n", "3"], "consumers.py")
+        self.assertFalse(ended.hung, ended.story())
+        self.assertEqual(ended.code, 0, ended.story())
+        self.assertEqual(len(re.findall(r"rank \d: 7 parts", ended.out)), 3, ended.story())
+
     def test_carry_on_finishes_the_step_with_the_others(self):
         ended = self.train(["-n", "3", "--spares", "1", "--on-loss", "carry_on"], "--attach",
                            "--carry-on", "--steps", "40", "--die", "0:5:backward")
         self.assertEqual(ended.err.count("SIGKILL"), 1, ended.story())
         self.assert_trained(ended, 3)
         self.assertRegex(ended.out, r"rank 1 step 5 with \[1, 2\]", ended.story())
-
-    def test_without_attach_a_loss_is_a_typed_error(self):
-        ended = self.run_job(["-n", "2"], "without_attach.py")
-        self.assertFalse(ended.hung, ended.story())
-        self.assertNotEqual(ended.code, 0, ended.story())
-        self.assertRegex(ended.out, r"rank 0 step 8: .*more than 64 MiB", ended.story())
 
     def reconfigured(self, flags, policy):
         ended = self.run_job(["-n", "3", "--on-loss", policy, *flags], "reconfigure.py", policy)
@@ -147,27 +174,6 @@ class TorchTest(unittest.TestCase):
         self.assertEqual(ended.code, 0, ended.story())
         self.assertEqual(sorted(re.findall(r"rank (\d): configured (\d)", ended.out)),
                          [("1", "5"), ("2", "4")], ended.story())
-
-    def test_another_torch_is_refused_by_name(self):
-        script = ("import sys, types; other = types.ModuleType('regroup.torch._built_for');"
-                  "other.torch = '1.2.3'; sys.modules['regroup.torch._built_for'] = other;"
-                  "import regroup.torch")
-        ended = Ended([sys.executable, "-c", script], self.directory.name)
-        for word in ("ImportError", "1.2.3", "pip install"):
-            self.assertIn(word, ended.err)
-
-    def test_one_rank_needs_no_launcher(self):
-        script = ("import torch, torch.distributed as d, regroup.torch;"
-                  "d.init_process_group('regroup', init_method='tcp://127.0.0.1:0', rank=0,"
-                  " world_size=1); x = torch.ones(3); d.all_reduce(x); print(x.sum().item());"
-                  "import os; print('threads', len(os.listdir('/proc/self/task')))")
-        ended = Ended([sys.executable, "-c", script], self.directory.name)
-        self.assertEqual(ended.code, 0, ended.story())
-        self.assertIn("3.0", ended.out)
-        script = script.replace("world_size=1", "world_size=2").replace(
-            "tcp://127.0.0.1:0", "file://" + self.directory.name + "/meet")
-        ended = Ended([sys.executable, "-c", script], self.directory.name)
-        self.assertIn("regroup run -n 2", ended.err)
 
 
 if __name__ == "__main__":
