@@ -84,7 +84,8 @@ class MessagePort {
   virtual void deliver_to(MessageSink& sink) = 0;
   /// Where others reach this process; any bytes.
   [[nodiscard]] virtual std::vector<std::byte> address() const = 0;
-  /// A channel to whoever has this address. Errors: InvalidArgument, ResourceExhausted, Internal.
+  /// A channel to whoever has this address. One that cannot be reached, or is gone already, is a
+  /// channel that breaks, now or later. Errors: InvalidArgument, ResourceExhausted, Internal.
   virtual Result<int> connect(std::span<const std::byte> address) = 0;
   /// By force: all that is under way on the channel ends, as not whole. Closed twice: nothing.
   virtual void close(int channel) = 0;

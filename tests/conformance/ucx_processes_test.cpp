@@ -163,5 +163,58 @@ TEST(UcxProcesses, SurvivorsOfAKilledRankAgree) {
   ::munmap(shared, kBytes);
 }
 
+/// Runs `body` in a process of its own.
+template <class Body>
+pid_t start_process(Body body) {
+  const pid_t child = ::fork();
+  if (child != 0) return child;
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  ::setenv("UCX_TLS", "tcp", 0);  // NOLINT(concurrency-mt-unsafe)
+  ::_exit(body());
+}
+
+/// 0: there is a channel, and it is said to be broken.
+int connect_to_the_dead(const Page& dead) {
+  MessageHub hub(ucx::open_port().value());
+  int channel = -1;
+  {
+    const auto held = hub.lock();
+    auto connected = hub.port().connect({dead.address, dead.address_bytes});
+    if (!connected) return 1;
+    channel = *connected;
+    hub.post(channel, {}, nullptr, 0);  // some networks connect at the first message
+  }
+  for (;;) {
+    const auto held = hub.lock();
+    if (hub.closed(channel) != nullptr) return 0;
+    (void)hub.port().progress();
+  }
+}
+
+// A newcomer may be told of a member that dies before the newcomer has connected to it.
+TEST(UcxProcesses, WhoIsGoneBeforeOneConnectsIsABrokenChannel) {
+  const Watchdog watchdog;
+  void* shared =
+      ::mmap(nullptr, sizeof(Page), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(shared, MAP_FAILED);
+  auto& page = *static_cast<Page*>(shared);
+  const pid_t dying = start_process([&page] {
+    const auto port = ucx::open_port().value();
+    const auto address = port->address();
+    if (address.size() > kAddressMax) return 1;
+    std::memcpy(page.address, address.data(), address.size());
+    page.address_bytes = static_cast<std::uint32_t>(address.size());
+    for (;;) ::pause();
+  });
+  while (page.address_bytes == 0) spi::yield_cpu();
+  ASSERT_EQ(::kill(dying, SIGKILL), 0);
+  int status = 0;
+  ASSERT_EQ(::waitpid(dying, &status, 0), dying);
+  const pid_t connecting = start_process([&page] { return connect_to_the_dead(page); });
+  ASSERT_EQ(::waitpid(connecting, &status, 0), connecting);
+  EXPECT_EQ(status, 0);
+  ::munmap(shared, sizeof(Page));
+}
+
 }  // namespace
 }  // namespace regroup::conformance

@@ -29,6 +29,14 @@ Status failure(const char* what, ucs_status_t status) {
           fmt::format("UCX {}: {}: {}", version(), what, ucs_status_string(status))};
 }
 
+/// What says that the other side is gone or cannot be reached, not that this call was wrong.
+bool is_unreachable(ucs_status_t status) {
+  return status == UCS_ERR_UNREACHABLE || status == UCS_ERR_REJECTED ||
+         status == UCS_ERR_NOT_CONNECTED || status == UCS_ERR_CONNECTION_RESET ||
+         status == UCS_ERR_IO_ERROR || status == UCS_ERR_TIMED_OUT ||
+         status == UCS_ERR_ENDPOINT_TIMEOUT;
+}
+
 struct ConfigRelease {
   void operator()(ucp_config_t* config) const { ucp_config_release(config); }
 };
@@ -210,12 +218,14 @@ Result<int> Port::connect(std::span<const std::byte> address) {
   params.address = reinterpret_cast<const ucp_address_t*>(address.data());
   params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
   params.err_handler = {.cb = &Port::on_error, .arg = endpoint.get()};
-  if (const auto status = ucp_ep_create(worker_.get(), &params, &endpoint->handle);
-      status != UCS_OK) {
-    return failure("connecting to another rank", status);
-  }
+  const auto status = ucp_ep_create(worker_.get(), &params, &endpoint->handle);
+  const bool unreachable = is_unreachable(status);
+  if (status != UCS_OK && !unreachable) return failure("connecting to another rank", status);
+  if (unreachable) endpoint->handle = nullptr;
+  const int channel = endpoint->channel;
   endpoints_.push_back(std::move(endpoint));
-  return static_cast<int>(endpoints_.size()) - 1;
+  if (unreachable) sink_->on_broken(channel, ucs_status_string(status));
+  return channel;
 }
 
 void* Port::start_close(Endpoint& endpoint, unsigned flags) {
