@@ -28,7 +28,7 @@ std::string SlotRunner::Impl::find_damage() const {
     return "the epoch is over and a word of this rank is not wedged: somebody else wrote it";
   const spi::MemberBlock& own = slots_.member(me_);
   for (int parity = 0; parity < 2; ++parity) {
-    const std::uint64_t turn = own.lines[parity].line.turn.load(std::memory_order_acquire);
+    const std::uint64_t turn = own.lines[parity].turn.load(std::memory_order_acquire);
     if (turn != mine_.turns[parity])
       return written_over("a published turn", turn, mine_.turns[parity]);
   }

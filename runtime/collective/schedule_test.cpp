@@ -376,10 +376,10 @@ TEST(Plan, TurnsAreAFunctionOfTheArgumentsAlone) {
 
 TEST(Plan, SmallPayloadsTravelInTheLine) {
   const PlanShape shape{.members = 4, .me = 0, .slot_bytes = kSlotBytes};
-  EXPECT_TRUE(Plan({OpKind::AllReduce, DType::F32, ReduceOp::Sum, 0, 12}, shape).inline_payload());
-  EXPECT_FALSE(Plan({OpKind::AllReduce, DType::F32, ReduceOp::Sum, 0, 13}, shape).inline_payload());
+  EXPECT_TRUE(Plan({OpKind::AllReduce, DType::F32, ReduceOp::Sum, 0, 28}, shape).inline_payload());
+  EXPECT_FALSE(Plan({OpKind::AllReduce, DType::F32, ReduceOp::Sum, 0, 29}, shape).inline_payload());
   EXPECT_FALSE(
-      Plan({OpKind::ReduceScatter, DType::F32, ReduceOp::Sum, 0, 12}, shape).inline_payload());
+      Plan({OpKind::ReduceScatter, DType::F32, ReduceOp::Sum, 0, 28}, shape).inline_payload());
 }
 
 }  // namespace

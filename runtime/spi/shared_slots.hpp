@@ -5,7 +5,7 @@
 ///
 /// Turns. Every rank counts turns alike: each operation takes a number of them that is a pure
 /// function of its arguments. In turn t a member publishes through line(member, t), which carries
-/// up to 48 bytes itself; more lies in slot(member, t). Both exist twice, by the parity of the
+/// up to 112 bytes itself; more lies in slot(member, t). Both exist twice, by the parity of the
 /// turn.
 ///
 /// Everything here can be written by any member, a wrong one too. Sizes are copied out of the
@@ -30,18 +30,18 @@ namespace regroup::spi {
 
 inline constexpr std::size_t kLineBytes =
     128;  // two cache lines: the adjacent-line prefetcher pairs them
-inline constexpr std::size_t kInlineBytes =
-    48;  // payload that fits beside turn and digest in one cache line
+inline constexpr std::size_t kInlineBytes = 112;  // beside turn and digest, in such a pair
 inline constexpr std::uint32_t kMembersMax = 128;
 inline constexpr std::size_t kLedgerEntries = 16;
 
-/// What a member publishes in one turn. `turn` is stored last.
+/// What a member publishes in one turn: a cache line, and its neighbour above 48 bytes. `turn` is
+/// stored last.
 struct Line {
   std::atomic<std::uint64_t> turn;
   std::atomic<std::uint64_t> digest;  ///< of all operations of the group so far, this one included
   std::byte payload[kInlineBytes];
 };
-static_assert(sizeof(Line) == 64);
+static_assert(sizeof(Line) == kLineBytes);
 
 /// One operation as its member called it. `sequence` is stored last, and is 0 while the rest
 /// changes.
@@ -75,9 +75,7 @@ struct alignas(kLineBytes) MemberBlock {
   } bell;
   /// All turns up to this one have been read; moved in the middle of operations only.
   alignas(kLineBytes) std::atomic<std::uint64_t> read_up_to;
-  struct alignas(kLineBytes) PaddedLine {
-    Line line;
-  } lines[2];
+  alignas(kLineBytes) Line lines[2];
   alignas(kLineBytes) LedgerEntry ledger[kLedgerEntries];
   alignas(kLineBytes) PoisonRecord poison;
 };
@@ -126,7 +124,7 @@ struct alignas(4096) Header {
   std::atomic<std::uint32_t> end_wanted;
 };
 inline constexpr std::uint64_t kArenaMagic = 0x3150554f52474552;  // "REGROUP1"
-inline constexpr std::uint32_t kArenaAbi = 3;
+inline constexpr std::uint32_t kArenaAbi = 4;
 
 /// View of one arena. Does not own the memory, which outlives it. Copies are views of the same
 /// arena. Thread safety: the view is immutable; the memory behind it is shared by design.
@@ -151,7 +149,7 @@ class SharedSlots {
   [[nodiscard]] Word& group_word(int rank) const { return member(rank).group_word; }
   [[nodiscard]] Word& step_word(int rank) const { return member(rank).step_word; }
   [[nodiscard]] Line& line(int rank, std::uint64_t turn) const {
-    return member(rank).lines[turn & 1].line;
+    return member(rank).lines[turn & 1];
   }
   [[nodiscard]] LedgerEntry& ledger(int rank, std::uint64_t sequence) const {
     return member(rank).ledger[sequence % kLedgerEntries];
