@@ -68,6 +68,13 @@ class Jobs(unittest.TestCase):
         self.assertEqual(len(set(ended.digests())), 1, ended.story())
         return ended.digests()[0]
 
+    def killed(self, flags, optimizer, *kills):
+        """The training with attach(), in which ranks die; each kill is RANK:STEP:WHERE."""
+        deaths = [word for kill in kills for word in ("--die", kill)]
+        ended = self.train(flags, "--attach", "--optimizer", optimizer, *deaths)
+        self.assertEqual(ended.err.count("SIGKILL"), len(kills), ended.story())
+        return ended
+
 
 class TorchTest(Jobs):
     def test_operations(self):
@@ -83,13 +90,6 @@ class TorchTest(Jobs):
                  "--", sys.executable, str(HERE / "train_ddp.py")]
         return Ended(words, self.directory.name)
 
-    def killed(self, flags, optimizer, *kills):
-        """The training with attach(), in which ranks die; each kill is RANK:STEP:WHERE."""
-        deaths = [word for kill in kills for word in ("--die", kill)]
-        ended = self.train(flags, "--attach", "--optimizer", optimizer, *deaths)
-        self.assertEqual(ended.err.count("SIGKILL"), len(kills), ended.story())
-        return ended
-
     def test_stock_ddp_has_gloos_curve_and_always_the_same_bits(self):
         first = self.train(["-n", "2"])
         digest = self.assert_trained(first, 2)
@@ -103,11 +103,6 @@ class TorchTest(Jobs):
         self.assertEqual(set(gloo.losses()), set(range(12)), gloo.story())
         for step, loss in gloo.losses().items():
             self.assertAlmostEqual(first.losses()[step], loss, delta=1e-5 * abs(loss) + 1e-7)
-
-    def test_without_a_spare_and_with_state_made_at_the_first_update(self):
-        digest = self.assert_trained(self.train(["-n", "2"], "--optimizer", "sgd"), 2)
-        killed = self.killed(["-n", "2"], "sgd", "0:7:update")
-        self.assertEqual(self.assert_trained(killed, 2), digest, killed.story())
 
     def test_without_attach_a_loss_is_a_typed_error(self):
         ended = self.run_job(["-n", "2"], "without_attach.py")
@@ -140,6 +135,11 @@ class TorchTest(Jobs):
 class MoreTest(Jobs):
     """What takes longer: ./dev test --all, and with another torch."""
 
+    def test_without_a_spare_and_with_state_made_at_the_first_update(self):
+        digest = self.assert_trained(self.train(["-n", "2"], "--optimizer", "sgd"), 2)
+        killed = self.killed(["-n", "2"], "sgd", "0:7:update")
+        self.assertEqual(self.assert_trained(killed, 2), digest, killed.story())
+
     def test_what_stands_on_groups(self):
         ended = self.run_job(["-n", "3"], "consumers.py")
         self.assertFalse(ended.hung, ended.story())
@@ -152,6 +152,13 @@ class MoreTest(Jobs):
         self.assertEqual(ended.err.count("SIGKILL"), 1, ended.story())
         self.assert_trained(ended, 3)
         self.assertRegex(ended.out, r"rank 1 step 5 with \[1, 2\]", ended.story())
+
+    def test_carry_on_says_what_cannot_be_done_without_a_rank(self):
+        ended = self.run_job(["-n", "3", "--on-loss", "carry_on"], "needs_all.py")
+        self.assertFalse(ended.hung, ended.story())
+        self.assertNotEqual(ended.code, 0, ended.story())
+        self.assertRegex(ended.out + ended.err, "CommError: .*all_gather.*2 of its 3 ranks left",
+                         ended.story())
 
     def reconfigured(self, flags, policy):
         ended = self.run_job(["-n", "3", "--on-loss", policy, *flags], "reconfigure.py", policy)
@@ -166,6 +173,14 @@ class MoreTest(Jobs):
     @unittest.skipUnless(hasattr(dist, "_reconfigure"), "this torch has no reconfigure")
     def test_reconfigure_takes_in_a_newcomer(self):
         self.assertEqual(self.reconfigured(["--spares", "1"], "replace"), {0: 1, 1: 2, 2: 2})
+
+    @unittest.skipUnless(hasattr(dist, "_reconfigure"), "this torch finds no backends by itself")
+    def test_torch_finds_the_backend_by_its_name(self):
+        ended = self.run_job(["-n", "2"], "without_import.py")
+        self.assertFalse(ended.hung, ended.story())
+        self.assertEqual(ended.code, 0, ended.story())
+        self.assertEqual(sorted(re.findall(r"rank (\d) of 2: \[2.0, 2.0\]", ended.out)), ["0", "1"],
+                         ended.story())
 
     @unittest.skipUnless(importlib.util.find_spec("torchft"), "there is no torchft")
     def test_the_group_for_torchft(self):

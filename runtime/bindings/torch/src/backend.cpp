@@ -39,7 +39,8 @@ ProcessGroup open_group(Attachment& attachment, const std::string& group_id,
 }
 
 Status no_longer_whole(int now, int size) {
-  return {Code::RankLost,
+  // No loss of this moment: the step must not be tried again as after one.
+  return {Code::FailedPrecondition,
           c10::str("the group has ", now, " of its ", size,
                    " ranks left, and this operation needs all of them; under --on-loss replay or "
                    "replace the lost seats are filled first")};

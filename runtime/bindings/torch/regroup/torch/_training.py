@@ -108,7 +108,8 @@ class Job:
                 if type(tensor.data).__name__ == "DTensor":
                     raise TypeError(
                         f"{name}: {key} is a DTensor, of which each rank holds a part only; "
-                        "attach() heals replicated parameters"
+                        "attach() heals replicated parameters. Keep copies of such parts "
+                        "elsewhere, as examples/11_fsdp2 does"
                     )
                 self._add_all([(f"{name}.{kind}.{key}", tensor)], kind == "buffer")
 
