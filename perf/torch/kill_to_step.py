@@ -77,7 +77,7 @@ def train_on_regroup(directory):
             time.sleep(0.002)
 
 
-def train_with_torchft(directory, on_regroup):
+def train_with_torchft(directory, on_regroup, average):
     import torch
     import torch.distributed as dist
     from torchft import DistributedDataParallel, Manager, Optimizer
@@ -108,13 +108,16 @@ def train_with_torchft(directory, on_regroup):
                       timeout=timedelta(seconds=30), quorum_timeout=timedelta(seconds=60), rank=0,
                       world_size=1, store_addr="localhost", store_port=store.port,
                       replica_id=f"replica{rank}")
-    wrapped = DistributedDataParallel(manager, model)
+    wrapped = DistributedDataParallel(manager, model) if average == "ddp" else model
     managed = Optimizer(manager, optim)
     diary = Diary(directory, rank)
     while True:
         before = manager.current_step()
         managed.zero_grad()
         wrapped(torch.randn(16, 64)).square().mean().backward()
+        if average == "manager":
+            for work in [manager.allreduce(param.grad) for param in model.parameters()]:
+                work.wait()
         managed.step()
         if manager.current_step() > before:
             diary.add(manager.current_step())
@@ -149,7 +152,7 @@ class Side:
             self.environment["TORCHFT_LIGHTHOUSE"] = self.lighthouse.stdout.readline().strip()
 
     def start(self):
-        rank = [sys.executable, __file__, "--side", self.options.side, "--rank", self.directory]
+        rank = self.rank_words()
         if self.options.side == "torchft":
             for replica in (0, 1):
                 self.start_replica(replica)
@@ -159,9 +162,13 @@ class Side:
                  "--log-dir", f"{self.directory}/logs", "--", *rank]
         self.processes["job"] = self.popen(words, "job", {})
 
+    def rank_words(self):
+        return [sys.executable, __file__, "--side", self.options.side, "--average",
+                self.options.average, "--rank", self.directory]
+
     def start_replica(self, replica):
-        words = [sys.executable, __file__, "--side", "torchft", "--rank", self.directory]
-        self.processes[replica] = self.popen(words, f"replica{replica}", {"REPLICA": str(replica)})
+        self.processes[replica] = self.popen(self.rank_words(), f"replica{replica}",
+                                             {"REPLICA": str(replica)})
 
     def popen(self, words, name, more):
         log = open(f"{self.directory}/{name}.{len(os.listdir(self.directory))}.log", "w")
@@ -269,6 +276,8 @@ def main():
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--pause", type=float, default=1.0,
                         help="seconds of training between two kills")
+    parser.add_argument("--average", default="ddp", choices=("ddp", "manager"),
+                        help="torchft's: by its DDP, or by Manager.allreduce of each gradient")
     parser.add_argument("--rank", metavar="DIRECTORY", help=argparse.SUPPRESS)
     parser.add_argument("--lighthouse", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -277,7 +286,7 @@ def main():
     elif options.rank and options.side == "regroup":
         train_on_regroup(options.rank)
     elif options.rank:
-        train_with_torchft(options.rank, options.side == "torchft-regroup")
+        train_with_torchft(options.rank, options.side == "torchft-regroup", options.average)
     else:
         measure(options)
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The programs of perf/torch with the smallest settings: they end, and print their tables."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -41,6 +42,13 @@ class PerfTest(unittest.TestCase):
         said = self.output([sys.executable, PERF / "kill_to_step.py", "--regroup",
                             BIN / "regroup", "--kills", "2", "--pause", "0.5"])
         self.assertRegex(said, r"regroup: 2 kills, ms to the next update: median [\d.]+")
+
+    @unittest.skipUnless(importlib.util.find_spec("torchft"), "there is no torchft")
+    def test_torchfts_manager_outlives_kills_with_our_group(self):
+        said = self.output([sys.executable, PERF / "kill_to_step.py", "--regroup",
+                            BIN / "regroup", "--side", "torchft-regroup", "--average", "manager",
+                            "--kills", "2", "--pause", "0.5"])
+        self.assertRegex(said, r"torchft-regroup: 2 kills, ms to the next update: median [\d.]+")
 
     def test_each_says_what_it_takes(self):
         for program in PERF.glob("*.py"):
