@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <charconv>
+#include <sstream>
+#include <string>
 
 namespace regroup::collective {
 namespace {
@@ -24,7 +26,8 @@ std::optional<OpKind> parse_kind(std::string_view text) {
 }
 
 std::optional<Algorithm> parse_algorithm(std::string_view text) {
-  for (const Algorithm algorithm : {Algorithm::Inline, Algorithm::OneShot, Algorithm::TwoShot}) {
+  for (const Algorithm algorithm :
+       {Algorithm::Inline, Algorithm::OneShot, Algorithm::TwoShot, Algorithm::Rails}) {
     if (text == name(algorithm)) return algorithm;
   }
   return std::nullopt;
@@ -69,7 +72,8 @@ Result<AlgorithmRules::Rule> AlgorithmRules::parse_rule(std::string_view text,
   }
   const auto algorithm = parse_algorithm(algorithm_text);
   if (!algorithm) {
-    return refuse(text, fmt::format("'{}' is none of inline, oneshot, twoshot", algorithm_text));
+    return refuse(text,
+                  fmt::format("'{}' is none of inline, oneshot, twoshot, rails", algorithm_text));
   }
   rule.algorithm = *algorithm;
   const auto dash = range.find('-');
@@ -83,6 +87,35 @@ Result<AlgorithmRules::Rule> AlgorithmRules::parse_rule(std::string_view text,
     rule.to = *bytes;
   }
   return rule;
+}
+
+Result<NetworkCost> parse_tuning(std::string_view text) {
+  NetworkCost cost;
+  std::istringstream lines{std::string(text)};
+  for (std::string line; std::getline(lines, line);) {
+    if (line.starts_with('#')) continue;
+    std::istringstream words(line);
+    for (std::string word; words >> word;) {
+      const auto equals = std::min(word.find('='), word.size());
+      const std::string name = word.substr(0, equals);
+      const std::string_view digits =
+          std::string_view(word).substr(std::min(equals + 1, word.size()));
+      double value = 0;
+      const auto [end, error] =
+          std::from_chars(digits.data(), digits.data() + digits.size(), value);
+      const bool number = error == std::errc() && end == digits.data() + digits.size();
+      const bool known = name == "net_latency_us" || name == "net_gbps";
+      if (!known || !number || !(value > 0) || !(value < 1e9)) {
+        return Status(Code::InvalidArgument,
+                      fmt::format("REGROUP_TUNING: '{}' is none of net_latency_us=NUMBER, "
+                                  "net_gbps=NUMBER",
+                                  word));
+      }
+      if (name == "net_latency_us") cost.latency_us = value;
+      if (name == "net_gbps") cost.bytes_per_us = value * 1000;
+    }
+  }
+  return cost;
 }
 
 Result<AlgorithmRules> AlgorithmRules::parse(std::string_view text) {

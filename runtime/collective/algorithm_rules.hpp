@@ -11,6 +11,7 @@
 #include <regroup/status.hpp>
 
 #include "collective/schedule.hpp"
+#include "collective/schedule_messages.hpp"
 
 namespace regroup::collective {
 
@@ -37,5 +38,10 @@ class AlgorithmRules {
   static Result<Rule> parse_rule(std::string_view text, std::optional<OpKind> kind);
   std::vector<Rule> rules_;
 };
+
+/// REGROUP_TUNING: what the network is like, as `net_latency_us=30 net_gbps=1.2`; words in any
+/// order, lines starting with # left out, so that a file may hold it. Errors: InvalidArgument that
+/// names the word.
+Result<NetworkCost> parse_tuning(std::string_view text);
 
 }  // namespace regroup::collective

@@ -46,5 +46,18 @@ TEST(AlgorithmRules, ErrorsNameTheRuleAndShowTheForm) {
   }
 }
 
+TEST(Tuning, OfTheNetworkIsReadFromWordsOrAFilesLines) {
+  const auto cost = parse_tuning("# measured\nnet_gbps=1.5\n  net_latency_us=12 \n").value();
+  EXPECT_EQ(cost.latency_us, 12);
+  EXPECT_EQ(cost.bytes_per_us, 1500);
+  EXPECT_EQ(parse_tuning("").value().latency_us, NetworkCost{}.latency_us);
+  for (const char* wrong : {"net_gbps=", "net_gbps=0", "net_gbps=-1", "net_gbps=1x", "speed=3",
+                            "net_gbps", "net_latency_us=nan"}) {
+    const auto refused = parse_tuning(wrong);
+    ASSERT_FALSE(refused) << wrong;
+    EXPECT_NE(refused.error().text().find(wrong), std::string::npos) << refused.error().text();
+  }
+}
+
 }  // namespace
 }  // namespace regroup::collective

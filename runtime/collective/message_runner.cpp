@@ -96,6 +96,11 @@ std::span<const OpSpec> MessageRunner::Impl::parts() const {
   return {spec_.parts, spec_.count};
 }
 
+std::optional<Algorithm> MessageRunner::Impl::forced_algorithm() const {
+  if (options_.algorithm || options_.rules.empty()) return options_.algorithm;
+  return options_.rules.pick(part_.kind, part_.count * size_of(part_.dtype));
+}
+
 void MessageRunner::Impl::begin_part() {
   part_ = parts()[position_];
   make_message_plan(describe_call(part_),
@@ -104,7 +109,10 @@ void MessageRunner::Impl::begin_part() {
                      .direct_bytes = tuning_.direct_bytes,
                      .chunk_bytes = tuning_.chunk_bytes,
                      .window = tuning_.window,
-                     .counts = part_.counts},
+                     .counts = part_.counts,
+                     .hosts = reach_.hosts,
+                     .forced = forced_algorithm(),
+                     .cost = tuning_.cost},
                     plan_);
   if (scratch_.size() < plan_.scratch_bytes) scratch_.resize(plan_.scratch_bytes);
   if (part_.kind == OpKind::AllToAllV) make_counts();

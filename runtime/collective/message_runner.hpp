@@ -17,12 +17,14 @@ namespace regroup::collective {
 struct MessageMembers {
   std::vector<int> channels;                ///< MessagePort::connect()
   std::vector<std::uint64_t> incarnations;  ///< of each member, the own one too
+  std::vector<int> hosts{};                 ///< of each member, as numbers; empty: not known
 };
 
 struct MessageTuning {
   std::size_t direct_bytes = MessageShape{}.direct_bytes;
   std::size_t chunk_bytes = MessageShape{}.chunk_bytes;
   std::size_t window = MessageShape{}.window;
+  NetworkCost cost{};
 };
 
 /// The contract is GroupRunner's. How outcomes are uniform: a rank that holds everything it needs

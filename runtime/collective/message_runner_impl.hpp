@@ -4,11 +4,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <optional>
 #include <set>
 #include <span>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "collective/message_calls.hpp"
@@ -72,6 +74,7 @@ class MessageRunner::Impl final : public MessageReceiver {
 
   void begin(const OpSpec& spec);
   void begin_part();
+  [[nodiscard]] std::optional<Algorithm> forced_algorithm() const;
   [[nodiscard]] std::span<const OpSpec> parts() const;
   [[nodiscard]] Overlap overlap_of(const OpSpec& part) const;
   void keep_input();
@@ -97,6 +100,7 @@ class MessageRunner::Impl final : public MessageReceiver {
   Progress perform(const MessageStep& step, Deadline until);
   void receive(const MessageStep& step);
   Progress send_part(const MessageStep& step, Deadline until);
+  Progress await_sent_part(const MessageStep& step, Deadline until);
   Progress await_part(const MessageStep& step, Deadline until);
   void fold(const MessageStep& step);
   void copy_step(const MessageStep& step);
@@ -167,12 +171,15 @@ class MessageRunner::Impl final : public MessageReceiver {
   MessagePlan plan_;                   ///< of it
   std::vector<std::uint64_t> counts_;  ///< Region::Counts
   std::vector<std::byte> scratch_;
-  std::vector<const void*> sources_;
-  TimePoint begun_;       ///< when the operation was
-  bool entered_ = false;  ///< the others were told that I am in it
+  std::vector<const void*> sources_;  ///< of a fold
+  TimePoint begun_;                   ///< when the operation was
+  bool entered_ = false;              ///< the others were told that I am in it
   std::vector<Deferred> deferred_;
   std::vector<int> sending_;  ///< per member: parts whose bytes the port still reads
   int sending_total_ = 0;
+  /// The parts that these are, by the number that the port was given.
+  std::map<std::uint64_t, std::pair<int, std::uint64_t>> moving_;
+  std::uint64_t moved_ = 0;
   bool over_ = true;  ///< no part of the operation is wanted any more
   bool said_held_ = false;
   bool output_touched_ = false;

@@ -107,6 +107,7 @@ MessageRunner::Impl::Progress MessageRunner::Impl::perform(const MessageStep& st
     case MessageStepKind::Fold: fold(step); return Progress::Finished;
     case MessageStepKind::Copy: copy_step(step); return Progress::Finished;
     case MessageStepKind::Compare: return compare(step);
+    case MessageStepKind::AwaitSent: return await_sent_part(step, until);
   }
   REGROUP_UNREACHABLE("kind of step");
 }
@@ -159,9 +160,22 @@ MessageRunner::Impl::Progress MessageRunner::Impl::send_part(const MessageStep& 
 void MessageRunner::Impl::send_now(const Deferred& part) {
   ++sending_[index(part.member)];
   ++sending_total_;
+  moving_[++moved_] = {part.member, part.part};
   hub_.send(reach_.channels[index(part.member)],
             header(spi::MessageKind::Data, sequence_, part.part, calls_.digest(sequence_)),
-            part.data, part.bytes, *this, static_cast<std::uint64_t>(part.member));
+            part.data, part.bytes, *this, moved_);
+}
+
+MessageRunner::Impl::Progress MessageRunner::Impl::await_sent_part(const MessageStep& step,
+                                                                   Deadline until) {
+  const std::pair part{step.member, full(step.part)};
+  return wait_for(until, [&] {
+    const auto is_it = [&](const Deferred& each) {
+      return each.member == part.first && each.part == part.second;
+    };
+    const auto moves = [&](const auto& each) { return each.second == part; };
+    return std::ranges::none_of(deferred_, is_it) && std::ranges::none_of(moving_, moves);
+  });
 }
 
 MessageRunner::Impl::Progress MessageRunner::Impl::await_part(const MessageStep& step,
@@ -175,15 +189,20 @@ MessageRunner::Impl::Progress MessageRunner::Impl::await_part(const MessageStep&
 }
 
 void MessageRunner::Impl::fold(const MessageStep& step) {
-  for (int member = 0; member < members_; ++member) {
-    sources_[index(member)] = member == me_
-                                  ? input_ + step.in_offset
-                                  : scratch_.data() + step.offset + index(member) * step.stride;
+  sources_.clear();
+  if (step.prior != MessageStep::kNoPrior) sources_.push_back(scratch_.data() + step.prior);
+  for (int i = 0; i < step.count; ++i) {
+    sources_.push_back(step.first + i == me_
+                           ? input_ + step.in_offset
+                           : scratch_.data() + step.offset + index(i) * step.stride);
   }
-  output_touched_ = true;
+  const bool averages = part_.op == ReduceOp::Avg;
+  const ReduceOp op = averages && step.goes_on ? ReduceOp::Sum : part_.op;
+  output_touched_ = output_touched_ || step.region == Region::Output;
   held_.unlock();
-  reduce(part_.dtype, part_.op, static_cast<std::byte*>(part_.out) + step.out_offset,
-         sources_.data(), members_, step.bytes / size_of(part_.dtype), {members_, part_.factor});
+  reduce(part_.dtype, op, at(step.region, step.out_offset), sources_.data(),
+         static_cast<int>(sources_.size()), step.bytes / size_of(part_.dtype),
+         {members_, part_.factor});
   held_.lock();
   hook(Instant::AfterReduce, static_cast<std::int64_t>(step.out_offset));
 }
@@ -399,8 +418,11 @@ void MessageRunner::Impl::on_sent(std::uint64_t purpose, bool whole) {
     letters_.on_sent(whole);
     return;
   }
-  --sending_[purpose];
+  const auto found = moving_.find(purpose);
+  if (found == moving_.end()) return;
+  --sending_[index(found->second.first)];
   --sending_total_;
+  moving_.erase(found);
 }
 
 }  // namespace regroup::collective

@@ -71,6 +71,7 @@ const char* name(Algorithm algorithm) {
     case Algorithm::Inline: return "inline";
     case Algorithm::OneShot: return "oneshot";
     case Algorithm::TwoShot: return "twoshot";
+    case Algorithm::Rails: return "rails";
   }
   return "?";
 }

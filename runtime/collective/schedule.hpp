@@ -29,6 +29,7 @@ enum class Algorithm : std::uint8_t {
   Inline,   ///< payload in the flag's own line; one turn
   OneShot,  ///< payload in the slot, everybody reads everybody's; one turn a chunk
   TwoShot,  ///< all_reduce: each rank combines one slice, then shares it; two turns a chunk
+  Rails,    ///< all_reduce between hosts: sums go from host to host, by several ranks at a time
 };
 [[nodiscard]] const char* name(Algorithm algorithm);
 

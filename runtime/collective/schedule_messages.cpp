@@ -1,8 +1,10 @@
 #include "collective/schedule_messages.hpp"
 
 #include <algorithm>
+#include <map>
 
 #include "base/check.hpp"
+#include "collective/message_plan_writer.hpp"
 #include "spi/message_port.hpp"
 
 namespace regroup::collective {
@@ -11,34 +13,15 @@ namespace {
 using spi::OpDescriptor;
 using spi::OpKind;
 
-constexpr std::size_t kCacheLine = 64;
-
-std::size_t index(int member) { return static_cast<std::size_t>(member); }
-
-/// A range of bytes of the input or output.
-struct Piece {
-  std::size_t begin = 0;
-  std::size_t bytes = 0;
-};
-
-class Maker {
+class Maker : MessagePlanWriter {
  public:
-  Maker(const OpDescriptor& descriptor, const MessageShape& shape, MessagePlan& plan)
-      : d_(descriptor),
-        shape_(shape),
-        plan_(plan),
-        unit_(d_.kind == OpKind::Barrier ? 0 : d_.count * size_of(d_.dtype)) {
-    REGROUP_ASSERT(!spi::has_counts(d_.kind) || shape.counts.ranks >= shape.members);
-    REGROUP_ASSERT(shape.chunk_bytes >= kCacheLine && shape.chunk_bytes % kCacheLine == 0);
-    plan_.steps.clear();
-    plan_.scratch_bytes = 0;
-  }
+  using MessagePlanWriter::MessagePlanWriter;
 
   void make() {
     switch (d_.kind) {
       case OpKind::Barrier: exchange(false); break;
       case OpKind::AllReduce:
-        if (unit_ <= shape_.direct_bytes) {
+        if (choose(d_, shape_) == Algorithm::OneShot) {
           exchange(true);
         } else {
           scatter_and_gather();
@@ -61,30 +44,18 @@ class Maker {
   }
 
  private:
-  template <class Each>
-  void others(Each each) {
-    // Beginning behind me, so that not everybody sends to rank 0 first.
-    for (int i = 1; i < shape_.members; ++i) each((shape_.me + i) % shape_.members);
-  }
-  void receive(int from, std::uint32_t part, Region into, std::size_t offset, std::size_t bytes) {
-    plan_.steps.push_back({MessageStepKind::Receive, from, part, into, offset, bytes, 0, 0, 0});
-  }
-  void send(int to, std::uint32_t part, Region from, std::size_t offset, std::size_t bytes) {
-    plan_.steps.push_back({MessageStepKind::Send, to, part, from, offset, bytes, 0, 0, 0});
-  }
-  void await(int from, std::uint32_t part) {
-    plan_.steps.push_back({MessageStepKind::Await, from, part, Region::Input, 0, 0, 0, 0, 0});
-  }
   /// Of the pieces in the window's scratch of `chunk`.
   void fold(std::size_t chunk, std::size_t in_offset, std::size_t out_offset, std::size_t bytes) {
     if (bytes == 0) return;
-    plan_.steps.push_back({MessageStepKind::Fold, 0, 0, Region::Scratch, scratch(chunk, 0), bytes,
-                           in_offset, out_offset, stride_});
-  }
-  void copy(std::size_t in_offset, std::size_t out_offset, std::size_t bytes) {
-    if (bytes == 0) return;
-    plan_.steps.push_back(
-        {MessageStepKind::Copy, 0, 0, Region::Input, 0, bytes, in_offset, out_offset, 0});
+    plan_.steps.push_back({.kind = MessageStepKind::Fold,
+                           .region = Region::Output,
+                           .offset = scratch(chunk, 0),
+                           .bytes = bytes,
+                           .in_offset = in_offset,
+                           .out_offset = out_offset,
+                           .stride = stride_,
+                           .first = 0,
+                           .count = shape_.members});
   }
 
   /// What `member` gets of my input.
@@ -103,7 +74,7 @@ class Maker {
 
   /// Scratch for one piece of each member in each chunk of the window.
   void want_scratch(std::size_t piece_bytes) {
-    stride_ = (piece_bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
+    stride_ = whole_lines(piece_bytes);
     plan_.scratch_bytes = stride_ * index(shape_.members) * shape_.window;
   }
   [[nodiscard]] std::size_t scratch(std::size_t chunk, int member) const {
@@ -112,14 +83,10 @@ class Maker {
 
   /// The part of the input that `member` folds.
   [[nodiscard]] Piece slice(int member) const {
-    const std::size_t even = (unit_ + index(shape_.members) - 1) / index(shape_.members);
-    const std::size_t width = (even + kCacheLine - 1) / kCacheLine * kCacheLine;
-    const std::size_t begin = std::min(unit_, index(member) * width);
-    return {begin, std::min(unit_, begin + width) - begin};
+    return slice_of({0, unit_}, shape_.members, member);
   }
   [[nodiscard]] Piece chunk_of(Piece whole, std::size_t chunk) const {
-    const std::size_t skipped = std::min(whole.bytes, chunk * shape_.chunk_bytes);
-    return {whole.begin + skipped, std::min(shape_.chunk_bytes, whole.bytes - skipped)};
+    return MessagePlanWriter::chunk_of(whole, shape_.chunk_bytes, chunk);
   }
   /// Nothing to move still synchronises: one chunk at least.
   [[nodiscard]] std::size_t chunks_of(std::size_t bytes) const {
@@ -141,7 +108,9 @@ class Maker {
     others([&](int q) { receive(q, 0, Region::Scratch, scratch(0, q), unit_); });
     others([&](int q) { send(q, 0, Region::Input, 0, unit_); });
     others([&](int q) { await(q, 0); });
-    if (folds) fold(0, 0, 0, unit_);
+    if (!folds) return;
+    others([&](int q) { await_sent(q, 0); });  // in place the fold writes over it
+    fold(0, 0, 0, unit_);
   }
 
   void scatter_and_gather() {
@@ -261,8 +230,10 @@ class Maker {
       others([&](int q) {
         for (std::uint32_t part = 0; part < counted; ++part) await(q, part);
       });
-      plan_.steps.push_back(
-          {MessageStepKind::Compare, 0, 0, Region::Scratch, 0, counts_bytes(), 0, 0, stride_});
+      plan_.steps.push_back({.kind = MessageStepKind::Compare,
+                             .region = Region::Scratch,
+                             .bytes = counts_bytes(),
+                             .stride = stride_});
     }
     others([&](int q) { await_parts(q, counted); });
   }
@@ -273,7 +244,7 @@ class Maker {
   /// Everybody's counts to everybody, beside the data; as how many parts. None of them has to be
   /// asked for: who finds a difference has sent all that others need to find it.
   std::uint32_t compare_counts() {
-    stride_ = (counts_bytes() + kCacheLine - 1) / kCacheLine * kCacheLine;
+    stride_ = whole_lines(counts_bytes());
     plan_.scratch_bytes = stride_ * index(shape_.members);
     std::uint32_t parts = 0;
     for (std::size_t at = 0; at < counts_bytes(); at += spi::kPostedBytesMax, ++parts) {
@@ -284,14 +255,95 @@ class Maker {
     return parts;
   }
 
-  const OpDescriptor& d_;
-  const MessageShape& shape_;
-  MessagePlan& plan_;
-  std::size_t unit_;
   std::size_t stride_ = 0;
 };
 
 }  // namespace
+
+namespace {
+
+/// What the slowest host sends to others, in bytes, and how many messages follow each other until
+/// the first chunk is through.
+struct Course {
+  double bytes = 0;
+  int rounds = 0;
+};
+
+double time_us(const Course& course, const NetworkCost& cost, std::size_t chunk_bytes) {
+  const double chunk = std::min(course.bytes, static_cast<double>(chunk_bytes));
+  return course.rounds * (cost.latency_us + chunk / cost.bytes_per_us) +
+         course.bytes / cost.bytes_per_us;
+}
+
+/// Everybody folds a slice, and sends it to all.
+Course slices_course(double bytes, const MessageShape& shape) {
+  int most = 0;
+  for (int member = 0; member < shape.members; ++member) {
+    const int here = static_cast<int>(
+        std::ranges::count(shape.hosts, shape.hosts[static_cast<std::size_t>(member)]));
+    most = std::max(most, here * (shape.members - here));
+  }
+  return {2 * bytes * most / shape.members, 2};
+}
+
+/// Sums so far go from run to run, and results back.
+Course rails_course(double bytes, const std::vector<Run>& runs, std::span<const int> hosts) {
+  std::map<int, double> sent;
+  for (std::size_t run = 0; run < runs.size(); ++run) {
+    double& here = sent[hosts[static_cast<std::size_t>(runs[run].first)]];
+    if (run > 0) here += bytes;
+    if (run + 1 < runs.size()) here += bytes;
+  }
+  double most = 0;
+  for (const auto& [host, all] : sent) most = std::max(most, all);
+  return {most, 2 * static_cast<int>(runs.size())};
+}
+
+}  // namespace
+
+std::vector<Run> runs_of(std::span<const int> hosts) {
+  std::vector<Run> runs;
+  for (std::size_t member = 0; member < hosts.size(); ++member) {
+    if (member == 0 || hosts[member] != hosts[member - 1])
+      runs.push_back({static_cast<int>(member), 0});
+    ++runs.back().count;
+  }
+  return runs;
+}
+
+bool keeps_partial_sums(const spi::OpDescriptor& d) {
+  const bool narrow = d.dtype == DType::F16 || d.dtype == DType::BF16 || d.dtype == DType::F8E4M3 ||
+                      d.dtype == DType::F8E5M2;
+  return !narrow && d.op != ReduceOp::PremulSum;
+}
+
+Algorithm choose(const spi::OpDescriptor& d, const MessageShape& shape) {
+  const std::size_t bytes = d.count * size_of(d.dtype);
+  const bool may_rails =
+      keeps_partial_sums(d) && bytes > 0 && !shape.hosts.empty() && runs_of(shape.hosts).size() > 1;
+  if (shape.forced == Algorithm::OneShot || shape.forced == Algorithm::TwoShot)
+    return *shape.forced;
+  if (shape.forced == Algorithm::Rails && may_rails) return Algorithm::Rails;
+  if (bytes <= shape.direct_bytes) return Algorithm::OneShot;
+  if (!may_rails) return Algorithm::TwoShot;
+  const auto all = static_cast<double>(bytes);
+  const auto runs = runs_of(shape.hosts);
+  const double rails = time_us(rails_course(all, runs, shape.hosts), shape.cost,
+                               rails_chunk_bytes(bytes, runs, shape.chunk_bytes));
+  const double slices = time_us(slices_course(all, shape), shape.cost, shape.chunk_bytes);
+  return rails < slices ? Algorithm::Rails : Algorithm::TwoShot;
+}
+
+std::size_t rails_chunk_bytes(std::size_t bytes, const std::vector<Run>& runs,
+                              std::size_t chunk_bytes_max) {
+  // Of a buffer that is not large enough chunks are smaller, so that some are under way at a time.
+  constexpr std::size_t kChunks = 8;
+  constexpr std::size_t kLeast = std::size_t{32} << 10;
+  int rails = 1;
+  for (const Run& run : runs) rails = std::max(rails, run.count);
+  const std::size_t wanted = whole_lines(bytes / static_cast<std::size_t>(rails) / kChunks);
+  return std::min(chunk_bytes_max, std::max(kLeast, wanted));
+}
 
 bool sends_late(OpKind kind, bool own_place) {
   // all_reduce keeps M4, and a reducing or gathering root sends nothing.
@@ -301,7 +353,11 @@ bool sends_late(OpKind kind, bool own_place) {
 
 void make_message_plan(const OpDescriptor& descriptor, const MessageShape& shape,
                        MessagePlan& plan) {
-  Maker(descriptor, shape, plan).make();
+  if (descriptor.kind == OpKind::AllReduce && choose(descriptor, shape) == Algorithm::Rails) {
+    make_rails_plan(descriptor, shape, plan);
+  } else {
+    Maker(descriptor, shape, plan).make();
+  }
 }
 
 }  // namespace regroup::collective

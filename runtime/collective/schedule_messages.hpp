@@ -5,7 +5,8 @@
 ///   M1  Each part that a rank sends is received by exactly one Receive of the same bytes, and the
 ///       other way round; (source, part) names it within the operation.
 ///   M2  Await of a part comes after its Receive, and Fold after the Await of all that it reads.
-///   M3  A scratch place is used again only after the Fold that read it.
+///   M3  A scratch place is used again only after the Fold that read it, or the AwaitSent of the
+///       part that was sent from it.
 ///   M4  In place (output = input), a result is sent by a rank only after all contributions to that
 ///       piece have arrived there, so no input is overwritten before it was read. Where a plan
 ///       cannot (sends_late()), it reads a copy of the input.
@@ -20,6 +21,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "collective/schedule.hpp"
@@ -31,9 +34,10 @@ enum class MessageStepKind : std::uint8_t {
   Receive,  ///< name the place of a part of `member`
   Send,     ///< a part to `member`
   Await,    ///< until the part of `member` has arrived
-  Fold,     ///< all members' pieces -> output; mine is input at `in_offset`
-  Copy,     ///< input at in_offset -> output at out_offset
-  Compare,  ///< all_to_all_v: everybody's counts in Scratch, and mine
+  Fold,  ///< pieces of the members [first, first + count) -> region; mine is input at `in_offset`
+  Copy,  ///< input at in_offset -> output at out_offset
+  Compare,    ///< all_to_all_v: everybody's counts in Scratch, and mine
+  AwaitSent,  ///< until the part to `member` has left: its place may be written to
 };
 
 /// Counts: all_to_all_v's, what this rank sends to each as 64 bits, then what it receives.
@@ -43,14 +47,31 @@ struct MessageStep {
   MessageStepKind kind = MessageStepKind::Send;
   int member = 0;
   std::uint32_t part = 0;
-  Region region = Region::Input;  ///< Receive: into; Send: from
-  /// Into that region; Fold, Compare: of member 0's piece in Scratch.
+  Region region = Region::Input;  ///< Receive, Fold: into; Send: from
+  /// Into that region; Fold, Compare: of the first member's piece in Scratch.
   std::size_t offset = 0;
   std::size_t bytes = 0;
   std::size_t in_offset = 0;
   std::size_t out_offset = 0;
   /// Fold, Compare: from one member's piece in Scratch to the next one's.
   std::size_t stride = 0;
+  int first = 0;
+  int count = 0;
+  std::size_t prior = kNoPrior;  ///< Fold: in Scratch, what the members before `first` came to
+  bool goes_on = false;          ///< Fold: others are folded onto this; nothing is divided yet
+  static constexpr std::size_t kNoPrior = ~std::size_t{0};
+};
+
+/// What the choice between plans reckons with. Equal on all ranks.
+struct NetworkCost {
+  double latency_us = 30;      ///< of a message to another host
+  double bytes_per_us = 1000;  ///< that a host can send
+};
+
+/// Consecutive members of one host.
+struct Run {
+  int first = 0;
+  int count = 0;
 };
 
 /// What a plan depends on beyond the descriptor; equal on all ranks but for `me`.
@@ -60,8 +81,11 @@ struct MessageShape {
   std::size_t direct_bytes = std::size_t{8}
                              << 10;  ///< all_reduce: everything to everybody up to it
   std::size_t chunk_bytes = std::size_t{256} << 10;  ///< a multiple of 64
-  std::size_t window = 2;  ///< chunks under way before the first of them is folded
-  Counts counts;           ///< where the kind has them
+  std::size_t window = 2;             ///< chunks under way before the first of them is folded
+  Counts counts;                      ///< where the kind has them
+  std::span<const int> hosts{};       ///< of each member; empty: not known
+  std::optional<Algorithm> forced{};  ///< OneShot, TwoShot (slices) or Rails; else the choice
+  NetworkCost cost{};
 };
 
 struct MessagePlan {
@@ -72,6 +96,15 @@ struct MessagePlan {
 /// The plan of one rank in a single operation; a coalesced one is carried out one after the other.
 void make_message_plan(const spi::OpDescriptor& descriptor, const MessageShape& shape,
                        MessagePlan& plan);
+/// Of all_reduce: OneShot, everything to everybody; TwoShot, everybody folds a slice and sends it
+/// to all; Rails, see schedule_rails.cpp. All fold in seat order.
+[[nodiscard]] Algorithm choose(const spi::OpDescriptor& descriptor, const MessageShape& shape);
+[[nodiscard]] std::vector<Run> runs_of(std::span<const int> hosts);
+/// What some members come to can be passed on as elements of the same type, and the rest be folded
+/// onto it with the same bits: not of types that are folded in a wider one.
+[[nodiscard]] bool keeps_partial_sums(const spi::OpDescriptor& descriptor);
+[[nodiscard]] std::size_t rails_chunk_bytes(std::size_t bytes, const std::vector<Run>& runs,
+                                            std::size_t chunk_bytes_max);
 /// Whether, where output lies over input, a part may leave only after its place was written to.
 /// `own_place`: the one buffer is this rank's share in the other.
 [[nodiscard]] bool sends_late(OpKind kind, bool own_place);

@@ -63,6 +63,11 @@ Status JobImpl::start(TimePoint until) {
     if (!rules) return rules.error();
     algorithms_ = std::move(*rules);
   }
+  if (const char* const text = std::getenv("REGROUP_TUNING"); text != nullptr) {
+    auto cost = collective::parse_tuning(text);
+    if (!cost) return cost.error();
+    messages_tuning_.cost = *cost;
+  }
   holds_state_ = !seat().replacement;
   if (StateCheck::wanted()) state_check_.emplace();
   verifies_ = ResultCheck::wanted();
@@ -123,8 +128,8 @@ Result<std::unique_ptr<collective::GroupRunner>> JobImpl::runner(
   if (!messages) return messages.error();
   auto members = (*messages)->reach(group, *bound_, me);
   if (!members) return members.error();
-  made = std::make_unique<collective::MessageRunner>(group.arena.slots, me, (*messages)->hub(),
-                                                     std::move(*members), options);
+  made = std::make_unique<collective::MessageRunner>(
+      group.arena.slots, me, (*messages)->hub(), std::move(*members), options, messages_tuning_);
   return made;
 }
 

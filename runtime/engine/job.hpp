@@ -219,6 +219,7 @@ class JobImpl : public std::enable_shared_from_this<JobImpl> {
   std::mutex faults_mutex_;
   FaultScript faults_;
   collective::AlgorithmRules algorithms_;
+  collective::MessageTuning messages_tuning_;
   bool verifies_ = false;
 
   base::SpinLock ledger_lock_;

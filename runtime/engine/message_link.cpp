@@ -74,6 +74,7 @@ Result<collective::MessageMembers> MessageLink::reach(const OpenGroup& group, co
     const auto seat = static_cast<std::size_t>(group.seats[i].value());
     members.incarnations.push_back(view.view.seats[seat].value());
     members.channels.push_back(-1);
+    members.hosts.push_back(static_cast<int>(view.places[seat].host.value()));
     if (static_cast<int>(i) == me) continue;
     const membership::MemberAddress& address = view.places[seat].address;
     if (address.empty()) {

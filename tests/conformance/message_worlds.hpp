@@ -25,6 +25,7 @@ class MessageWorld : public World {
           loopback::Arena::create(Epoch(7), 3, members, {.slot_bytes = 4096, .ring_bytes = 64})
               .value());
       incarnations_.push_back(100 + rank);
+      hosts_.push_back(static_cast<int>(rank / 2));  // as the choice between plans sees them
     }
   }
   [[nodiscard]] const spi::SharedSlots& slots(int rank) const override {
@@ -34,8 +35,8 @@ class MessageWorld : public World {
                                                     const RunnerOptions& options) override {
     const auto r = static_cast<std::size_t>(rank);
     return std::make_unique<MessageRunner>(slots(rank), rank, *hubs_[r],
-                                           MessageMembers{channels_[r], incarnations_}, options,
-                                           tuning_);
+                                           MessageMembers{channels_[r], incarnations_, hosts_},
+                                           options, tuning_);
   }
   [[nodiscard]] std::vector<Host> hosts() const override {
     std::vector<Host> all;
@@ -117,6 +118,7 @@ class MessageWorld : public World {
 
   std::vector<loopback::Arena> arenas_;
   std::vector<std::uint64_t> incarnations_;
+  std::vector<int> hosts_;
   collective::MessageTuning tuning_;
   std::vector<std::vector<int>> channels_;  ///< of each rank, to each
   std::vector<std::unique_ptr<MessageHub>> hubs_;
