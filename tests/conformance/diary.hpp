@@ -12,7 +12,11 @@ struct Diary {
   std::atomic<std::uint64_t> done;  ///< operations that were done with right values
   std::atomic<std::uint64_t> lost;  ///< number of the operation that was lost, 0 none
   std::atomic<std::uint64_t> wrong;
-  void clear() { done = lost = wrong = 0; }
+  char why[256];  ///< what the last wrong one was told
+  void clear() {
+    done = lost = wrong = 0;
+    why[0] = 0;
+  }
 };
 
 /// All_reduce operations 1, 2, 3... of `ranks` ranks in place, with three numbers of elements in
@@ -32,7 +36,11 @@ inline void reduce_until_lost(GroupRunner& runner, int rank, int ranks,
       if (data != before) ++diary.wrong;
       diary.lost = number;
     } else {
-      if (outcome.kind != OutcomeKind::Done || data != c.expected(rank)) ++diary.wrong;
+      if (outcome.kind != OutcomeKind::Done || data != c.expected(rank)) {
+        std::snprintf(diary.why, sizeof diary.why, "%s: %s", name(outcome.kind),
+                      outcome.text.c_str());
+        ++diary.wrong;
+      }
       diary.done = number;
     }
   }

@@ -8,6 +8,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 
 #include "base/fd.hpp"
@@ -88,7 +90,13 @@ class Job {
     for (int rank = 0; rank < kRanks; ++rank) start(rank);
   }
 
-  void kill(int victim, std::uint64_t after) {
+  /// `victim` is killed once it has done `after` operations and `delay` has passed since it could
+  /// be reached.
+  void kill(int victim, std::uint64_t after, std::chrono::microseconds delay = {}) {
+    may_abort_ = after == 0 && is_before_1_14();
+    while (pages_[victim].address_bytes == 0) spi::yield_cpu();
+    const TimePoint due = Clock::now() + delay;
+    while (Clock::now() < due) spi::yield_cpu();
     while (pages_[victim].done < after && pages_[victim].wrong == 0) spi::yield_cpu();
     ASSERT_EQ(::kill(process(victim).pid, SIGKILL), 0);
     int status = 0;
@@ -101,13 +109,16 @@ class Job {
     }
     for (int rank = 0; rank < kRanks; ++rank) {
       if (rank == victim) continue;
-      ASSERT_EQ(::write(process(rank).news.get(), &victim, sizeof victim),
-                static_cast<ssize_t>(sizeof victim));
+      const auto told = ::write(process(rank).news.get(), &victim, sizeof victim);
+      const bool gone = told < 0 && errno == EPIPE && may_abort_;
+      ASSERT_TRUE(gone || told == static_cast<ssize_t>(sizeof victim));
       const int survivor[] = {rank};
       spi::decide_all(arenas_[static_cast<std::size_t>(rank)].slots, survivor, cut, 0);
     }
     end(victim, cut);
   }
+  /// Survivors that UCX ended.
+  [[nodiscard]] int aborted() const { return aborted_; }
 
  private:
   Process& process(int rank) { return processes_[static_cast<std::size_t>(rank)]; }
@@ -125,95 +136,97 @@ class Job {
     ::close(ends[0]);
     processes_.push_back({child, base::Fd(ends[1])});
   }
+  /// Nobody ends before the news do.
+  bool has_ended(int rank) {
+    siginfo_t info{};
+    const auto pid = static_cast<id_t>(process(rank).pid);
+    return ::waitid(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid != 0;
+  }
   void end(int victim, std::uint64_t cut) {
     // A rank stays until all have ended their operation, as it does in a job.
     for (int rank = 0; rank < kRanks; ++rank) {
-      while (rank != victim && pages_[rank].lost == 0) spi::yield_cpu();
+      while (rank != victim && pages_[rank].lost == 0 && !has_ended(rank)) spi::yield_cpu();
     }
     for (int rank = 0; rank < kRanks; ++rank) {
       if (rank == victim) continue;
       process(rank).news.reset();
       int status = 0;
       ASSERT_EQ(::waitpid(process(rank).pid, &status, 0), process(rank).pid);
+      if (may_abort_ && WIFSIGNALED(status) &&
+          (WTERMSIG(status) == SIGABRT || WTERMSIG(status) == SIGSEGV)) {
+        ++aborted_;
+        continue;
+      }
       EXPECT_EQ(status, 0) << "rank " << rank;
-      EXPECT_EQ(pages_[rank].wrong, 0U) << "rank " << rank;
+      EXPECT_EQ(pages_[rank].wrong, 0U) << "rank " << rank << " " << pages_[rank].why;
       EXPECT_EQ(pages_[rank].done, cut) << "rank " << rank;
       EXPECT_EQ(pages_[rank].lost, cut + 1) << "rank " << rank;
     }
     EXPECT_LE(pages_[victim].done, cut) << "the dead rank was told more than its survivors";
   }
 
+  static bool is_before_1_14() {
+    int major = 0;
+    int minor = 0;
+    if (std::sscanf(ucx::version().c_str(), "%d.%d", &major, &minor) != 2) return false;
+    return major == 1 && minor < 14;
+  }
+
   Page* pages_;
+  bool may_abort_ = false;
+  int aborted_ = 0;
   std::vector<shm::Arena> arenas_;
   std::vector<Process> processes_;
 };
 
+/// Pages that the rank processes share with the test.
+class Pages {
+ public:
+  Pages()
+      : memory_(
+            ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) {}
+  Pages(const Pages&) = delete;
+  Pages& operator=(const Pages&) = delete;
+  ~Pages() { ::munmap(memory_, kBytes); }
+  [[nodiscard]] Page* get() const { return static_cast<Page*>(memory_); }
+
+ private:
+  static constexpr std::size_t kBytes = sizeof(Page) * kRanks;
+  void* memory_;
+};
+
 TEST(UcxProcesses, SurvivorsOfAKilledRankAgree) {
   const Watchdog watchdog;
-  constexpr std::size_t kBytes = sizeof(Page) * kRanks;
-  void* shared = ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  ASSERT_NE(shared, MAP_FAILED);
-  auto* pages = static_cast<Page*>(shared);
+  const Pages pages;
   std::mt19937_64 random(99);
   for (int number = 0; number < 6; number += kOneIn) {
-    Job job(pages);
+    Job job(pages.get());
     job.kill(static_cast<int>(random() % kRanks), 1 + random() % 40);
     ASSERT_FALSE(HasFailure()) << "job " << number << " over UCX " << ucx::version();
   }
-  ::munmap(shared, kBytes);
 }
 
-/// Runs `body` in a process of its own.
-template <class Body>
-pid_t start_process(Body body) {
-  const pid_t child = ::fork();
-  if (child != 0) return child;
-  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  ::setenv("UCX_TLS", "tcp", 0);  // NOLINT(concurrency-mt-unsafe)
-  ::_exit(body());
-}
-
-/// 0: there is a channel, and it is said to be broken.
-int connect_to_the_dead(const Page& dead) {
-  MessageHub hub(ucx::open_port().value());
-  int channel = -1;
-  {
-    const auto held = hub.lock();
-    auto connected = hub.port().connect({dead.address, dead.address_bytes});
-    if (!connected) return 1;
-    channel = *connected;
-    hub.post(channel, {}, nullptr, 0);  // some networks connect at the first message
+// While it is being connected. UCX before 1.14 may end a survivor then (an assertion, its
+// keepalive); the others agree all the same. REGROUP_UCX_KILLS jobs are for measuring how often it
+// does.
+TEST(UcxProcesses, SurvivorsOfARankKilledInItsFirstOperationAgree) {
+  ::signal(SIGPIPE, SIG_IGN);  // news for a survivor that UCX has ended
+  const char* const wanted = std::getenv("REGROUP_UCX_KILLS");
+  const int jobs = wanted == nullptr ? 6 : std::atoi(wanted);
+  const Watchdog watchdog(std::chrono::seconds(60 + jobs));
+  const Pages pages;
+  std::mt19937_64 random(7);
+  int jobs_aborted = 0;
+  for (int number = 0; number < jobs; number += kOneIn) {
+    Job job(pages.get());
+    job.kill(static_cast<int>(random() % kRanks), 0, std::chrono::microseconds(random() % 4000));
+    ASSERT_FALSE(HasFailure()) << "job " << number << " over UCX " << ucx::version();
+    if (job.aborted() > 0) ++jobs_aborted;
   }
-  for (;;) {
-    const auto held = hub.lock();
-    if (hub.closed(channel) != nullptr) return 0;
-    (void)hub.port().progress();
+  if (wanted != nullptr) {
+    std::printf("UCX %s ended a survivor in %d of %d jobs\n", ucx::version().c_str(), jobs_aborted,
+                jobs);
   }
-}
-
-// A newcomer may be told of a member that dies before the newcomer has connected to it.
-TEST(UcxProcesses, WhoIsGoneBeforeOneConnectsIsABrokenChannel) {
-  const Watchdog watchdog;
-  void* shared =
-      ::mmap(nullptr, sizeof(Page), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  ASSERT_NE(shared, MAP_FAILED);
-  auto& page = *static_cast<Page*>(shared);
-  const pid_t dying = start_process([&page] {
-    const auto port = ucx::open_port().value();
-    const auto address = port->address();
-    if (address.size() > kAddressMax) return 1;
-    std::memcpy(page.address, address.data(), address.size());
-    page.address_bytes = static_cast<std::uint32_t>(address.size());
-    for (;;) ::pause();
-  });
-  while (page.address_bytes == 0) spi::yield_cpu();
-  ASSERT_EQ(::kill(dying, SIGKILL), 0);
-  int status = 0;
-  ASSERT_EQ(::waitpid(dying, &status, 0), dying);
-  const pid_t connecting = start_process([&page] { return connect_to_the_dead(page); });
-  ASSERT_EQ(::waitpid(connecting, &status, 0), connecting);
-  EXPECT_EQ(status, 0);
-  ::munmap(shared, sizeof(Page));
 }
 
 }  // namespace
