@@ -74,7 +74,10 @@ class Run:
         return self.err.split("job ", 1)[1].split()[0]
 
     def events(self, kind=None):
-        lines = (self.logs / "events.jsonl").read_text().splitlines()
+        try:
+            lines = (self.logs / "events.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return []
         found = [json.loads(line) for line in lines if line.endswith("}")]
         return [e for e in found if kind is None or e["kind"] == kind]
 
