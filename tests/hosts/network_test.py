@@ -60,8 +60,8 @@ class NetworkCase(JobsCase):
         self.network = namespaces.Network(("a", "b", "c"))
 
     def tearDown(self):
+        self.network.close()  # and all that runs there, which whoever reads its output waits for
         super().tearDown()
-        self.network.close()
 
     def perform(self, fault, operation, phase, algorithm):
         stop_file = Path(self.directory.name) / "stop"
