@@ -149,6 +149,14 @@ class Data(HostsCase):
         self.assert_nothing_on("a", "b")
 
 
+    @unittest.skipUnless(MODULE.exists(), "built without UCX")
+    def test_a_link_with_smaller_packets_carries_the_same(self):
+        self.network.run_on("b", "ip", "link", "set", "eth0", "mtu", "1280")
+        run = self.on_a(3, "a:2,b:2", "--", EXAMPLE, 20, environment={"UCX_TLS": "tcp"})
+        self.assert_ends(run)
+        self.assertIn("lookups=3772 wrong=0 as undisturbed", run.out)
+
+
 class LostHosts(HostsCase):
     def out_of_the_view(self, run, cut_at):
         """Seconds from the cut to the view without that host."""
