@@ -137,6 +137,11 @@ bool runs(pid_t pid) {
   return !fields.empty() && fields[0] != 'Z' && fields[0] != 'X';
 }
 
+bool wants_to_run(pid_t thread) {
+  const auto stat = read_whole(fmt::format("/proc/{}/stat", thread));
+  return stat && after_name(*stat).starts_with('R');
+}
+
 std::optional<int> dying_status(pid_t pid) {
   constexpr int kExitCode = 52;
   const std::optional<std::string> text = stat_field(pid, kExitCode);

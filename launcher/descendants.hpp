@@ -28,6 +28,9 @@ namespace regroup::launcher {
 [[nodiscard]] std::vector<pid_t> processes_with(std::string_view key_value);
 /// Whether it still runs (a zombie does not).
 [[nodiscard]] bool runs(pid_t pid);
+/// Whether that thread runs or waits for a processor. False when it sleeps, is stopped or is not
+/// there.
+[[nodiscard]] bool wants_to_run(pid_t thread);
 
 /// The wait status (as of waitpid) of a process that is ending but not yet reaped, which the kernel
 /// knows before the memory is torn down; none: it is not ending, ends with 0, or is not ours to

@@ -18,6 +18,7 @@
 #include "launcher/host_orders.hpp"
 #include "launcher/options.hpp"
 #include "launcher/process.hpp"
+#include "launcher/rank_beats.hpp"
 #include "metrics/beacon_page.hpp"
 
 namespace regroup::launcher {
@@ -47,6 +48,7 @@ struct RankProcess {
   Spawned spawned;
   std::optional<control::Channel> channel;  ///< none once closed
   std::shared_ptr<metrics::PageMapping> page;
+  RankBeats beats;
   std::optional<OutputStream> out;  ///< none once at its end
   std::optional<OutputStream> err;
   bool said_hello = false;

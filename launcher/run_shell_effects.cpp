@@ -358,10 +358,15 @@ void RunShell::read_beats() {
   for (const auto& [incarnation, process] : processes_) {
     if (!process->attached || process->gone) continue;
     // A process that left the job in order has no engine any more; its exit status speaks for it.
-    read.beats.emplace_back(incarnation,
-                            process->detached
-                                ? (std::uint64_t{1} << 62) + detached_beats_
-                                : process->page->page().beat.count.load(std::memory_order_acquire));
+    if (process->detached) {
+      read.beats.emplace_back(incarnation, (std::uint64_t{1} << 62) + detached_beats_);
+      continue;
+    }
+    const auto& beat = process->page->page().beat;
+    const std::uint64_t count = beat.count.load(std::memory_order_acquire);
+    read.beats.emplace_back(incarnation, process->beats.read(count, job_now(), [&] {
+      return wants_to_run(static_cast<pid_t>(beat.thread.load(std::memory_order_relaxed)));
+    }));
   }
   post(host::Event(std::move(read)));
 }

@@ -136,6 +136,7 @@ void AgentLink::engine_main(const std::stop_token& stop) {
     (void)send(control::BeaconHeld{.address = messages_ == nullptr ? membership::MemberAddress()
                                                                    : messages_->address()});
   }
+  page().beat.thread.store(static_cast<std::uint64_t>(::gettid()), std::memory_order_relaxed);
   while (!stop.stop_requested()) {
     metrics::beat(page(), metrics::monotonic_ns());
     if (channel_) serve_channel();

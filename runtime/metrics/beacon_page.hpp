@@ -128,8 +128,9 @@ struct BeaconPage {
   } beacon;
 
   struct alignas(128) Beat {
-    Word64 count;  ///< grows while the engine thread lives
-    Word64 at_ns;  ///< CLOCK_MONOTONIC
+    Word64 count;   ///< grows while the engine thread lives
+    Word64 at_ns;   ///< CLOCK_MONOTONIC
+    Word64 thread;  ///< the engine thread's number
   } beat;
 
   /// Written by one thread at a time (that of the operation), under `turn`: odd while being

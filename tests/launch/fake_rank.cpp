@@ -103,6 +103,7 @@ class FakeRank {
       for (const char* name : {"first", "second", "third"})
         send(control::AttachGroup{epoch_, name, everybody()});
     }
+    if (page_) page_->page().beat.thread.store(static_cast<std::uint64_t>(::gettid()));
     if (page_) metrics::beat(page_->page(), metrics::monotonic_ns());
     while (!done_) {
       auto received = channel_.try_recv_as<control::AgentToRank>();

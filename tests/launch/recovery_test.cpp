@@ -2,8 +2,15 @@
 /// protocol by hand: what each rank is told, in which order, and how the job ends.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sched.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <csignal>
+#include <ctime>
+#include <thread>
 
 #include "launcher/descendants.hpp"
 #include "tests/support/job.hpp"
@@ -46,6 +53,45 @@ pid_t coordinator_of(const Job& job) {
     }
   }
   return -1;
+}
+
+void bind_to_first_core(pid_t pid) {
+  cpu_set_t first;
+  CPU_ZERO(&first);
+  CPU_SET(0, &first);
+  ::sched_setaffinity(pid, sizeof first, &first);
+}
+
+/// The first core is busy at the highest priority for a second and a half of its time.
+pid_t start_hog() {
+  const pid_t child = ::fork();
+  if (child != 0) return child;
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  bind_to_first_core(0);
+  ::setpriority(PRIO_PROCESS, 0, -20);
+  timespec used{};
+  while (used.tv_sec * 1000 + used.tv_nsec / 1'000'000 < 1500)
+    ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+  ::_exit(0);
+}
+
+TEST_F(Recovery, ARankThatGetsNoProcessorIsNotSilent) {
+  if (::geteuid() != 0 || std::thread::hardware_concurrency() < 2)
+    GTEST_SKIP() << "needs priorities (root) and a core for everybody else";
+  Job job(line({"-n", "2", "--detect-budget", "500ms"}, {"linger"}));
+  ASSERT_TRUE(job.wait_for("0: view epoch=1") && job.wait_for("1: view epoch=1"));
+  for (const pid_t pid : launcher::children_of(job.pid())) {
+    if (!launcher::has_variable(pid, "REGROUP_RANK=1")) continue;
+    const sched_param none{};
+    ASSERT_EQ(::sched_setscheduler(pid, SCHED_IDLE, &none), 0);
+    bind_to_first_core(pid);
+  }
+  const pid_t hogs[] = {start_hog(), start_hog()};
+  for (const pid_t hog : hogs) ASSERT_EQ(::waitpid(hog, nullptr, 0), hog);
+  job.signal(SIGTERM);
+  EXPECT_EQ(job.wait(), 143);
+  EXPECT_THAT(job.err(), Not(HasSubstr("no heartbeat")));
+  EXPECT_THAT(events(), Not(HasSubstr("\"lost\"")));
 }
 
 TEST_F(Recovery, AllRanksGetOneViewAndItsArena) {
