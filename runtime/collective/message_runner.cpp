@@ -258,12 +258,7 @@ Outcome MessageRunner::Impl::commit(std::uint64_t step, Deadline until) {
   const auto prepared = [&] {
     return std::ranges::all_of(prepared_, [step](std::uint64_t theirs) { return theirs >= step; });
   };
-  const auto damaged = [this] {
-    damage_ = own_.find_damage();
-    if (damage_.empty()) damage_ = find_broken();
-    return !damage_.empty();
-  };
-  switch (hub_.wait(held_, &own_.step(), until, prepared, damaged)) {
+  switch (hub_.wait(held_, &own_.step(), until, prepared, [this] { return notice_damage(); })) {
     case spi::WaitEnd::Ready: break;
     case spi::WaitEnd::Wedged: return verdict_of(step, until);
     case spi::WaitEnd::Interrupted: own_.restore(); return {OutcomeKind::Damaged, step, damage_};
@@ -277,6 +272,12 @@ Outcome MessageRunner::Impl::commit(std::uint64_t step, Deadline until) {
   return {OutcomeKind::Done, step, {}};
 }
 
+bool MessageRunner::Impl::notice_damage() {
+  damage_ = own_.find_damage();
+  if (damage_.empty()) damage_ = find_broken();
+  return !damage_.empty();
+}
+
 Outcome MessageRunner::Impl::entrust(std::uint64_t step, const Entrusted& what, Deadline until) {
   const Holding holding(*this);
   for (std::size_t at = 0; what.keeper >= 0 && at < what.mine.size(); at += spi::kPostedBytesMax) {
@@ -287,12 +288,7 @@ Outcome MessageRunner::Impl::entrust(std::uint64_t step, const Entrusted& what, 
   const auto all_here = [&] {
     return std::ranges::all_of(what.wards, [&](int ward) { return keepsakes_.has(ward, step); });
   };
-  const auto damaged = [this] {
-    damage_ = own_.find_damage();
-    if (damage_.empty()) damage_ = find_broken();
-    return !damage_.empty();
-  };
-  switch (hub_.wait(held_, &own_.step(), until, all_here, damaged)) {
+  switch (hub_.wait(held_, &own_.step(), until, all_here, [this] { return notice_damage(); })) {
     case spi::WaitEnd::Ready: break;
     case spi::WaitEnd::Wedged: return {OutcomeKind::Lost, step, {}};
     case spi::WaitEnd::Interrupted: own_.restore(); return {OutcomeKind::Damaged, step, damage_};

@@ -135,6 +135,8 @@ class MessageRunner::Impl final : public MessageReceiver {
     return spi::receives(descriptor_.kind, descriptor_.root, me_);
   }
   [[nodiscard]] std::string find_broken() const;
+  /// Writes damage_; whether there is any, of this rank's words or of the way to a member.
+  bool notice_damage();
   void hook(Instant instant, std::uint64_t number, std::int64_t chunk) const {
     pass_instant(options_, instant, number, chunk);
   }

@@ -38,9 +38,7 @@ template <class ReadyFn>
 MessageRunner::Impl::Progress MessageRunner::Impl::wait_for(Deadline until, ReadyFn&& ready) {
   const auto stop = [this] {
     say_where_i_am();
-    damage_ = own_.find_damage();
-    if (damage_.empty()) damage_ = find_broken();
-    return !damage_.empty() || calls_.differ(sequence_);
+    return notice_damage() || calls_.differ(sequence_);
   };
   // What others sent for another operation than mine is of no use.
   const auto may_go_on = [&] { return !calls_.disputed(sequence_) && ready(); };
