@@ -38,14 +38,17 @@ using collective::RunnerOptions;
 using collective::SlotRunner;
 using spi::OpKind;
 
-/// Ends the test program when a test hangs. Thread safety: made and destroyed by one thread.
+/// Ends the test program when a test hangs, after `explain` has said who waits for whom (on a
+/// thread of the watchdog's). Thread safety: made and destroyed by one thread.
 class Watchdog {
  public:
-  explicit Watchdog(std::chrono::seconds limit = std::chrono::seconds(60))
-      : thread_([this, limit] {
+  explicit Watchdog(std::chrono::seconds limit = std::chrono::seconds(60),
+                    std::function<void()> explain = {})
+      : thread_([this, limit, explain = std::move(explain)] {
           std::unique_lock lock(mutex_);
           if (!over_.wait_for(lock, limit, [this] { return done_; })) {
             std::fprintf(stderr, "watchdog: the test hangs\n");
+            if (explain) explain();
             std::abort();
           }
         }) {}

@@ -6,17 +6,52 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <fstream>
+
 #include "tests/conformance/diary.hpp"
 
 namespace regroup::conformance {
 namespace {
 
 constexpr int kRanks = 4;
+constexpr std::chrono::seconds kJobMax{20};
+
+unsigned long long as_long(std::uint64_t number) { return number; }
 
 void run_rank(int fd, int rank, Diary& diary) {
   const shm::Arena arena = shm::open_arena(fd, Epoch(1), 0).value();
   SlotRunner runner(arena.slots, rank, {.cores = cores()});
   reduce_until_lost(runner, rank, kRanks, {1, 900, 20000}, diary);
+}
+
+/// What the kernel says of a process that does not end: its state and where it waits.
+std::string state_of(pid_t pid) {
+  std::ifstream stat("/proc/" + std::to_string(pid) + "/stat");
+  std::string line;
+  std::getline(stat, line);
+  const std::size_t name_end = line.rfind(')');
+  if (name_end == std::string::npos) return "gone";
+  std::ifstream wchan("/proc/" + std::to_string(pid) + "/wchan");
+  std::string where;
+  std::getline(wchan, where);
+  return line.substr(name_end + 2, 1) + " " + where;
+}
+
+void explain_job(const spi::SharedSlots& slots, const Diary* diaries,
+                 const std::vector<pid_t>& children) {
+  for (int rank = 0; rank < kRanks; ++rank) {
+    const spi::MemberBlock& block = slots.member(rank);
+    const spi::WordState word = spi::read(block.group_word);
+    const Diary& diary = diaries[rank];
+    std::fprintf(stderr,
+                 "  rank %d: process %s; done %llu, lost %llu, wrong %llu %s; word %llu%s%s; turns "
+                 "%llu and %llu, read up to %llu; waits for %d\n",
+                 rank, state_of(children[static_cast<std::size_t>(rank)]).c_str(),
+                 as_long(diary.done), as_long(diary.lost), as_long(diary.wrong), diary.why,
+                 as_long(word.number), word.wedged ? " wedged" : "", word.decided ? " decided" : "",
+                 as_long(block.lines[0].turn), as_long(block.lines[1].turn),
+                 as_long(block.read_up_to), block.bell.waiting_for.load());
+  }
 }
 
 /// One job of kRanks processes in which `victim` is killed once it has done `after` operations.
@@ -32,6 +67,7 @@ void run_job(Diary* diaries, int victim, std::uint64_t after) {
     }
     children.push_back(child);
   }
+  const Watchdog watchdog(kJobMax, [&] { explain_job(arena.slots, diaries, children); });
   const pid_t doomed = children[static_cast<std::size_t>(victim)];
   while (diaries[victim].done < after && diaries[victim].wrong == 0) spi::yield_cpu();
   ASSERT_EQ(::kill(doomed, SIGKILL), 0);
@@ -60,7 +96,6 @@ void run_job(Diary* diaries, int victim, std::uint64_t after) {
 }
 
 TEST(Processes, SurvivorsOfAKilledRankAgree) {
-  const Watchdog watchdog;
   const shm::Memory memory = shm::make_memory("diaries", sizeof(Diary) * kRanks).value();
   // The children's copy of the mapping is gone (it is not inherited): they get one of their own
   // here.
