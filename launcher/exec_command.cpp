@@ -42,7 +42,7 @@ Refusal read_place(const std::vector<std::string>& environment, LaunchEnvironmen
     return Refusal::unusable(
         "E-RDZV-1",
         fmt::format("{} started {} of its {} ranks on this host; regroup exec joins the ranks of "
-                    "one host only: start them all here",
+                    "one host only: start them all here, or use regroup mpirun --hosts",
                     title(place.system), place.local_size.value_or(1), *place.size));
   }
   for (const std::string& conflict : place.conflicts) {

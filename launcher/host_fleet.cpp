@@ -22,6 +22,9 @@ constexpr std::chrono::seconds kAgainFirst{1};
 constexpr int kAgainDoublingsMax = 5;
 /// An agent says something every second.
 constexpr std::chrono::seconds kAgentSilenceMax{5};
+/// A starter that has said nothing for so long no longer reaches its agent, which has given up
+/// by then, too (run_shell_hosts.cpp, kAloneMax).
+constexpr std::chrono::seconds kStarterSilenceMax{75};
 constexpr std::size_t kToWriteMax = kOrdersBytesMax + 4096;
 
 std::string replaced(std::string word, std::string_view what, const std::string& by) {
@@ -151,6 +154,11 @@ void HostFleet::turn(TimePoint now) {
     if (host.greeting_until && *host.greeting_until <= now && host.process) {
       host.greeting_until.reset();
       host.last_error = fmt::format("its agent did not answer within {} s", kGreetingTime.count());
+      signal_group(*host.process, SIGKILL);
+    }
+    if (host.greeted && host.process && now - host.heard_at > kStarterSilenceMax) {
+      host.last_error =
+          fmt::format("nothing came from its agent for {} s", kStarterSilenceMax.count());
       signal_group(*host.process, SIGKILL);
     }
     if (host.due && *host.due <= now && !ending_) start(id, host, now);

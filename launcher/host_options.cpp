@@ -117,7 +117,7 @@ std::uint32_t slots_default(const std::vector<HostEntry>& hosts, int ranks) {
 
 }  // namespace
 
-void describe_host_options(CLI::App& app, HostWords& words) {
+void describe_host_list(CLI::App& app, HostWords& words) {
   CLI::Option* const list =
       app.add_option("--hosts", words.hosts,
                      "run on these: a:2,b:2 (name:slots), node[1-4]:8, or slurm: those of the "
@@ -129,11 +129,15 @@ void describe_host_options(CLI::App& app, HostWords& words) {
       "--discover", words.discover, "the same from what this command prints, as a host file");
   list->excludes(file)->excludes(discover);
   file->excludes(discover);
-  app.add_option("--starter", words.starter,
-                 "how to start an agent there, {host} filled in (default: ssh)");
   app.add_option("--agent", words.agent, "path of regroup there (default: that of this one)");
   app.add_option("--interface", words.interface,
                  "where other hosts reach this one: an interface or an address");
+}
+
+void describe_host_options(CLI::App& app, HostWords& words) {
+  describe_host_list(app, words);
+  app.add_option("--starter", words.starter,
+                 "how to start an agent there, {host} filled in (default: ssh)");
   app.add_option("--start-timeout", words.start_timeout,
                  "how long the agents of all hosts may take (default 120s)");
 }

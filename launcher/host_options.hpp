@@ -1,4 +1,4 @@
-/// The hosts that `regroup run` was given, made into a plan.
+/// The hosts that `regroup run` and `regroup mpirun` were given, made into a plan.
 #pragma once
 
 #include <chrono>
@@ -25,7 +25,9 @@ struct HostWords {
   std::string interface;
   std::string start_timeout = "120s";
 };
-/// Memory: `words` outlives `app`.
+/// Which hosts, and how they find each other. Memory: `words` outlives `app`.
+void describe_host_list(CLI::App& app, HostWords& words);
+/// The same, and how agents are started there.
 void describe_host_options(CLI::App& app, HostWords& words);
 
 /// Reads the list and plans who goes where; none: the job has this host only. Blocks for --discover

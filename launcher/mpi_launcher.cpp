@@ -89,6 +89,18 @@ std::vector<std::string> mpirun_command_line(const MpiLauncher& launcher, const 
   return out;
 }
 
+std::vector<std::string> mpirun_starter(const MpiLauncher& launcher,
+                                        const std::vector<std::string>& theirs) {
+  const bool open_mpi = launcher.family == MpiLauncher::Family::OpenMpi;
+  std::vector<std::string> out = {launcher.path};
+  out.insert(out.end(), theirs.begin(), theirs.end());
+  // One place for all ranks of that host: it has all its cores.
+  for (const char* word : {"-n", "1", open_mpi ? "--host" : "-hosts", "{host}",
+                           open_mpi ? "--bind-to" : "-bind-to", "none"})
+    out.emplace_back(word);
+  return out;
+}
+
 std::string shell_line(const std::vector<std::string>& words) {
   std::string out;
   for (const std::string& word : words) out += (out.empty() ? "" : " ") + shell_word(word);

@@ -64,6 +64,10 @@ struct MpirunPlan {
 /// The whole command line, mpirun's path first.
 [[nodiscard]] std::vector<std::string> mpirun_command_line(const MpiLauncher& launcher,
                                                            const MpirunPlan& plan);
+/// What stands in front of the agent that is to run on {host}, alone, and with the streams of this
+/// mpirun as its own. `theirs`: the user's own flags.
+[[nodiscard]] std::vector<std::string> mpirun_starter(const MpiLauncher& launcher,
+                                                      const std::vector<std::string>& theirs);
 /// As a shell would take it, for people to copy.
 [[nodiscard]] std::string shell_line(const std::vector<std::string>& words);
 

@@ -63,6 +63,15 @@ TEST(MpirunWords, WithoutTwoDashesThereIsNoProgram) {
   EXPECT_TRUE(split({}).program.empty());
 }
 
+TEST(MpirunStarter, IsAloneOnItsHostAndHasAllItsCores) {
+  const Words theirs = {"--mca", "btl", "self"};
+  EXPECT_EQ(
+      mpirun_starter({Family::OpenMpi, "5.0.11", "/m"}, theirs),
+      (Words{"/m", "--mca", "btl", "self", "-n", "1", "--host", "{host}", "--bind-to", "none"}));
+  EXPECT_EQ(mpirun_starter({Family::Hydra, "4.0.2", "/m"}, {}),
+            (Words{"/m", "-n", "1", "-hosts", "{host}", "-bind-to", "none"}));
+}
+
 TEST(MpirunCommandLine, AddsSparesAndWhatKeepsTheOthersAlive) {
   MpirunPlan plan{2, 0, {"--host", "localhost"}, "/bin/regroup", "place", {"./a", "x"}};
   const Words tail = {"/bin/regroup", "exec", "--agent", "place", "--", "./a", "x"};

@@ -14,6 +14,7 @@
 #include "launcher/commands.hpp"
 #include "launcher/environment.hpp"
 #include "launcher/exit_codes.hpp"
+#include "launcher/host_options.hpp"
 #include "launcher/job_host.hpp"
 #include "launcher/mpi_launcher.hpp"
 #include "launcher/preflight.hpp"
@@ -28,6 +29,7 @@ constexpr std::chrono::seconds kVersionMax{10};
 
 struct MpirunOptions {
   RunOptions run;
+  HostWords hosts;
   std::chrono::milliseconds start_timeout{};
   std::string mpirun = "mpirun";
   std::vector<std::string> theirs;  ///< mpirun's own flags
@@ -38,11 +40,12 @@ Refusal parse(const Arguments& words, MpirunOptions& options) {
   Typed typed;
   CLI::App app(
       "regroup mpirun -n N [options] [mpirun's own flags] -- program arguments...\n"
-      "Has mpirun (Open MPI, MPICH) start ranks and spares on this host, replaces the ranks that\n"
-      "are lost, and ends with the job's exit code. What stands in front of -- and is not listed\n"
-      "here goes to mpirun.",
+      "Has mpirun (Open MPI, MPICH) start ranks and spares on this host, or an agent on each of\n"
+      "several, replaces the ranks that are lost, and ends with the job's exit code. What stands\n"
+      "in front of -- and is not listed here goes to mpirun.",
       "regroup mpirun");
   app.add_option("-n,--ranks", options.run.ranks, "number of ranks")->required();
+  describe_host_list(app, options.hosts);
   describe_job_options(app, options.run, typed);
   describe_start_timeout(app, typed);
   app.add_option("--mpirun", options.mpirun, "which mpirun (default: the one in PATH)");
@@ -74,6 +77,7 @@ Refusal parse(const Arguments& words, MpirunOptions& options) {
   }
   options.theirs = std::move(split.theirs);
   options.run.program = std::move(split.program);
+  options.hosts.start_timeout = typed.start_timeout;
   if (Refusal refusal = read_start_timeout(typed, options.start_timeout); !refusal.code.empty())
     return refusal;
   return read_typed(typed, options.run);
@@ -151,6 +155,25 @@ Refusal start_mpirun(const std::vector<std::string>& words, HostedJob& job) {
   return Refusal::none();
 }
 
+/// The job has other hosts, too: mpirun starts an agent on each of them, once a host, and ranks are
+/// the agents' to start. What becomes of an mpirun concerns its host only.
+int run_on_hosts(MpirunOptions options, const MpiLauncher& launcher, FleetPlan fleet,
+                 JobSetup setup) {
+  fleet.starter.words = mpirun_starter(launcher, options.theirs);
+  if (options.run.verbosity > 0) {
+    fmt::print(stderr, "regroup: {} ({}) starts an agent on each of {} other hosts\n",
+               launcher.title(), launcher.path, fleet.others.size());
+  }
+  if (options.run.verbosity > 1) {
+    for (const auto& [id, host] : fleet.others)
+      fmt::print(stderr, "regroup: {}\n", shell_line(starter_words(fleet.starter, host)));
+  }
+  setup.place = fleet.places.front();
+  JobHosts hosts;
+  hosts.fleet = std::move(fleet);
+  return run_job(std::move(options.run), std::move(setup), {}, std::move(hosts));
+}
+
 }  // namespace
 
 int mpirun_command(const Arguments& arguments) {
@@ -158,16 +181,21 @@ int mpirun_command(const Arguments& arguments) {
   Refusal refusal = parse(arguments, options);
   if (!refusal.code.empty()) return refuse(refusal);
   if (options.help) return kExitDone;
-  JobSetup checked;
-  refusal = check_program_and_kernel(options.run, checked);
+  std::optional<FleetPlan> fleet;
+  refusal = plan_hosts(options.hosts, options.run, fleet);
+  if (!refusal.code.empty()) return refuse(refusal);
+  JobSetup setup;
+  setup.job = make_job_id();
+  refusal = check_program_and_kernel(options.run, setup);
   if (!refusal.code.empty()) return refuse(refusal);
   MpiLauncher launcher;
   refusal = find_mpirun(options.mpirun, launcher);
   if (!refusal.code.empty()) return refuse(refusal);
-  HostedJob job;
-  job.job = make_job_id();
-  refusal = prepare_log_dir(options.run, job.job);
+  refusal = prepare_log_dir(options.run, setup.job);
   if (!refusal.code.empty()) return refuse(refusal);
+  if (fleet) return run_on_hosts(std::move(options), launcher, std::move(*fleet), std::move(setup));
+  HostedJob job;
+  job.job = setup.job;
 
   open_standard_descriptors();
   const std::string place = fmt::format("regroup-mpirun/{}/{}", ::getuid(), job.job);

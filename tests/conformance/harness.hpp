@@ -103,7 +103,7 @@ class World {
 /// What the agents of all hosts do when an epoch ends: wedge, report, agree, decide. `lost_host`:
 /// the words of the lost rank are gone with its host.
 inline void end_epoch(const World& world, std::optional<int> lost, bool lost_host = false) {
-  std::vector<Host> hosts = world.hosts();
+  const std::vector<Host> hosts = world.hosts();
   std::uint64_t cut = 0;
   std::uint64_t prepared = ~std::uint64_t{0};
   for (const Host& host : hosts) {
@@ -378,6 +378,7 @@ class PlacedBuffers {
   }
   PlacedBuffers(const PlacedBuffers&) = delete;
   PlacedBuffers& operator=(const PlacedBuffers&) = delete;
+  ~PlacedBuffers() = default;
 
   [[nodiscard]] const OpSpec& spec() const { return spec_; }
   [[nodiscard]] bool apart() const { return apart_; }

@@ -19,14 +19,14 @@ from processes import (  # noqa: E402,F401
 
 
 class Run:
-    """One `regroup run`, its output as it comes."""
+    """One `regroup run`, or another command that runs a job; its output as it comes."""
 
-    def __init__(self, directory, words, prefix=(), environment=None):
+    def __init__(self, directory, words, prefix=(), environment=None, command="run"):
         self.logs = Path(directory) / "logs"
         outer = {k: v for k, v in os.environ.items() if not k.startswith("REGROUP_")}
         outer.update(environment or {})
         self.process = subprocess.Popen(
-            [*prefix, REGROUP, "run", "--log-dir", str(self.logs), *words], cwd=directory,
+            [*prefix, REGROUP, command, "--log-dir", str(self.logs), *words], cwd=directory,
             env=outer, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, start_new_session=True)
         self.text = {"out": "", "err": ""}
@@ -49,11 +49,11 @@ class Run:
     def err(self):
         return self.text["err"]
 
-    def wait_for(self, *words):
+    def wait_for(self, *words, patience=PATIENCE):
         def there():
             return all(word in self.out or word in self.err for word in words)
         try:
-            until(lambda: there() or self.process.poll() is not None, f"{words}")
+            until(lambda: there() or self.process.poll() is not None, f"{words}", patience)
         except AssertionError as late:
             raise AssertionError(f"{late}\n{self}") from None
         until(lambda: there() or not any(r.is_alive() for r in self.readers), "its last lines")

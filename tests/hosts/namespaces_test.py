@@ -25,6 +25,7 @@ def seconds_of(stamp):
 
 
 class HostsCase(JobsCase):
+    command = "run"
     names = ("a", "b", "c")
     families = None
     clock_ahead = {"b": 40000, "c": 5}  # seconds
@@ -74,7 +75,7 @@ class HostsCase(JobsCase):
     def end_it(self, run, code=130):
         # The launcher is a child of nsenter, which passes no signal on.
         for pid in self.network["a"].pids():
-            if b"run" in command_line(pid)[:2]:
+            if self.command.encode() in command_line(pid)[:2]:
                 os.kill(pid, signal.SIGINT)
         self.assert_ends(run, code)
 
