@@ -40,9 +40,10 @@ class Allocation(HostsCase):
 
     def allocated(self, ranks, *words):
         """In an allocation of both hosts, which is given back when it ends."""
-        salloc = ["salloc", "-Q", "-N", "2", "--ntasks-per-node", "2"]
+        salloc = ["salloc", "-Q", "-N", "2", "-n", "4"]
         return self.start("-n", ranks, "--hosts", "slurm", "--interface", "10.77.0.1", "--starter",
-                          SRUN, *words, prefix=[*self.network["a"].enter(self.directory.name), *salloc])
+                          SRUN, *words,
+                          prefix=[*self.network["a"].enter(self.directory.name), *salloc])
 
     def assert_nothing_left_on(self, *hosts):
         for host in hosts:
