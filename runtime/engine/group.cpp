@@ -418,10 +418,13 @@ Status GroupImpl::to_status(const Request& request, const Outcome& outcome) cons
                       outcome.text),
           where};
     case OutcomeKind::Damaged: {
-      Status status(
-          Code::Revoked,
-          fmt::format("the shared memory of group \"{}\" is damaged: {}", name_, outcome.text),
-          where);
+      // A way to a rank breaks when that rank dies, and that may be noticed before the agents say
+      // so.
+      if (Status loss = job_.lost(epoch_, name_, outcome.number); loss.code() == Code::RankLost)
+        return loss;
+      Status status(Code::Revoked,
+                    fmt::format("group \"{}\" cannot go on in this epoch: {}", name_, outcome.text),
+                    where);
       job_.note_damage(status);
       return status;
     }

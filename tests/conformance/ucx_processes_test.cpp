@@ -67,7 +67,7 @@ void run_rank(int arena_fd, int pipe, int rank, Page* pages) {
   std::thread news([&] { close_the_lost(pipe, hub, members.channels); });
   {
     MessageRunner runner(arena.slots, rank, hub, members, {.cores = cores()});
-    reduce_until_lost(runner, rank, kRanks, kCounts, mine);
+    reduce_until_lost(runner, rank, kRanks, kCounts, mine, /*ways_break=*/true);
   }
   news.join();  // the parent closes the pipe once all have ended
 }
@@ -97,7 +97,7 @@ class Job {
     while (pages_[victim].address_bytes == 0) spi::yield_cpu();
     const TimePoint due = Clock::now() + delay;
     while (Clock::now() < due) spi::yield_cpu();
-    while (pages_[victim].done < after && pages_[victim].wrong == 0) spi::yield_cpu();
+    look_until([&] { return pages_[victim].done >= after || pages_[victim].wrong != 0; });
     ASSERT_EQ(::kill(process(victim).pid, SIGKILL), 0);
     int status = 0;
     ASSERT_EQ(::waitpid(process(victim).pid, &status, 0), process(victim).pid);
@@ -145,7 +145,7 @@ class Job {
   void end(int victim, std::uint64_t cut) {
     // A rank stays until all have ended their operation, as it does in a job.
     for (int rank = 0; rank < kRanks; ++rank) {
-      while (rank != victim && pages_[rank].lost == 0 && !has_ended(rank)) spi::yield_cpu();
+      look_until([&] { return rank == victim || pages_[rank].lost != 0 || has_ended(rank); });
     }
     for (int rank = 0; rank < kRanks; ++rank) {
       if (rank == victim) continue;

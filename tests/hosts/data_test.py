@@ -3,11 +3,12 @@
 
 import os
 import re
+import signal
 import sys
 import unittest
 from pathlib import Path
 
-from jobs import REGROUP, JobsCase
+from jobs import REGROUP, JobsCase, state_of, until
 
 RANK_PROGRAM = os.environ["RANK_PROGRAM"]
 MODULE = Path(REGROUP).parent.parent / "lib" / "libregroup-ucx.so"
@@ -76,6 +77,32 @@ class Data(JobsCase):
             run, found = self.shares(*TWO, faults=where.format(op, phase))
             self.assertEqual(found, alone, str(run))
             self.assertRegex(run.err, r"rank 1 .*lost: killed by SIGKILL")
+
+
+    def test_whoever_finds_a_way_broken_is_told_of_the_loss(self):
+        """The network may tell of a death before the agents do."""
+        # One of three operations in a row is an all_gather.
+        faults = ";".join(f"rank=1,inc=0,op=all_gather,seq={seq},phase=before_copy_in:stop"
+                          for seq in (20, 21, 22))
+        run = self.start("-n", 3, *THREE, "--on-loss", "replace", "--detect-budget", "20s", "--",
+                         RANK_PROGRAM, "serve", 60,
+                         environment={"REGROUP_FAULTS": faults, "UCX_TLS": "tcp"})
+        victim = run.rank(1)
+        until(lambda: state_of(victim) == "T", "the victim's stop")
+        agent = run.agent(2)
+        os.kill(agent, signal.SIGSTOP)
+        os.kill(victim, signal.SIGKILL)
+        try:
+            until(lambda: run.events("wedged"), "a survivor that finds its way broken")
+        finally:
+            os.kill(agent, signal.SIGCONT)
+        self.assert_ends(run)
+        self.assertEqual(len(re.findall(r"served=60 wrong=0 ", run.out)), 3, str(run))
+        told = re.findall(r"rank [02] request \d+: (.*)", run.out)
+        self.assertTrue(told, str(run))
+        for text in told:
+            self.assertRegex(text, "RankLost: rank 1 .*lost|Revoked: group .* cannot go on",
+                             str(run))
 
 
 if __name__ == "__main__":

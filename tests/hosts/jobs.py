@@ -15,7 +15,7 @@ FAKE_RANK = os.environ["FAKE_RANK"]
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "support" / "hosts"))
 from processes import (  # noqa: E402,F401
-    PATIENCE, all_pids, command_line, environment_of, is_running, until)
+    PATIENCE, all_pids, command_line, environment_of, is_running, state_of, until)
 
 
 class Run:
@@ -71,7 +71,9 @@ class Run:
             else 128 - self.process.returncode
 
     def job(self):
-        return self.err.split("job ", 1)[1].split()[0]
+        header = until(lambda: [line for line in self.err.splitlines() if " job " in line],
+                       f"the first line of {self}")
+        return header[0].split(" job ", 1)[1].split()[0]
 
     def events(self, kind=None):
         try:

@@ -15,7 +15,7 @@ import threading
 import unittest
 from pathlib import Path
 
-from jobs import REGROUP, JobsCase, command_line, environment_of, is_running, until
+from jobs import REGROUP, JobsCase, command_line, environment_of, is_running, state_of, until
 import namespaces  # where jobs says
 
 PROGRAM = Path(REGROUP).parent.parent / "test" / "chaos_rank"
@@ -40,13 +40,6 @@ def all_cells():
     cells = [(fault, "all_reduce", phase, algorithm) for fault in FAULTS for phase in PHASES
              for algorithm in ALGORITHMS]
     return cells + [(fault, "commit", phase, "rails") for fault in FAULTS for phase in IN_COMMIT]
-
-
-def state_of(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except (OSError, IndexError):
-        return ""
 
 
 class NetworkCase(JobsCase):

@@ -399,7 +399,7 @@ int serve(Job& job, std::int64_t requests) {
     for (std::size_t c = 0; c < kColumns; ++c)
       input[c] = world.rank() == 0 ? served * 7 + static_cast<std::int64_t>(c) : -1;
     status = answer(world, weights, input, output);
-    if (status.code() == regroup::Code::RankLost) {
+    if (status.code() == regroup::Code::RankLost || status.code() == regroup::Code::Revoked) {
       say(fmt::format("rank {} request {}: {}", job.rank(), served, status.to_string()));
       status = job.reform();
       continue;

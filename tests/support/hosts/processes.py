@@ -27,11 +27,16 @@ def environment_of(pid):
         return []
 
 
-def is_running(pid):
+def state_of(pid):
+    """Its letter, as ps shows it; empty: it is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except (OSError, IndexError):
-        return False
+        return ""
+
+
+def is_running(pid):
+    return state_of(pid) not in ("", "Z", "X")
 
 
 def command_line(pid):
