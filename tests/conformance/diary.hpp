@@ -3,8 +3,8 @@
 
 #include <atomic>
 #include <chrono>
-#include <thread>
 
+#include "spi/waiting.hpp"
 #include "tests/conformance/harness.hpp"
 
 namespace regroup::conformance {
@@ -14,17 +14,21 @@ struct Diary {
   std::atomic<std::uint64_t> done;  ///< operations that were done with right values
   std::atomic<std::uint64_t> lost;  ///< number of the operation that was lost, 0 none
   std::atomic<std::uint64_t> wrong;
-  char why[256];  ///< what the last wrong one was told
+  std::atomic<std::uint32_t> entries;  ///< changed by each
+  char why[256];                       ///< what the last wrong one was told
   void clear() {
     done = lost = wrong = 0;
+    entries = 0;
     why[0] = 0;
   }
 };
 
-/// Looks until `ready` holds. Looks seldom: whoever spins takes the time of those it looks at.
+/// Reads a diary until `ready` holds; nobody wakes the reader. It looks seldom: whoever spins takes
+/// the time of those it looks at.
 template <class ReadyFn>
-void look_until(ReadyFn&& ready) {
-  while (!ready()) std::this_thread::sleep_for(std::chrono::microseconds(50));
+void read_until(Diary& diary, ReadyFn&& ready) {
+  for (std::uint32_t seen = diary.entries; !ready(); seen = diary.entries)
+    spi::sleep_on(diary.entries, seen, std::chrono::microseconds(50));
 }
 
 /// All_reduce operations 1, 2, 3... of `ranks` ranks in place, with three numbers of elements in
@@ -46,6 +50,7 @@ inline void reduce_until_lost(GroupRunner& runner, int rank, int ranks,
     if (outcome.kind == OutcomeKind::Lost) {
       if (data != before) ++diary.wrong;
       diary.lost = number;
+      ++diary.entries;
     } else {
       if (outcome.kind != OutcomeKind::Done || data != c.expected(rank)) {
         std::snprintf(diary.why, sizeof diary.why, "%s: %s", name(outcome.kind),
@@ -53,6 +58,7 @@ inline void reduce_until_lost(GroupRunner& runner, int rank, int ranks,
         ++diary.wrong;
       }
       diary.done = number;
+      ++diary.entries;
     }
   }
 }

@@ -69,7 +69,8 @@ void run_job(Diary* diaries, int victim, std::uint64_t after) {
   }
   const Watchdog watchdog(kJobMax, [&] { explain_job(arena.slots, diaries, children); });
   const pid_t doomed = children[static_cast<std::size_t>(victim)];
-  look_until([&] { return diaries[victim].done >= after || diaries[victim].wrong != 0; });
+  read_until(diaries[victim],
+             [&] { return diaries[victim].done >= after || diaries[victim].wrong != 0; });
   ASSERT_EQ(::kill(doomed, SIGKILL), 0);
   int status = 0;
   ASSERT_EQ(::waitpid(doomed, &status, 0), doomed);

@@ -97,7 +97,8 @@ class Job {
     while (pages_[victim].address_bytes == 0) spi::yield_cpu();
     const TimePoint due = Clock::now() + delay;
     while (Clock::now() < due) spi::yield_cpu();
-    look_until([&] { return pages_[victim].done >= after || pages_[victim].wrong != 0; });
+    read_until(pages_[victim],
+               [&] { return pages_[victim].done >= after || pages_[victim].wrong != 0; });
     ASSERT_EQ(::kill(process(victim).pid, SIGKILL), 0);
     int status = 0;
     ASSERT_EQ(::waitpid(process(victim).pid, &status, 0), process(victim).pid);
@@ -145,7 +146,8 @@ class Job {
   void end(int victim, std::uint64_t cut) {
     // A rank stays until all have ended their operation, as it does in a job.
     for (int rank = 0; rank < kRanks; ++rank) {
-      look_until([&] { return rank == victim || pages_[rank].lost != 0 || has_ended(rank); });
+      read_until(pages_[rank],
+                 [&] { return rank == victim || pages_[rank].lost != 0 || has_ended(rank); });
     }
     for (int rank = 0; rank < kRanks; ++rank) {
       if (rank == victim) continue;
