@@ -37,7 +37,7 @@ class Child {
                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         std::memset(memory, 1, resident_bytes);
       }
-      Result<BeaconHolder> holder = BeaconHolder::hold(page.page());
+      const Result<BeaconHolder> holder = BeaconHolder::hold(page.page());
       const char answer = holder ? 'y' : 'n';
       if (::write(ends[1], &answer, 1) != 1) ::_exit(9);
       body();
@@ -50,6 +50,7 @@ class Child {
     ::close(ends[0]);
   }
   Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
   ~Child() {
     if (pid_ <= 0) return;
     kill();

@@ -2,6 +2,7 @@
 """One job on several hosts: networks of their own, power cuts, cut wires."""
 
 import datetime
+import json
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import namespaces  # where jobs says
 
 MODULE = Path(REGROUP).parent.parent / "lib" / "libregroup-ucx.so"
 EXAMPLE = Path(REGROUP).parent / "example_06_lookup_and_experts"
+PERF = Path(REGROUP).parent / "regroup-perf"
 DETECT_MAX = 1.5  # seconds: design.md, figures to reach
 
 
@@ -149,6 +151,25 @@ class Data(HostsCase):
         self.assertRegex(run.err, r"rank 1 .*lost: killed by SIGKILL")
         self.assert_nothing_on("a", "b")
 
+    def sent(self, host):
+        """Bytes that its network devices have sent, by device."""
+        shown = self.network[host].run("ip", "-j", "-s", "link", "show").stdout
+        return {device["ifname"]: device["stats64"]["tx"]["bytes"] for device in json.loads(shown)}
+
+    @unittest.skipUnless(MODULE.exists(), "built without UCX")
+    def test_what_ranks_exchange_takes_the_link_and_no_other_way(self):
+        operations, size = 11, 8 << 20  # one of them is checked and not timed
+        run = self.on_a(2, "a:1,b:1", "--", PERF, "all_reduce", "-b", size, "-n", operations - 1,
+                        "-w", 0, "--blocks", 1, "-c", 1, "--inplace", "out",
+                        environment={"UCX_TLS": "tcp"})
+        self.assert_ends(run)
+        # Of two ranks each sends the other all of its input, or halves of input and result.
+        due = operations * size
+        for host in self.names:
+            sent = self.sent(host)
+            self.assertGreater(sent["eth0"], due, host)
+            self.assertLess(sent["eth0"], 1.2 * due, host)
+            self.assertLess(sent["lo"], 0.01 * due, host)
 
     @unittest.skipUnless(MODULE.exists(), "built without UCX")
     def test_a_link_with_smaller_packets_carries_the_same(self):
