@@ -191,44 +191,43 @@ bool HostFleet::reaped(pid_t pid, const ExitStatus& status, TimePoint now) {
   return false;
 }
 
-void HostFleet::read_out(membership::AgentId id) {
-  Host& host = hosts_.at(id);
+/// Takes what there is now; a stream that has ended is let go.
+template <class TakeFn>
+void HostFleet::read_all(base::Fd& stream, TakeFn&& take) {
   char buffer[64 * 1024];
-  while (host.out) {
-    const ssize_t got = ::read(host.out.get(), buffer, sizeof buffer);
+  while (stream) {
+    const ssize_t got = ::read(stream.get(), buffer, sizeof buffer);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return;
     if (got == 0) {
-      loop_.forget(host.out.get());
-      host.out.reset();
+      loop_.forget(stream.get());
+      stream.reset();
       return;
     }
-    host.heard_at = Clock::now();
-    host.lines.feed({buffer, static_cast<std::size_t>(got)});
-    while (const std::optional<std::string> line = host.lines.next()) take_line(id, host, *line);
+    take(std::string_view(buffer, static_cast<std::size_t>(got)));
     if (static_cast<std::size_t>(got) < sizeof buffer) return;
   }
 }
 
+void HostFleet::read_out(membership::AgentId id) {
+  Host& host = hosts_.at(id);
+  read_all(host.out, [&](std::string_view bytes) {
+    host.heard_at = Clock::now();
+    host.lines.feed(bytes);
+    while (const std::optional<std::string> line = host.lines.next()) take_line(id, host, *line);
+  });
+}
+
 void HostFleet::read_err(membership::AgentId id) {
   Host& host = hosts_.at(id);
-  char buffer[4096];
-  while (host.err) {
-    const ssize_t got = ::read(host.err.get(), buffer, sizeof buffer);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return;
-    if (got == 0) {
-      loop_.forget(host.err.get());
-      host.err.reset();
-      return;
-    }
-    host.errors.feed({buffer, static_cast<std::size_t>(got)});
+  read_all(host.err, [&](std::string_view bytes) {
+    host.errors.feed(bytes);
     while (const std::optional<std::string> line = host.errors.next()) {
       if (line->empty()) continue;
       host.last_error = *line;
       callbacks_.line(id, LineKind::Text, *line);
     }
-  }
+  });
 }
 
 void HostFleet::take_line(membership::AgentId id, Host& host, const std::string& line) {

@@ -92,6 +92,8 @@ class HostFleet {
   };
   void start(membership::AgentId id, Host& host, TimePoint now);
   void fail(membership::AgentId id, Host& host, TimePoint now, const std::string& why);
+  template <class TakeFn>
+  void read_all(base::Fd& stream, TakeFn&& take);
   void read_out(membership::AgentId id);
   void read_err(membership::AgentId id);
   void take_line(membership::AgentId id, Host& host, const std::string& line);
