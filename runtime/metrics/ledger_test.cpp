@@ -94,7 +94,7 @@ TEST_F(LedgerTest, KillBetweenTwoStoresLosesNothing) {
 }
 
 TEST_F(LedgerTest, DamagedPageCannotClaimMoreThanWallTime) {
-  Ledger ledger(page_, Category::Compute, 1000);
+  const Ledger ledger(page_, Category::Compute, 1000);
   page_.ledger.totals_ns[2] = ~std::uint64_t{0};
   page_.ledger.category = 99;
   EXPECT_EQ(read_ledger(page_, 1600).sum(), 600U);
@@ -144,7 +144,7 @@ TEST(SeatLedger, AnyOrderOfTimesStillSums) {
 TEST(SeatLedger, SpareTimeIsNotTheSeats) {
   const PageMapping first = PageMapping::create(Incarnation(1)).value();
   const PageMapping spare = PageMapping::create(Incarnation(2)).value();
-  Ledger first_ledger(first.page(), Category::Compute, 100);
+  const Ledger first_ledger(first.page(), Category::Compute, 100);
   Ledger spare_ledger(spare.page(), Category::Spare, 150);
   spare_ledger.enter(Category::Heal, 560);
   spare_ledger.enter(Category::Compute, 600);
