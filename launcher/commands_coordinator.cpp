@@ -12,6 +12,7 @@
 #include "launcher/commands.hpp"
 #include "launcher/coordinator_host.hpp"
 #include "launcher/options.hpp"
+#include "launcher/priority.hpp"
 
 namespace regroup::launcher {
 namespace {
@@ -147,6 +148,7 @@ int coordinator_command(const Arguments& arguments) {
   // It ends with its agent and with nothing else: a terminal's Ctrl-C is the agent's business. The
   // channel closes too when the agent dies, so a death before this call is noticed all the same.
   (void)::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  go_first();
   for (const int ignored :
        {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGPIPE, SIGTSTP, SIGXFSZ}) {
     (void)std::signal(ignored, SIG_IGN);

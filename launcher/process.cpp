@@ -14,6 +14,8 @@
 #include <csignal>
 #include <cstring>
 
+#include "launcher/priority.hpp"
+
 namespace regroup::launcher {
 namespace {
 
@@ -54,6 +56,7 @@ void child_descriptors(const ChildPlan& plan) {
   if (::prctl(PR_SET_PDEATHSIG, r.death_signal) != 0) child_fail(plan);
   // The parent may have died between the fork and the request above: then the signal never comes.
   if (::getppid() != plan.parent) ::_exit(127);
+  go_as_before();
   child_descriptors(plan);
   if (!r.directory.empty() && ::chdir(r.directory.c_str()) != 0) child_fail(plan);
   if (r.descriptors_soft) {

@@ -21,6 +21,7 @@
 #include "launcher/descendants.hpp"
 #include "launcher/environment.hpp"
 #include "launcher/exit_codes.hpp"
+#include "launcher/priority.hpp"
 
 namespace regroup::launcher {
 
@@ -98,6 +99,7 @@ int run_job(RunOptions options, JobSetup setup, OuterLauncher outer, JobHosts ho
       Clock::now() - nanoseconds(hosts.role ? hosts.role->age_ns : std::int64_t{0});
   open_standard_descriptors();
   ::prctl(PR_SET_CHILD_SUBREAPER, 1);
+  go_first();
   ::signal(SIGPIPE, SIG_IGN);
   // A limit of file sizes (ulimit -f) is an error like any other: it is said, with its cause.
   ::signal(SIGXFSZ, SIG_IGN);

@@ -1,8 +1,10 @@
 /// `regroup run` as people use it: programs that know nothing of Regroup, bad input, exit codes,
 /// signals, logs, and nothing left behind.
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -50,6 +52,15 @@ TEST_F(Launch, AForeignProgramRunsUnharmed) {
 
 TEST_F(Launch, TheProgramsOwnExitCodePassesThrough) {
   EXPECT_EQ(run(shell({"-n", "2"}, "[ $RANK = 1 ] && exit 3; exec sleep 100")).exit_code, 3);
+}
+
+TEST_F(Launch, TheAgentGoesFirstAndRanksAsTheLauncherWasStarted) {
+  const int ours = ::getpriority(PRIO_PROCESS, 0);
+  const std::string script = "for p in $$ $PPID; do cut -d' ' -f19 /proc/$p/stat; done";
+  const Ended ended = run(shell({"-n", "1"}, script));
+  const bool may = ::geteuid() == 0;  // others by their limits
+  EXPECT_THAT(ended.out, HasSubstr(fmt::format("0: {}\n0: {}", ours, may ? "-10" : "")))
+      << ended.err;
 }
 
 TEST_F(Launch, ASignalBecomes128PlusItsNumber) {
