@@ -161,6 +161,26 @@ Outcome MessageLetters::recv(MessageHub::Lock& held, void* data, const LetterCal
   return end == spi::WaitEnd::Ready ? deliver(data, call) : give_up(held, data, call, end);
 }
 
+Outcome MessageLetters::find_sender(MessageHub::Lock& held, std::uint32_t tag, int& source,
+                                    Deadline until) {
+  const int members = words_.members();
+  const auto found = [&] {
+    for (int i = 0; i < members; ++i) {
+      source = (first_looked_at_ + i) % members;
+      if (find(source, tag) != nullptr) return true;
+    }
+    return false;
+  };
+  const auto end = hub_.wait(held, &own_word(), until, found, [] { return false; });
+  if (end == spi::WaitEnd::Ready) {
+    first_looked_at_ = source + 1;
+    return {OutcomeKind::Done, 0, {}};
+  }
+  if (end == spi::WaitEnd::Wedged) return {OutcomeKind::Lost, 0, {}};
+  return {OutcomeKind::Expired, 0,
+          fmt::format("receive from any rank with tag {}: nobody sent before the deadline", tag)};
+}
+
 Outcome MessageLetters::deliver(void* data, const LetterCall& call) {
   Letter* letter = find(call.other, call.tag);
   const bool fits = letter->count == call.count && letter->dtype == call.dtype;

@@ -42,6 +42,7 @@ class MessageLetters {
 
   Outcome send(MessageHub::Lock& held, const LetterCall& call, Deadline until);
   Outcome recv(MessageHub::Lock& held, void* data, const LetterCall& call, Deadline until);
+  Outcome find_sender(MessageHub::Lock& held, std::uint32_t tag, int& source, Deadline until);
 
   void on_message(const spi::MessageHeader& header, const std::byte* data, std::size_t bytes);
   std::byte* place_for(const spi::MessageHeader& header, std::size_t bytes);
@@ -108,6 +109,7 @@ class MessageLetters {
   std::vector<Destination> destinations_;
   std::size_t kept_bytes_ = 0;  ///< of large letters that nobody has asked for
   Current current_;
+  int first_looked_at_ = 0;  ///< by find_sender()
 };
 
 }  // namespace regroup::collective

@@ -321,6 +321,11 @@ Outcome MessageRunner::Impl::recv(void* data, std::size_t count, DType dtype, in
   return letters_.recv(held_, data, {nullptr, count, dtype, source, tag}, until);
 }
 
+Outcome MessageRunner::Impl::find_sender(std::uint32_t tag, int& source, Deadline until) {
+  const Holding holding(*this);
+  return letters_.find_sender(held_, tag, source, until);
+}
+
 std::optional<std::string> MessageRunner::Impl::look_for_damage() {
   std::string found = own_.find_damage();
   if (found.empty()) return std::nullopt;
@@ -350,6 +355,9 @@ Outcome MessageRunner::send(const void* data, std::size_t count, DType dtype, in
 Outcome MessageRunner::recv(void* data, std::size_t count, DType dtype, int source,
                             std::uint32_t tag, Deadline until) {
   return impl_->recv(data, count, dtype, source, tag, until);
+}
+Outcome MessageRunner::find_sender(std::uint32_t tag, int& source, Deadline until) {
+  return impl_->find_sender(tag, source, until);
 }
 std::optional<std::string> MessageRunner::look_for_damage() { return impl_->look_for_damage(); }
 void MessageRunner::wedge() {

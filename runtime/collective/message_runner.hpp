@@ -52,6 +52,7 @@ class MessageRunner final : public GroupRunner {
                Deadline until) override;
   Outcome recv(void* data, std::size_t count, DType dtype, int source, std::uint32_t tag,
                Deadline until) override;
+  Outcome find_sender(std::uint32_t tag, int& source, Deadline until) override;
   [[nodiscard]] std::optional<std::string> look_for_damage() override;
   void wedge() override;
   [[nodiscard]] bool ends_after(std::uint64_t step) const override;

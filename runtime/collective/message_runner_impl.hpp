@@ -37,6 +37,7 @@ class MessageRunner::Impl final : public MessageReceiver {
                Deadline until);
   Outcome recv(void* data, std::size_t count, DType dtype, int source, std::uint32_t tag,
                Deadline until);
+  Outcome find_sender(std::uint32_t tag, int& source, Deadline until);
   std::optional<std::string> look_for_damage();
   [[nodiscard]] bool ends_after(std::uint64_t step);
   [[nodiscard]] std::uint64_t sequence() const { return sequence_; }

@@ -93,24 +93,30 @@ void PointToPoint::write_bytes(int destination, const std::byte* data, std::size
 
 // ---- messages
 
-PointToPoint::Poll PointToPoint::start_message(int source, const Wanted* wanted) {
+/// The envelope that comes next in the ring, where no message is under way: Moved if it is there.
+PointToPoint::Poll PointToPoint::peek(int source, Envelope& envelope) {
   const auto available = readable(source);
   if (!available) return Poll::Damaged;
   if (*available < sizeof(Envelope)) return Poll::Nothing;
-  // Looked at before it is taken: without room it stays where it is, and its sender waits.
   std::byte raw[sizeof(Envelope)];
   const std::byte* ring = slots_.ring_data(source, me_);
   for (std::size_t i = 0; i < sizeof raw; ++i) {
     raw[i] = ring[(read_[index(source)] + i) & (slots_.ring_bytes() - 1)];
   }
-  Message message;
-  std::memcpy(&message.envelope, raw, sizeof raw);
-  const Envelope& envelope = message.envelope;
+  std::memcpy(&envelope, raw, sizeof raw);
   if (envelope.dtype >= static_cast<std::uint32_t>(kDTypeCount) || envelope.count > std::uint64_t{1}
                                                                                         << 56) {
     damage_ = fmt::format("the ring from rank {} holds no message where one was due", source);
     return Poll::Damaged;
   }
+  return Poll::Moved;
+}
+
+PointToPoint::Poll PointToPoint::start_message(int source, const Wanted* wanted) {
+  // Looked at before it is taken: without room it stays where it is, and its sender waits.
+  Message message;
+  const Envelope& envelope = message.envelope;
+  if (const Poll there = peek(source, message.envelope); there != Poll::Moved) return there;
   const bool asked_for =
       wanted != nullptr && wanted->source == source && wanted->envelope.tag == envelope.tag &&
       wanted->envelope.count == envelope.count && wanted->envelope.dtype == envelope.dtype &&
@@ -125,6 +131,7 @@ PointToPoint::Poll PointToPoint::start_message(int source, const Wanted* wanted)
     keep(message);
   }
   queues_[index(source)].push_back(std::move(message));
+  std::byte raw[sizeof(Envelope)];
   read_bytes(source, raw, sizeof raw);
   return Poll::Moved;
 }
@@ -136,29 +143,59 @@ void PointToPoint::keep(Message& message) {
   ++unexpected_messages_;
 }
 
-PointToPoint::Poll PointToPoint::drain(int source, const Wanted* wanted) {
+/// Begins a message, or takes in more of the one under way.
+PointToPoint::Poll PointToPoint::advance(int source, const Wanted* wanted) {
   Queue& queue = queues_[index(source)];
+  if (queue.empty() || queue.back().complete()) return start_message(source, wanted);
+  Message& message = queue.back();
+  const auto available = readable(source);
+  if (!available) return Poll::Damaged;
+  const std::size_t bytes = std::min(*available, message.envelope.bytes() - message.arrived);
+  if (bytes == 0) return Poll::Nothing;
+  std::byte* out = message.direct != nullptr ? message.direct : message.kept.data();
+  read_bytes(source, out + message.arrived, bytes);
+  message.arrived += bytes;
+  return Poll::Moved;
+}
+
+PointToPoint::Poll PointToPoint::drain(int source, const Wanted* wanted) {
   bool moved = false;
   for (;;) {
-    if (queue.empty() || queue.back().complete()) {
-      const Poll started = start_message(source, wanted);
-      if (started == Poll::Nothing) return moved ? Poll::Moved : Poll::Nothing;
-      if (started != Poll::Moved) return started;
-      moved = true;
-      if (!queue.back().unexpected && queue.back().complete()) return Poll::Moved;
-      continue;
-    }
-    Message& message = queue.back();
-    const auto available = readable(source);
-    if (!available) return Poll::Damaged;
-    const std::size_t bytes = std::min(*available, message.envelope.bytes() - message.arrived);
-    if (bytes == 0) return moved ? Poll::Moved : Poll::Nothing;
-    std::byte* out = message.direct != nullptr ? message.direct : message.kept.data();
-    read_bytes(source, out + message.arrived, bytes);
-    message.arrived += bytes;
+    const Poll now = advance(source, wanted);
+    if (now == Poll::Nothing) return moved ? Poll::Moved : Poll::Nothing;
+    if (now != Poll::Moved) return now;
     moved = true;
-    if (!message.unexpected && message.complete()) return Poll::Moved;
+    const Message& last = queues_[index(source)].back();
+    if (!last.unexpected && last.complete()) return Poll::Moved;
   }
+}
+
+// A message in the ring is left there: recv() takes it straight into its caller's memory.
+PointToPoint::Poll PointToPoint::look_for(int source, std::uint32_t tag) {
+  Queue& queue = queues_[index(source)];
+  for (;;) {
+    if (find(source, tag) != queue.end()) return Poll::Moved;
+    Envelope next;
+    if (queue.empty() || queue.back().complete()) {
+      const Poll there = peek(source, next);
+      if (there != Poll::Moved || next.tag == tag) return there;
+    }
+    if (const Poll now = advance(source, nullptr); now != Poll::Moved) return now;
+  }
+}
+
+/// Moved: `source` sends one with that tag. Not always the same rank is asked first.
+PointToPoint::Poll PointToPoint::look_around(std::uint32_t tag, int& source) {
+  Poll worst = Poll::Nothing;
+  for (int i = 0; i < slots_.members(); ++i) {
+    const int each = (first_looked_at_ + i) % slots_.members();
+    const Poll now = look_for(each, tag);
+    if (now == Poll::Nothing) continue;
+    source = each;
+    if (now != Poll::Full) return now;
+    worst = Poll::Full;
+  }
+  return worst;
 }
 
 void PointToPoint::drain_all() {
@@ -248,6 +285,26 @@ Outcome PointToPoint::recv(void* data, std::size_t count, DType dtype, int sourc
                  wanted);
 }
 
+Outcome PointToPoint::find_sender(std::uint32_t tag, int& source, spi::Deadline until) {
+  Poll last = Poll::Nothing;
+  const auto found = [&] {
+    last = look_around(tag, source);
+    return last != Poll::Nothing;
+  };
+  const auto end = waiter_.wait(spi::kAnyMember, &slots_.group_word(me_), until, found,
+                                [this] { return notice_damage(); });
+  switch (last) {
+    case Poll::Moved: first_looked_at_ = source + 1; return {OutcomeKind::Done, 0, {}};
+    case Poll::Full: return too_many(source, tag);
+    case Poll::Damaged: return damaged();
+    case Poll::Nothing: break;
+  }
+  if (end == spi::WaitEnd::Wedged) return {OutcomeKind::Lost, 0, {}};
+  if (end == spi::WaitEnd::Interrupted) return damaged();
+  return {OutcomeKind::Expired, 0,
+          fmt::format("receive from any rank with tag {}: nobody sent before the deadline", tag)};
+}
+
 Outcome PointToPoint::deliver(int source, Queue::iterator message, const Wanted& wanted) {
   const Envelope envelope = message->envelope;
   const bool fits =
@@ -288,10 +345,14 @@ Outcome PointToPoint::give_up(spi::WaitEnd end, const Wanted& wanted) {
     case spi::WaitEnd::Interrupted: break;
   }
   if (!damage_.empty()) return damaged();
+  return too_many(wanted.source, wanted.envelope.tag);
+}
+
+Outcome PointToPoint::too_many(int source, std::uint32_t tag) const {
   return {OutcomeKind::Mismatch, 0,
           fmt::format("rank {} sent more than this rank keeps ({} messages, {} bytes) without it "
                       "asking for any; it asks for tag {}",
-                      wanted.source, unexpected_messages_, unexpected_bytes_, wanted.envelope.tag)};
+                      source, unexpected_messages_, unexpected_bytes_, tag)};
 }
 
 }  // namespace regroup::collective

@@ -34,6 +34,8 @@ class PointToPoint {
                spi::Deadline until);
   Outcome recv(void* data, std::size_t count, DType dtype, int source, std::uint32_t tag,
                spi::Deadline until);
+  /// See GroupRunner::find_sender.
+  Outcome find_sender(std::uint32_t tag, int& source, spi::Deadline until);
   /// Which of the own positions in the rings is not as this rank wrote it; empty: none.
   [[nodiscard]] std::string find_damage() const;
 
@@ -65,7 +67,11 @@ class PointToPoint {
   using Queue = std::deque<Message>;
 
   Poll drain(int source, const Wanted* wanted);
+  Poll advance(int source, const Wanted* wanted);
   Poll start_message(int source, const Wanted* wanted);
+  Poll peek(int source, Envelope& envelope);
+  Poll look_for(int source, std::uint32_t tag);
+  Poll look_around(std::uint32_t tag, int& source);
   void drain_all();
   [[nodiscard]] std::optional<std::size_t> readable(int source);
   [[nodiscard]] std::optional<std::size_t> writable(int destination);
@@ -78,6 +84,7 @@ class PointToPoint {
   Outcome deliver(int source, Queue::iterator message, const Wanted& wanted);
   Outcome give_up(spi::WaitEnd end, const Wanted& wanted);
   Outcome damaged();
+  [[nodiscard]] Outcome too_many(int source, std::uint32_t tag) const;
 
   spi::SharedSlots slots_;
   int me_;
@@ -86,6 +93,7 @@ class PointToPoint {
   std::vector<bool> cut_;               ///< per destination: a message was left unfinished
   std::vector<std::uint64_t> written_;  ///< per destination, my position
   std::vector<std::uint64_t> read_;     ///< per source, my position
+  int first_looked_at_ = 0;             ///< by find_sender()
   std::size_t unexpected_bytes_ = 0;
   std::size_t unexpected_messages_ = 0;
   std::string damage_;

@@ -488,6 +488,9 @@ Outcome SlotRunner::recv(void* data, std::size_t count, DType dtype, int source,
                          Deadline until) {
   return impl_->after_message(impl_->point_to_point().recv(data, count, dtype, source, tag, until));
 }
+Outcome SlotRunner::find_sender(std::uint32_t tag, int& source, Deadline until) {
+  return impl_->after_message(impl_->point_to_point().find_sender(tag, source, until));
+}
 void SlotRunner::wedge() {
   spi::wedge(impl_->slots().group_word(impl_->me()));
   spi::wedge(impl_->slots().step_word(impl_->me()));

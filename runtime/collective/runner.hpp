@@ -171,6 +171,9 @@ class GroupRunner {
   /// consumed.
   virtual Outcome recv(void* data, std::size_t count, DType dtype, int source, std::uint32_t tag,
                        Deadline until) = 0;
+  /// Done: a message with that tag comes from `source`, the first one found; recv() takes it.
+  /// Nothing is consumed, whatever the outcome. Nobody is passed over for ever.
+  virtual Outcome find_sender(std::uint32_t tag, int& source, Deadline until) = 0;
 
   /// What somebody else wrote over what this rank alone may write; none: it stands as it was
   /// written. Whoever waits for long looks by itself; a rank that leaves has to ask. Then the words
@@ -211,6 +214,7 @@ class SlotRunner final : public GroupRunner {
                Deadline until) override;
   Outcome recv(void* data, std::size_t count, DType dtype, int source, std::uint32_t tag,
                Deadline until) override;
+  Outcome find_sender(std::uint32_t tag, int& source, Deadline until) override;
   [[nodiscard]] std::optional<std::string> look_for_damage() override;
   void wedge() override;
   [[nodiscard]] bool ends_after(std::uint64_t step) const override;

@@ -156,6 +156,14 @@ Request recv_request(void* data, std::size_t count, DType type, int source, std:
   return request;
 }
 
+Request find_request(std::int64_t& source, void* data, std::size_t count, DType type,
+                     std::uint32_t tag, const OpOptions& options) {
+  auto request = recv_request(data, count, type, -1, tag, options);
+  request.kind = Request::Kind::Find;
+  request.found = &source;
+  return request;
+}
+
 Status no_group() {
   return {Code::FailedPrecondition, "this ProcessGroup was never given a group; take it from Job"};
 }
@@ -270,6 +278,22 @@ Status ProcessGroup::send(const void* data, std::size_t count, DType type, int d
 Status ProcessGroup::recv(void* data, std::size_t count, DType type, int source, std::uint32_t tag,
                           OpOptions options) {
   return impl_ ? impl_->perform(recv_request(data, count, type, source, tag, options)) : no_group();
+}
+
+Result<int> ProcessGroup::recv_any(void* data, std::size_t count, DType type, std::uint32_t tag,
+                                   OpOptions options) {
+  if (!impl_) return no_group();
+  const auto until = std::chrono::steady_clock::now() + options.timeout;
+  std::int64_t source = -1;
+  if (auto status = impl_->perform(find_request(source, data, count, type, tag, options)); !status)
+    return status;
+  if (options.timeout.count() > 0) {  // 0 is no limit
+    options.timeout = std::max<std::chrono::nanoseconds>(until - std::chrono::steady_clock::now(),
+                                                         std::chrono::milliseconds(1));
+  }
+  const auto from = static_cast<int>(source);
+  if (auto status = recv(data, count, type, from, tag, options); !status) return status;
+  return from;
 }
 
 Work ProcessGroup::all_reduce_async(const void* in, void* out, std::size_t count, DType type,

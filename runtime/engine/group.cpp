@@ -448,6 +448,12 @@ Outcome GroupImpl::execute(const Request& request, const collective::OpSpec& spe
       return runner_->send(spec.in, spec.count, spec.dtype, request.other, request.tag, until);
     case Request::Kind::Recv:
       return runner_->recv(spec.out, spec.count, spec.dtype, request.other, request.tag, until);
+    case Request::Kind::Find: {
+      int source = -1;
+      auto outcome = runner_->find_sender(request.tag, source, until);
+      *request.found = source;
+      return outcome;
+    }
   }
   REGROUP_UNREACHABLE("kind of request");
 }

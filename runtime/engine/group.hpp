@@ -49,10 +49,12 @@ struct Coalesced;
 
 /// Everything that one call of an operation needs. Memory: as the public call says.
 struct Request {
-  enum class Kind : std::uint8_t { Collective, Send, Recv };
+  enum class Kind : std::uint8_t { Collective, Send, Recv, Find };
   Kind kind = Kind::Collective;
-  collective::OpSpec spec;  ///< of Send and Recv only dtype, count, in or out
+  collective::OpSpec spec;  ///< of Send, Recv and Find only dtype, count, in or out
   int other = 0;            ///< Send: destination, Recv: source
+  /// Find: whose message a Recv behind it is to take.
+  std::int64_t* found = nullptr;
   std::uint32_t tag = 0;
   metrics::Operation operation = metrics::Operation::None;
   OpOptions options;

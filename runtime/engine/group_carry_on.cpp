@@ -90,8 +90,9 @@ Request GroupImpl::wired(const Request& request, const std::vector<Rank>& counte
 Status GroupImpl::may_carry_on(const Request& request, const std::vector<Rank>& counted) const {
   if (counted == group_->seats) return {};
   const bool message = request.kind != Request::Kind::Collective;
-  const bool of_all =
-      !message && (spi::gathers(request.spec.kind) || spi::scatters(request.spec.kind));
+  // Who is lost may be the one whose message is waited for.
+  const bool of_all = message ? request.kind == Request::Kind::Find
+                              : spi::gathers(request.spec.kind) || spi::scatters(request.spec.kind);
   const bool rooted = !message && !spi::is_symmetric(request.spec.kind);
   Rank needed(-1);
   if (of_all) {

@@ -136,7 +136,12 @@ Status GroupImpl::validate(const Request& request) const {
     return validate_collective(request.spec);
   }
   if (size_of(request.spec.dtype) == 0) return no_type(request.spec.dtype);
-  if (request.other < 0 || request.other >= public_size() || request.other == public_rank()) {
+  if (request.kind == Request::Kind::Find) {
+    if (public_size() == 1)
+      return {Code::InvalidArgument,
+              fmt::format("group \"{}\" has one rank: nobody else can send", name_)};
+  } else if (request.other < 0 || request.other >= public_size() ||
+             request.other == public_rank()) {
     return {Code::InvalidArgument,
             fmt::format("rank {} of group \"{}\" cannot exchange messages with rank {} of {}",
                         public_rank(), name_, request.other, public_size())};
@@ -180,6 +185,8 @@ std::span<std::byte> GroupImpl::result_of(const Request& request) const {
   switch (request.kind) {
     case Request::Kind::Send: return {};
     case Request::Kind::Recv: return {out, spec.count * size_of(spec.dtype)};
+    case Request::Kind::Find:
+      return {reinterpret_cast<std::byte*>(request.found), sizeof *request.found};
     case Request::Kind::Collective: return {out, extent_of(spec).out_bytes};
   }
   REGROUP_UNREACHABLE("kind of request");

@@ -122,6 +122,88 @@ TEST_P(Messages, AWedgeEndsWaitsButNotWhatHasArrived) {
   EXPECT_EQ(recv(*receiver, rest, 0, 4).kind, OutcomeKind::Lost);
 }
 
+/// Who sends a message with that tag; it is received into `values`.
+int recv_any(GroupRunner& runner, std::vector<std::int32_t>& values, std::uint32_t tag) {
+  int source = -1;
+  EXPECT_EQ(runner.find_sender(tag, source, kNoDeadline).kind, OutcomeKind::Done);
+  EXPECT_EQ(recv(runner, values, source, tag).kind, OutcomeKind::Done);
+  return source;
+}
+
+TEST_P(Messages, FromWhoeverSendsBehindOtherTagsAndLargerThanTheRing) {
+  const Watchdog watchdog;
+  const auto world = GetParam().make(4, {.ring_bytes = 1024});
+  constexpr std::size_t kCount = 50'021;
+  on_all_ranks(4, [&](int rank) {
+    const auto runner = world->runner(rank, {.cores = cores()});
+    if (rank != 0) {
+      EXPECT_EQ(send(*runner, numbers(3, rank), 0, 8).kind, OutcomeKind::HandedOver);
+      EXPECT_EQ(send(*runner, numbers(kCount, rank), 0, 7).kind, OutcomeKind::HandedOver);
+      EXPECT_EQ(send(*runner, numbers(kCount, 10 * rank), 0, 7).kind, OutcomeKind::HandedOver);
+      return;
+    }
+    std::vector<int> heard(4);
+    std::vector<std::int32_t> got(kCount);
+    for (int i = 0; i < 6; ++i) {
+      const int source = recv_any(*runner, got, 7);
+      const bool second = heard[static_cast<std::size_t>(source)]++ != 0;
+      EXPECT_EQ(got, numbers(kCount, second ? 10 * source : source)) << "from rank " << source;
+    }
+    EXPECT_EQ(heard, (std::vector<int>{0, 2, 2, 2}));
+    std::vector<std::int32_t> before(3);
+    for (const int source : {3, 1, 2}) {
+      EXPECT_EQ(recv(*runner, before, source, 8).kind, OutcomeKind::Done);
+      EXPECT_EQ(before, numbers(3, source));
+    }
+  });
+}
+
+TEST_P(Messages, WhoSendsMuchDoesNotKeepOthersWaiting) {
+  const Watchdog watchdog;
+  const auto world = GetParam().make(3, {});
+  const auto receiver = world->runner(0, {});
+  for (const int source : {1, 2}) {
+    const auto sender = world->runner(source, {});
+    for (int i = 0; i < 5; ++i)
+      EXPECT_EQ(send(*sender, numbers(1, i), 0, 7).kind, OutcomeKind::HandedOver);
+    EXPECT_EQ(send(*sender, numbers(1, 0), 0, 9).kind, OutcomeKind::HandedOver);
+  }
+  std::vector<std::int32_t> got(1);
+  // All that was sent before has come.
+  for (const int source : {1, 2})
+    EXPECT_EQ(recv(*receiver, got, source, 9).kind, OutcomeKind::Done);
+  int last = recv_any(*receiver, got, 7);
+  for (int i = 1; i < 10; ++i) {
+    const int next = recv_any(*receiver, got, 7);
+    EXPECT_EQ(next, 3 - last);
+    EXPECT_EQ(got[0], i / 2);
+    last = next;
+  }
+}
+
+TEST_P(Messages, NobodySendsUntilTheDeadlineOrTheEnd) {
+  const Watchdog watchdog;
+  const auto world = GetParam().make(3, {});
+  const auto receiver = world->runner(0, {});
+  const auto sender = world->runner(2, {});
+  EXPECT_EQ(send(*sender, numbers(2, 5), 0, 3).kind, OutcomeKind::HandedOver);
+  int source = -1;
+  const Outcome late =
+      receiver->find_sender(4, source, Clock::now() + std::chrono::milliseconds(10));
+  EXPECT_EQ(late.kind, OutcomeKind::Expired);
+  EXPECT_NE(late.text.find("from any rank with tag 4"), std::string::npos) << late.text;
+  std::vector<std::int32_t> got(2);
+  EXPECT_EQ(recv_any(*receiver, got, 3), 2);
+  EXPECT_EQ(got, numbers(2, 5));
+  std::thread waiting(
+      [&] { EXPECT_EQ(receiver->find_sender(4, source, kNoDeadline).kind, OutcomeKind::Lost); });
+  for (const Host& host : world->hosts()) {
+    spi::wedge_all(host.slots);
+    spi::wake_all(host.slots);
+  }
+  waiting.join();
+}
+
 TEST_P(SharedMessages, GarbageInARingIsNamed) {
   const Watchdog watchdog;
   const auto world = GetParam().make(2, {});
@@ -131,6 +213,32 @@ TEST_P(SharedMessages, GarbageInARingIsNamed) {
   const Outcome outcome = recv(*receiver, got, 0, 3);
   EXPECT_EQ(outcome.kind, OutcomeKind::Damaged);
   EXPECT_NE(outcome.text.find("rank 0 claims to have written"), std::string::npos) << outcome.text;
+  int source = -1;
+  EXPECT_EQ(receiver->find_sender(3, source, kNoDeadline).kind, OutcomeKind::Damaged);
+}
+
+TEST_P(SharedMessages, ASenderBeyondWhatIsKeptIsNamedToWhoAsksAnybody) {
+  const Watchdog watchdog;
+  const auto world = GetParam().make(2, {});
+  const auto receiver = world->runner(1, {});
+  std::thread sending([&] {
+    const auto sender = world->runner(0, {});
+    // More than is kept for a receiver that asks for other tags: its sender waits with the rest.
+    const std::vector<std::byte> large((std::size_t{64} << 20) + 1);
+    EXPECT_EQ(sender->send(large.data(), large.size(), DType::U8, 1, 3, kNoDeadline).kind,
+              OutcomeKind::HandedOver);
+  });
+  int source = -1;
+  const Outcome outcome = receiver->find_sender(4, source, kNoDeadline);
+  EXPECT_EQ(outcome.kind, OutcomeKind::Mismatch);
+  EXPECT_NE(outcome.text.find("rank 0 sent more than this rank keeps"), std::string::npos)
+      << outcome.text;
+  // Whoever asks for it gets it, straight into its own memory.
+  EXPECT_EQ(receiver->find_sender(3, source, kNoDeadline).kind, OutcomeKind::Done);
+  std::vector<std::byte> all((std::size_t{64} << 20) + 1);
+  EXPECT_EQ(receiver->recv(all.data(), all.size(), DType::U8, source, 3, kNoDeadline).kind,
+            OutcomeKind::Done);
+  sending.join();
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Messages, testing::ValuesIn(kAllTransports), transport_name);

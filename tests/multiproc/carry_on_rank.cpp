@@ -145,6 +145,9 @@ class Program {
     if (has("messages")) {
       if (auto s = messages(step); !s) return s;
     }
+    if (has("anybody")) {
+      if (auto s = anybody(step); !s) return s;
+    }
     if (has("deadline") && step == 6 && repeats_ == 0) {
       if (auto s = missed_deadline(); !s) return s;
     }
@@ -186,6 +189,19 @@ class Program {
     if (auto s = world_.send(&mine, 1, DType::F64, other); !s) return s;
     if (auto s = world_.recv(&theirs, 1, DType::F64, other); !s) return s;
     if (theirs != static_cast<double>(step) + other) ++wrong_;
+    return {};
+  }
+
+  /// Rank 0 gets what each other one has, whoever is first.
+  Status anybody(std::uint64_t step) {
+    double mine = static_cast<double>(step) + world_.rank();
+    if (world_.rank() != 0) return world_.send(&mine, 1, DType::F64, 0);
+    for (int i = 1; i < world_.size(); ++i) {
+      double theirs = -1;
+      const auto source = world_.recv_any(&theirs, 1, DType::F64);
+      if (!source) return source.error();
+      if (theirs != static_cast<double>(step) + *source) ++wrong_;
+    }
     return {};
   }
 

@@ -122,6 +122,16 @@ TEST(CarryOnMore, MessagesAreNotCarriedOn) {
   EXPECT_THAT(job.lines_with(" repeats=1 errors=1 "), SizeIs(2)) << story(job);
 }
 
+TEST(CarryOnMore, WhoWaitsForAnybodyMayWaitForTheLostRank) {
+  const auto job =
+      carry_on(3, "anybody_until_full", "rank=2,inc=0,op=all_reduce,step=6,phase=after_await:kill");
+  expect_right(job, 3, "anybody");
+  EXPECT_THAT(
+      job.lines_with("rank 0 step 6 error RankLost: rank 2 was lost in this step, and recv"),
+      SizeIs(1))
+      << story(job);
+}
+
 TEST(CarryOnMore, TwoGroupsAtOnce) {
   for (int victim = 0; victim < 4; ++victim) {
     const auto faults =

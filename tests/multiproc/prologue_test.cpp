@@ -125,5 +125,17 @@ TEST(Prologue, MessagesBeforeALossAreANamedError) {
   EXPECT_FALSE(job.lines_with("Unsupported").empty()) << story(job);
 }
 
+TEST(Prologue, ANewcomerHearsWhomItsPredecessorHeard) {
+  const auto job = run_job({"-n", "3", "--spares", "1"}, {"prologue", "anybody"},
+                           {{"REGROUP_FAULTS", "rank=0,inc=0,op=all_reduce,step=1:kill"}}, 40);
+  EXPECT_FALSE(job.timed_out) << story(job);
+  EXPECT_EQ(job.exit_code, 0) << story(job);
+  const auto heard = job.lines_with("rank 0 heard");
+  ASSERT_EQ(heard.size(), 2U) << story(job);
+  EXPECT_EQ(heard[0], heard[1]);
+  for (const char* each : {" 1:10", " 1:11", " 2:20", " 2:21"})
+    EXPECT_NE(heard[0].find(each), std::string::npos) << heard[0];
+}
+
 }  // namespace
 }  // namespace regroup::test

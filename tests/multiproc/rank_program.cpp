@@ -215,6 +215,25 @@ Status set_up(Job& job, std::vector<double>& params, std::uint64_t& digest) {
   return {};
 }
 
+/// Rank 0 gets two messages of each other one, in the order in which they come.
+Status hear_from_anybody(Job& job) {
+  auto world = job.world();
+  const int me = job.rank();
+  for (int i = 0; me != 0 && i < 2; ++i) {
+    const double mine = 10 * me + i;
+    if (auto s = world.send(&mine, 1, regroup::DType::F64, 0, 3); !s) return s;
+  }
+  std::string heard;
+  for (int i = 0; me == 0 && i < 2 * (world.size() - 1); ++i) {
+    double theirs = -1;
+    const auto source = world.recv_any(&theirs, 1, regroup::DType::F64, 3);
+    if (!source) return source.error();
+    heard += fmt::format(" {}:{}", *source, theirs);
+  }
+  if (me == 0) say("rank 0 heard" + heard);
+  return world.barrier();
+}
+
 int prologue(Job& job, const std::string& what) {
   std::vector<double> params(20'000);
   std::uint64_t digest = 0;
@@ -232,6 +251,12 @@ int prologue(Job& job, const std::string& what) {
     if (s) s = world.barrier();
     say(fmt::format("rank {} messages: {}", job.rank(), s.to_string()));
     if (!s) return 1;
+  }
+  if (what == "anybody") {
+    if (auto s = hear_from_anybody(job); !s) {
+      say(fmt::format("rank {} messages: {}", job.rank(), s.to_string()));
+      return 1;
+    }
   }
   if (what != "registered") job.state().add("params", params);
   auto world = job.world();

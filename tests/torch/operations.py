@@ -180,6 +180,22 @@ def messages(rank, world):
         equal(token, torch.tensor([float(world - 1)]), "send and recv")
 
 
+def from_anybody(rank, world):
+    """A rank that does not know who sends first; more bytes than a ring holds among them."""
+    rows = 1 << 16
+    if rank:
+        for turn in range(3):
+            dist.send(torch.full((rows,), float(10 * rank + turn)), 0, tag=5)
+        return
+    turns = [0] * world
+    for _ in range(3 * (world - 1)):
+        got = torch.empty(rows)
+        source = dist.recv(got, tag=5)
+        equal(got, torch.full((rows,), float(10 * source + turns[source])), "recv from anybody")
+        turns[source] += 1
+    assert turns == [0] + [3] * (world - 1), turns
+
+
 def futures(rank, world):
     seen = []
     work = dist.all_reduce(mine(rank, torch.float32), async_op=True)
@@ -252,7 +268,8 @@ def main():
     dist.init_process_group("regroup")
     rank, world = dist.get_rank(), dist.get_world_size()
     assert dist.get_backend() == "regroup" and world == 3
-    for part in (reductions, movements, messages, futures, groups, functional, errors):
+    for part in (reductions, movements, messages, from_anybody, futures, groups, functional,
+                 errors):
         part(rank, world)
     print(f"rank {rank}: {checks} checks", flush=True)
     dist.destroy_process_group()

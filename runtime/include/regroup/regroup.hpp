@@ -169,6 +169,9 @@ class REGROUP_EXPORT ProcessGroup {
   /// Receives exactly `count` elements; another count from the sender is InvalidArgument.
   Status recv(void* data, std::size_t count, DType type, int source, std::uint32_t tag = 0,
               OpOptions options = {});
+  /// As recv(), of the first message with that tag that is found, whoever sends it: its source.
+  Result<int> recv_any(void* data, std::size_t count, DType type, std::uint32_t tag = 0,
+                       OpOptions options = {});
 
   template <class T>
   Status all_reduce(std::span<const T> in, std::span<T> out, ReduceOp op, OpOptions options = {}) {

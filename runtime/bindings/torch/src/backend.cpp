@@ -225,6 +225,7 @@ void BackendRegroup::run(const Call& call, RegroupWork& work) {
       failure = to_exception(status, call.name, label());
     } else {
       work.set_contributors(who_took_part());
+      if (call.found_source) work.set_source(*call.found_source);
     }
   } catch (...) {
     failure = std::current_exception();

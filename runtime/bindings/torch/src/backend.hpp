@@ -77,6 +77,7 @@ class BackendRegroup : public c10d::Backend {
   WorkPtr scatter(Tensors& outputs, TensorLists& inputs, const c10d::ScatterOptions& opts) override;
   WorkPtr send(Tensors& tensors, int destination, int tag) override;
   WorkPtr recv(Tensors& tensors, int source, int tag) override;
+  WorkPtr recvAnysource(Tensors& tensors, int tag) override;
   WorkPtr barrier(const c10d::BarrierOptions& opts) override;
   void monitoredBarrier(const c10d::BarrierOptions& opts, bool wait_all_ranks) override;
 
@@ -134,6 +135,8 @@ class BackendRegroup : public c10d::Backend {
     /// Point to point: (lower rank, higher rank, direction); decides the order within a batch.
     std::optional<std::array<int, 3>> edge;
     int source = -1;
+    /// Of a message from anybody: `body` says here whose it was.
+    std::shared_ptr<int> found_source;
     bool healed_later = false;
   };
 

@@ -350,12 +350,16 @@ std::array<int, 3> edge(int source, int destination) {
           source < destination ? 0 : 1};
 }
 
+void require_tag(int tag, const char* name) {
+  TORCH_CHECK_VALUE(tag >= 0, "regroup: ", name, ": tag ", tag, " is negative");
+}
+
 void require_peer(int other, int rank, int size, int tag, const char* name) {
   require_rank(other, size, name);
   TORCH_CHECK_VALUE(other != rank, "regroup: ", name, ": rank ", rank,
                     " cannot exchange messages "
                     "with itself");
-  TORCH_CHECK_VALUE(tag >= 0, "regroup: ", name, ": tag ", tag, " is negative");
+  require_tag(tag, name);
 }
 
 }  // namespace
@@ -393,6 +397,29 @@ BackendRegroup::WorkPtr BackendRegroup::recv(Tensors& tensors, int source, int t
                 .timeout = timeout_.load(),
                 .edge = edge(source, getRank()),
                 .source = source});
+}
+
+BackendRegroup::WorkPtr BackendRegroup::recvAnysource(Tensors& tensors, int tag) {
+  static constexpr const char* kName = "recv from any source";
+  const at::Tensor tensor = only(tensors, kName);
+  require_tag(tag, kName);
+  TORCH_CHECK_VALUE(getSize() > 1, "regroup: ", kName, ": nobody else is in a group of one rank");
+  auto found = std::make_shared<int>(-1);
+  return begin({.type = OpType::RECVANYSOURCE,
+                .name = kName,
+                .outputs = {tensor},
+                .body =
+                    [tensor, tag, found](ProcessGroup& group, const OpOptions& options) {
+                      const auto elements = to_move(tensor);
+                      const auto source =
+                          group.recv_any(elements.data, elements.count, elements.type,
+                                         static_cast<std::uint32_t>(tag), options);
+                      if (!source) return source.error();
+                      *found = *source;
+                      return Status();
+                    },
+                .timeout = timeout_.load(),
+                .found_source = found});
 }
 
 BackendRegroup::WorkPtr BackendRegroup::barrier(const c10d::BarrierOptions& opts) {

@@ -22,6 +22,8 @@ class RegroupWork : public c10d::Work {
   using Ranks = std::shared_ptr<const std::vector<int>>;
   /// Before end(): whose contributions the result holds, ranks of the job.
   void set_contributors(Ranks ranks) { contributors_ = std::move(ranks); }
+  /// Before end(): whose message was received.
+  void set_source(int rank) { source_ = rank; }
   /// Null unless the operation came to a good end.
   [[nodiscard]] const Ranks& contributors() const { return contributors_; }
 
