@@ -110,6 +110,15 @@ class TorchTest(Jobs):
         self.assertNotEqual(ended.code, 0, ended.story())
         self.assertRegex(ended.out, r"rank 0 step 8: .*more than 64 MiB", ended.story())
 
+    def test_ranks_leave_with_a_call_under_way(self):
+        for how in ("destroy", "exit"):
+            ended = self.run_job(["-n", "2"], "leaving.py", how)
+            self.assertFalse(ended.hung, ended.story())
+            self.assertEqual(ended.code, 0, ended.story())
+            self.assertEqual((ended.out.count("let go"), ended.out.count("ended")), (2, 2),
+                             ended.story())
+            self.assertNotIn("replaced", ended.err, ended.story())
+
     def test_another_torch_is_refused_by_name(self):
         script = ("import sys, types; other = types.ModuleType('regroup.torch._built_for');"
                   "other.torch = '1.2.3'; sys.modules['regroup.torch._built_for'] = other;"

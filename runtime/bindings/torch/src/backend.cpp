@@ -18,7 +18,21 @@ std::set<BackendRegroup*>& backends() {
   return *all;
 }
 
+constexpr std::chrono::seconds kPatienceAtExit{5};
+
 thread_local bool results_are_healed_later = false;
+
+/// Whoever waits for a group's thread must not hold what that thread may ask for: the last
+/// reference to a tensor that Python has seen.
+class NoGil {
+ public:
+  NoGil() {
+    if (PyGILState_Check() != 0) released_.emplace();
+  }
+
+ private:
+  std::optional<py::gil_scoped_release> released_;
+};
 
 std::vector<int> ranks_of(const std::vector<std::int64_t>& given, int size) {
   std::vector<int> ranks(given.begin(), given.end());
@@ -112,14 +126,15 @@ BackendRegroup::~BackendRegroup() {
     const std::lock_guard lock(backends_mutex);
     backends().erase(this);
   }
-  std::optional<py::gil_scoped_release> released;
-  if (PyGILState_Check() != 0) released.emplace();
+  const NoGil released;
   queue_.finish();
 }
 
 void BackendRegroup::shutdown() {
-  aborted_.store(true);
+  const NoGil released;
+  // Others may be in a call that this rank has made and not begun.
   queue_.wait_idle();
+  aborted_.store(true);
   queue_.finish();
 }
 
@@ -336,9 +351,13 @@ void wait_for_all_calls() {
   for (auto* const backend : backends()) backend->wait_idle();
 }
 
+// A thread that is about to let a tensor go must have done so before Python ends, which would end
+// it in the middle of that. One that waits for other ranks is left alone.
 bool shut_down_all() {
   const std::lock_guard lock(backends_mutex);
-  if (!std::ranges::all_of(backends(), [](BackendRegroup* backend) { return backend->idle(); }))
+  const auto until = std::chrono::steady_clock::now() + kPatienceAtExit;
+  if (!std::ranges::all_of(backends(),
+                           [&](BackendRegroup* backend) { return backend->wait_idle(until); }))
     return false;
   for (auto* const backend : backends()) backend->shutdown();
   return true;

@@ -117,7 +117,8 @@ class BackendRegroup : public c10d::Backend {
 
   /// Blocks until no call is under way.
   void wait_idle() { queue_.wait_idle(); }
-  [[nodiscard]] bool idle() { return queue_.idle(); }
+  /// Whether it was so by then.
+  bool wait_idle(CallQueue::TimePoint until) { return queue_.wait_idle(until); }
 
  private:
   /// What the runtime is to do with tensors that were found usable.
@@ -180,7 +181,7 @@ bool set_healed_later(bool healed_later);
 
 /// Blocks until no group of this process has a call under way.
 void wait_for_all_calls();
-/// Ends the threads of all groups, if none of them has a call under way. Returns whether.
+/// Ends the threads of all groups, if soon none of them has a call under way. Returns whether.
 bool shut_down_all();
 
 }  // namespace regroup::torch_binding

@@ -56,6 +56,11 @@ void CallQueue::wait_idle() {
   changed_.wait(lock, [this] { return !running_ && calls_.empty(); });
 }
 
+bool CallQueue::wait_idle(TimePoint until) {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_until(lock, until, [this] { return !running_ && calls_.empty(); });
+}
+
 bool CallQueue::idle() {
   const std::lock_guard lock(mutex_);
   return !running_ && calls_.empty();

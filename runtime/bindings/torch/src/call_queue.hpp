@@ -1,6 +1,7 @@
 /// Runs the calls of one group in the order in which they were made.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -14,6 +15,7 @@ namespace regroup::torch_binding {
 class CallQueue {
  public:
   using Call = std::function<void()>;
+  using TimePoint = std::chrono::steady_clock::time_point;
 
   CallQueue() = default;
   CallQueue(const CallQueue&) = delete;
@@ -26,6 +28,8 @@ class CallQueue {
   bool run_or_submit(Call call);
   /// Until nothing is queued or running.
   void wait_idle();
+  /// Returns whether it was so by then.
+  bool wait_idle(TimePoint until);
   [[nodiscard]] bool idle();
   /// Runs what is queued and ends the thread.
   void finish();
