@@ -1,4 +1,4 @@
-"""Under --on-loss carry_on a step makes an all_gather, which cannot do without the lost rank."""
+"""Under --on-loss carry_on or shrink a step makes an all_gather, which needs the lost rank."""
 
 import os
 

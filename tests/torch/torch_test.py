@@ -149,6 +149,13 @@ class MoreTest(Jobs):
         killed = self.killed(["-n", "2"], "sgd", "0:7:update")
         self.assertEqual(self.assert_trained(killed, 2), digest, killed.story())
 
+    def test_a_loss_in_a_communication_hook_of_the_programs_own(self):
+        whole = self.assert_trained(self.train(["-n", "2"], "--attach", "--hook"), 2)
+        ended = self.train(["-n", "2", "--spares", "1"], "--attach", "--hook", "--die",
+                           "1:4:start")
+        self.assertEqual(ended.err.count("SIGKILL"), 1, ended.story())
+        self.assertEqual(self.assert_trained(ended, 2), whole, ended.story())
+
     def test_what_stands_on_groups(self):
         ended = self.run_job(["-n", "3"], "consumers.py")
         self.assertFalse(ended.hung, ended.story())
@@ -162,11 +169,26 @@ class MoreTest(Jobs):
         self.assert_trained(ended, 3)
         self.assertRegex(ended.out, r"rank 1 step 5 with \[1, 2\]", ended.story())
 
-    def test_carry_on_says_what_cannot_be_done_without_a_rank(self):
-        ended = self.run_job(["-n", "3", "--on-loss", "carry_on"], "needs_all.py")
-        self.assertFalse(ended.hung, ended.story())
+    def test_shrink_does_the_step_again_with_those_that_are_left(self):
+        ended = self.train(["-n", "4", "--on-loss", "shrink"], "--attach", "--carry-on",
+                           "--steps", "20", "--die", "0:5:backward", "--die", "2:9:update")
+        self.assertEqual(ended.err.count("SIGKILL"), 2, ended.story())
+        self.assert_trained(ended, 2)
+        self.assertRegex(ended.out, r"rank 1 step 5 with \[1, 2, 3\]", ended.story())
+        self.assertRegex(ended.out, r"rank 3 step 10 with \[1, 3\]", ended.story())
+
+    def test_what_cannot_be_done_without_a_rank_is_said(self):
+        for policy in ("carry_on", "shrink"):
+            ended = self.run_job(["-n", "3", "--on-loss", policy], "needs_all.py")
+            self.assertFalse(ended.hung, ended.story())
+            self.assertNotEqual(ended.code, 0, ended.story())
+            self.assertRegex(ended.out + ended.err, "CommError: .*all_gather.*2 of its 3 ranks "
+                             "left.*only all_reduce and barrier can do with fewer", ended.story())
+
+    def test_buffers_that_a_lost_rank_would_broadcast_are_refused(self):
+        ended = self.train(["-n", "2", "--on-loss", "shrink"], "--attach")
         self.assertNotEqual(ended.code, 0, ended.story())
-        self.assertRegex(ended.out + ended.err, "CommError: .*all_gather.*2 of its 3 ranks left",
+        self.assertRegex(ended.out + ended.err, "ValueError: .*shrink.*broadcast_buffers=False",
                          ended.story())
 
     def reconfigured(self, flags, policy):

@@ -10,6 +10,7 @@ import os
 
 import torch
 import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
@@ -84,7 +85,8 @@ def main():
     options.add_argument("--steps", type=int, default=12)
     options.add_argument("--optimizer", default="adamw")
     options.add_argument("--attach", action="store_true")
-    options.add_argument("--carry-on", action="store_true", help="say who contributed")
+    options.add_argument("--carry-on", action="store_true", help="with fewer, and say with whom")
+    options.add_argument("--hook", action="store_true", help="with a communication hook")
     options.add_argument("--die", action="append", default=[], help="RANK:STEP:WHERE, first life")
     args = options.parse_args()
 
@@ -94,6 +96,8 @@ def main():
     net = make_net()
     torch.manual_seed(200 + rank)
     model = DDP(net, broadcast_buffers=not args.carry_on)
+    if args.hook:
+        model.register_comm_hook(None, default_hooks.fp16_compress_hook)
     optim = make_optimizer(args.optimizer, model.parameters())
     scheduler = torch.optim.lr_scheduler.StepLR(optim, step_size=5, gamma=0.5)
     loader = make_loader(rank, world)

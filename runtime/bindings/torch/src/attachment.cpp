@@ -43,6 +43,10 @@ void detach() {
   the_attachment.reset();
 }
 
+bool goes_on_with_fewer(const Job& job) {
+  return job.on_loss() == OnLoss::CarryOn || job.on_loss() == OnLoss::Shrink;
+}
+
 std::string name_of_group(const std::string& group_id, const std::vector<int>& ranks) {
   std::uint64_t digest = 14695981039346656037ULL;  // FNV-1a
   const auto add = [&](std::uint64_t value) { digest = (digest ^ value) * 1099511628211ULL; };

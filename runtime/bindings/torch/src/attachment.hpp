@@ -25,6 +25,10 @@ std::shared_ptr<Attachment> attachment();
 /// Detaches in order once nobody uses it any more.
 void detach();
 
+/// Whether a step may end, or be done again, with the ranks that are left: --on-loss carry_on and
+/// shrink.
+[[nodiscard]] bool goes_on_with_fewer(const Job& job);
+
 /// A name for the group of these ranks that never means other ranks.
 [[nodiscard]] std::string name_of_group(const std::string& group_id, const std::vector<int>& ranks);
 

@@ -56,8 +56,9 @@ Status no_longer_whole(int now, int size) {
   // No loss of this moment: the step must not be tried again as after one.
   return {Code::FailedPrecondition,
           c10::str("the group has ", now, " of its ", size,
-                   " ranks left, and this operation needs all of them; under --on-loss replay or "
-                   "replace the lost seats are filled first")};
+                   " ranks left, and this operation needs all of them; only all_reduce and barrier "
+                   "can do with fewer. Under --on-loss replay or replace the lost seats are filled "
+                   "first")};
 }
 
 }  // namespace
@@ -82,7 +83,7 @@ BackendRegroup::BackendRegroup(int rank, int size, std::string group_id,
     attachment_ = attach(timeout);
   }
   members_ = std::make_shared<const std::vector<int>>(members);
-  carries_on_ = attachment_ != nullptr && attachment_->job.on_loss() == OnLoss::CarryOn;
+  fewer_do_ = attachment_ != nullptr && !reconfigurable && goes_on_with_fewer(attachment_->job);
   if (reconfigurable) {
     memberships_ = std::make_unique<Memberships>(group_id_, attachment_);
     ends_epoch_ = true;
@@ -157,7 +158,7 @@ bool BackendRegroup::let_go() {
 }
 
 RegroupWork::Ranks BackendRegroup::who_took_part() {
-  if (!carries_on_ || getSize() == 1) return members_;
+  if (!fewer_do_ || getSize() == 1) return members_;
   auto now = group_.contributors().ranks;
   auto ranks = now == *members_ ? members_ : std::make_shared<const std::vector<int>>(now);
   const std::lock_guard lock(last_mutex_);
@@ -254,7 +255,7 @@ Status BackendRegroup::perform(const Call& call) {
   OpOptions options;
   options.timeout = call.timeout;
   options.healed_later = call.healed_later;
-  if (getSize() > 1 && !(carries_on_ && call.carries_on) && group_.size() != getSize())
+  if (getSize() > 1 && !(fewer_do_ && call.fewer_do) && group_.size() != getSize())
     return no_longer_whole(group_.size(), getSize());
   return call.body(group_, options);
 }

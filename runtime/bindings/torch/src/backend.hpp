@@ -131,8 +131,8 @@ class BackendRegroup : public c10d::Backend {
     Body body;
     Millis timeout{};
     bool in_background = true;
-    /// Of a use to the ranks that are left, under --on-loss carry_on.
-    bool carries_on = false;
+    /// Of a use to the ranks that are left, where the job goes on with fewer.
+    bool fewer_do = false;
     /// Point to point: (lower rank, higher rank, direction); decides the order within a batch.
     std::optional<std::array<int, 3>> edge;
     int source = -1;
@@ -161,9 +161,9 @@ class BackendRegroup : public c10d::Backend {
   std::atomic<c10d::ErrorType> error_{c10d::ErrorType::SUCCESS};
   std::atomic<bool> aborted_{false};
   RegroupWork::Ranks members_;  ///< ranks of the job
-  bool carries_on_ = false;     ///< the job does
+  bool fewer_do_ = false;       ///< the job goes on with those that are left
   std::mutex last_mutex_;
-  RegroupWork::Ranks last_;  ///< under carry_on: of the last operation
+  RegroupWork::Ranks last_;  ///< where fewer_do_: of the last operation
   bool ends_epoch_ = false;  ///< abort() does
   /// Of a reconfigurable group, else null. It has members once `configured_`.
   std::unique_ptr<Memberships> memberships_;

@@ -1,5 +1,6 @@
 #include "errors.hpp"
 
+#include <atomic>
 #include <mutex>
 #include <string>
 
@@ -8,6 +9,7 @@ namespace {
 
 std::mutex loss_mutex;
 Where newest_loss;
+std::atomic<std::uint64_t> told = 0;
 
 PyObject* type_of(Code code) {
   const auto& types = error_types();
@@ -40,6 +42,7 @@ std::exception_ptr to_exception(const Status& status, std::string_view operation
     const std::lock_guard lock(loss_mutex);
     newest_loss = status.where();
   }
+  if (status.code() == Code::RankLost || status.code() == Code::Revoked) ++told;
   std::string text("regroup: ");
   text.append(operation);
   if (!group.empty()) text.append(" of group '").append(group).append("'");
@@ -50,6 +53,8 @@ std::exception_ptr to_exception(const Status& status, std::string_view operation
 void check(const Status& status, std::string_view operation, std::string_view group) {
   if (!status) std::rethrow_exception(to_exception(status, operation, group));
 }
+
+std::uint64_t losses_told() { return told.load(); }
 
 Where last_loss() {
   const std::lock_guard lock(loss_mutex);

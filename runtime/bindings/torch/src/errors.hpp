@@ -1,6 +1,7 @@
 /// From Status to the exceptions that torch and its users know.
 #pragma once
 
+#include <cstdint>
 #include <exception>
 #include <string_view>
 
@@ -37,6 +38,9 @@ class CommError : public torch::PyTorchError {
 
 /// Throws it when it is not Ok.
 void check(const Status& status, std::string_view operation, std::string_view group = "");
+
+/// How many errors so far said that an epoch is over. Thread safety: any.
+[[nodiscard]] std::uint64_t losses_told();
 
 /// What the newest RankLost said, for the attributes of the Python exception. Thread safety: any.
 Where last_loss();

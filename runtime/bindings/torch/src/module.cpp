@@ -46,9 +46,8 @@ void bind_job(py::module_& module) {
                              [](const Attachment& self) { return self.job.incarnation().value(); })
       .def_property_readonly("is_replacement",
                              [](const Attachment& self) { return self.job.is_replacement(); })
-      .def_property_readonly(
-          "carries_on",
-          [](const Attachment& self) { return self.job.on_loss() == OnLoss::CarryOn; })
+      .def_property_readonly("goes_on_with_fewer",
+                             [](const Attachment& self) { return goes_on_with_fewer(self.job); })
       .def_property_readonly("drained", [](const Attachment& self) { return self.job.drained(); });
   py::class_<Training>(module, "Training")
       .def(py::init<std::shared_ptr<Attachment>>())
@@ -109,6 +108,7 @@ PYBIND11_MODULE(_C, module) {
                      timeout.inc_ref().ptr()};
   });
   module.def("last_loss", &loss_as_dict);
+  module.def("losses_told", &losses_told);
   module.def("is_launched", &is_launched);
   module.def(
       "attach",

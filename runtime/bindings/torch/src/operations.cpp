@@ -116,7 +116,7 @@ BackendRegroup::WorkPtr BackendRegroup::allreduce(Tensors& tensors,
                     },
                 .timeout = timeout_of(opts.timeout),
                 .in_background = opts.asyncOp,
-                .carries_on = true});
+                .fewer_do = true});
 }
 
 // One operation for each element type, into memory of its own: if one of them fails, no tensor has
@@ -156,7 +156,7 @@ BackendRegroup::WorkPtr BackendRegroup::allreduce_coalesced(
                     },
                 .timeout = timeout_of(opts.timeout),
                 .in_background = opts.asyncOp,
-                .carries_on = true});
+                .fewer_do = true});
 }
 
 BackendRegroup::WorkPtr BackendRegroup::reduce(Tensors& tensors, const c10d::ReduceOptions& opts) {
@@ -431,7 +431,7 @@ BackendRegroup::WorkPtr BackendRegroup::barrier(const c10d::BarrierOptions& opts
                     },
                 .timeout = timeout_of(opts.timeout),
                 .in_background = opts.asyncOp,
-                .carries_on = true});
+                .fewer_do = true});
 }
 
 // The runtime's error names whoever it waited for.

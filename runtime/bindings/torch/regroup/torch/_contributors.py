@@ -1,4 +1,5 @@
-"""Who took part: under --on-loss carry_on operations come to a good end without the lost ranks."""
+"""Who took part: under --on-loss carry_on and shrink operations come to a good end without the lost
+ranks."""
 
 import torch
 import torch.distributed as dist
@@ -28,8 +29,8 @@ def average_what_is_left(model):
     of those that contributed."""
     if model.broadcast_buffers and any(True for _ in model.module.buffers()):
         raise ValueError(
-            "under --on-loss carry_on DDP must not broadcast the buffers of a rank that may be "
-            "lost; use DDP(..., broadcast_buffers=False)"
+            "under --on-loss carry_on and shrink DDP must not broadcast the buffers of a rank that "
+            "may be lost; use DDP(..., broadcast_buffers=False)"
         )
     if getattr(model, "_comm_hooks", None):
         return  # the program's own, which knows best
