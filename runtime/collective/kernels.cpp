@@ -3,6 +3,7 @@
 #define HWY_TARGET_INCLUDE "collective/kernels.cpp"
 #include "collective/kernels.hpp"
 
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
 
@@ -23,6 +24,8 @@ constexpr bool kNativeHalf = true;
 #else
 constexpr bool kNativeHalf = false;
 #endif
+
+constexpr std::size_t kCacheLine = 64;
 
 // ---- codecs: how elements in memory become lanes
 
@@ -547,6 +550,24 @@ void reduce_on_target(DType type, ReduceOp op, void* out, const void* const* inp
   REGROUP_UNREACHABLE("element type");
 }
 
+// Streaming stores take aligned places; whole cache lines of them go out without a read.
+void stream_on_target(std::byte* out, const std::byte* in, std::size_t bytes) {
+  const hn::ScalableTag<std::uint8_t> d;
+  const std::size_t step = hn::Lanes(d);
+  const std::size_t off = reinterpret_cast<std::uintptr_t>(out) % kCacheLine;
+  const std::size_t head = off == 0 ? 0 : HWY_MIN(bytes, kCacheLine - off);
+  std::memcpy(out, in, head);
+  std::size_t at = head;
+  for (; at + kCacheLine <= bytes; at += kCacheLine) {
+    for (std::size_t part = 0; part < kCacheLine; part += step) {
+      hn::Stream(load_lanes(d, in + at + part), d,
+                 reinterpret_cast<std::uint8_t*>(out + at + part));
+    }
+  }
+  std::memcpy(out + at, in + at, bytes - at);
+  hwy::FlushStream();
+}
+
 }  // namespace regroup::collective::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 // NOLINTEND(cppcoreguidelines-pro-type-reinterpret-cast)
@@ -555,6 +576,7 @@ HWY_AFTER_NAMESPACE();
 namespace regroup::collective {
 
 HWY_EXPORT(reduce_on_target);
+HWY_EXPORT(stream_on_target);
 
 void reduce(DType type, ReduceOp op, void* out, const void* const* inputs, int inputs_count,
             std::size_t count, const Scaling& scaling) {
@@ -564,6 +586,12 @@ void reduce(DType type, ReduceOp op, void* out, const void* const* inputs, int i
 
 void copy(void* out, const void* in, std::size_t bytes) {
   if (bytes != 0 && out != in) std::memcpy(out, in, bytes);
+}
+
+void copy_past_caches(void* out, const void* in, std::size_t bytes) {
+  if (bytes == 0) return;
+  HWY_DYNAMIC_DISPATCH(stream_on_target)
+  (static_cast<std::byte*>(out), static_cast<const std::byte*>(in), bytes);
 }
 
 }  // namespace regroup::collective

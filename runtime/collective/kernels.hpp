@@ -34,4 +34,8 @@ void reduce(DType type, ReduceOp op, void* out, const void* const* inputs, int i
 /// Copies bytes between buffers that do not overlap (or are the same). Threads: any. Never blocks.
 void copy(void* out, const void* in, std::size_t bytes);
 
+/// As copy(), of what is unlikely to be read again: `out` is stored past the caches where the
+/// processor can, so that its lines are not fetched first and nothing else has to go for them.
+void copy_past_caches(void* out, const void* in, std::size_t bytes);
+
 }  // namespace regroup::collective

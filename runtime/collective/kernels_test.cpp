@@ -362,5 +362,22 @@ TEST(Copy, MovesBytesAndAcceptsNothingOrItself) {
   collective::copy(nullptr, nullptr, 0);
 }
 
+TEST(CopyPastCaches, MovesTheseBytesAndNoOthersAtAnyAlignment) {
+  constexpr std::size_t kRoom = 512;
+  Bytes from(kRoom);
+  for (std::size_t i = 0; i < kRoom; ++i) from[i] = static_cast<std::byte>(i * 7 + 1);
+  for (const std::size_t bytes : {0, 1, 31, 63, 64, 65, 128, 200, 257}) {
+    for (std::size_t to_at = 0; to_at < 65; to_at += 13) {
+      for (std::size_t from_at = 0; from_at < 65; from_at += 8) {
+        Bytes to(kRoom);
+        Bytes wanted(kRoom);
+        std::copy_n(from.data() + from_at, bytes, wanted.data() + to_at);
+        copy_past_caches(to.data() + to_at, from.data() + from_at, bytes);
+        ASSERT_EQ(to, wanted) << bytes << " bytes from " << from_at << " to " << to_at;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace regroup::collective

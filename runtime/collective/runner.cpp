@@ -309,34 +309,52 @@ std::optional<SlotRunner::Impl::Kept> SlotRunner::Impl::overlap_of(const OpSpec&
   return Kept{static_cast<std::byte*>(spec.out) + (begin - out), end - begin};
 }
 
-void SlotRunner::Impl::keep_copy(Kept kept) {
-  kept.copy_offset =
-      kept_ranges_.empty() ? 0 : kept_ranges_.back().copy_offset + kept_ranges_.back().bytes;
-  const std::size_t end = kept.copy_offset + kept.bytes;
-  if (kept_.size() < end) kept_.resize(end);
-  std::memcpy(kept_.data() + kept.copy_offset, kept.at, kept.bytes);
-  kept_ranges_.push_back(kept);
-  keep_ = Keep::InCopy;
-}
-
 void SlotRunner::Impl::keep_input(const OpSpec& spec) {
   keep_ = Keep::Nothing;
   if (!spi::kFaultTolerance) return;
+  const bool in_place =
+      spec.kind == OpKind::AllReduce && spec.in == spec.out && spec.keep_input && spec.count != 0;
   const bool in_one_chunk = current_.small || current_.plan.chunks() == 1;
-  if (spec.kind == OpKind::AllReduce && in_one_chunk) {
-    // What I publish is the whole input.
-    if (spec.in == spec.out && spec.keep_input) keep_ = Keep::InSlot;
+  if (in_place) {
+    // What I publish in one chunk is the whole input.
+    keep_ = in_one_chunk ? Keep::InSlot : Keep::ByChunk;
+    kept_up_to_ = 0;
+    if (!in_one_chunk) kept_.reserve(spec.count * size_of(spec.dtype));
     return;
   }
-  if (current_.small) return;
+  if (current_.small || (spec.kind == OpKind::AllReduce && in_one_chunk)) return;
+  keep_copies();
+}
+
+void SlotRunner::Impl::keep_copies() {
   kept_ranges_.clear();
+  std::size_t bytes = 0;
+  const auto add = [&](const OpSpec& each) {
+    auto kept = overlap_of(each);
+    if (!kept) return;
+    kept->copy_offset = bytes;
+    bytes += kept->bytes;
+    kept_ranges_.push_back(*kept);
+  };
   if (current_.parts == nullptr) {
-    if (const auto kept = overlap_of(spec)) keep_copy(*kept);
-    return;
+    add(current_.spec);
+  } else {
+    for (std::size_t i = 0; i < current_.parts_count; ++i) add(current_.parts[i]);
   }
-  for (std::size_t i = 0; i < current_.parts_count; ++i) {
-    if (const auto kept = overlap_of(current_.parts[i])) keep_copy(*kept);
-  }
+  if (kept_ranges_.empty()) return;
+  kept_.reserve(bytes);
+  for (const Kept& kept : kept_ranges_)
+    std::memcpy(kept_.data() + kept.copy_offset, kept.at, kept.bytes);
+  keep_ = Keep::InCopy;
+}
+
+// The others have what they wait for, and the chunk is still in the cache: it is read from memory
+// once. A chunk that is published in two turns is kept with the first one.
+void SlotRunner::Impl::keep_chunk(const Step& step) {
+  if (keep_ != Keep::ByChunk || current_.flushing || step.in_offset != kept_up_to_) return;
+  copy_past_caches(kept_.data() + kept_up_to_,
+                   static_cast<const std::byte*>(current_.spec.in) + kept_up_to_, step.bytes);
+  kept_up_to_ += step.bytes;
 }
 
 void SlotRunner::Impl::restore_input() {
@@ -351,6 +369,7 @@ void SlotRunner::Impl::restore_input() {
       for (const Kept& kept : kept_ranges_)
         std::memcpy(kept.at, kept_.data() + kept.copy_offset, kept.bytes);
       break;
+    case Keep::ByChunk: std::memcpy(current_.spec.out, kept_.data(), kept_up_to_); break;
   }
 }
 

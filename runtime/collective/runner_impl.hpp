@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "collective/kept_bytes.hpp"
 #include "collective/own_words.hpp"
 #include "collective/point_to_point.hpp"
 #include "collective/runner.hpp"
@@ -62,7 +63,12 @@ class SlotRunner::Impl {
     std::string damage;
   };
   /// Where an operation's input is kept while its output overlaps it.
-  enum class Keep : std::uint8_t { Nothing, InSlot, InCopy };
+  enum class Keep : std::uint8_t {
+    Nothing,
+    InSlot,
+    InCopy,  ///< all of it, before the operation begins
+    ByChunk  ///< each chunk once it is published, in front of its output
+  };
   struct Kept {
     std::byte* at = nullptr;
     std::size_t bytes = 0;
@@ -74,7 +80,8 @@ class SlotRunner::Impl {
   bool next_part();
   void start(const OpSpec& spec);
   [[nodiscard]] std::optional<Kept> overlap_of(const OpSpec& spec) const;
-  void keep_copy(Kept kept);
+  void keep_copies();
+  void keep_chunk(const Step& step);
   [[nodiscard]] std::optional<Algorithm> forced_algorithm(const OpDescriptor& descriptor) const;
   void keep_input(const OpSpec& spec);
   void restore_input();
@@ -163,8 +170,9 @@ class SlotRunner::Impl {
   } mine_;
   std::string damage_;  ///< found while waiting
   Keep keep_ = Keep::Nothing;
-  std::vector<std::byte> kept_;
+  KeptBytes kept_;
   std::vector<Kept> kept_ranges_;
+  std::size_t kept_up_to_ = 0;  ///< ByChunk: bytes of the input that are kept
   Current current_;
 };
 

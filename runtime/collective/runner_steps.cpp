@@ -75,6 +75,7 @@ SlotRunner::Impl::Progress SlotRunner::Impl::perform(const Step& step, Deadline 
     case StepKind::Publish:
       publish(turn);
       hook(Instant::AfterPublish, chunk);
+      keep_chunk(step);
       return Progress::Finished;
     case StepKind::AwaitAll: {
       const Progress progress = await_all(turn, step.check, until);

@@ -67,6 +67,11 @@ constexpr std::array<Case, 17> kCases{{
 constexpr std::array<const char*, 8> kPhases{"enter",           "before_copy_in", "after_copy_in",
                                              "after_publish",   "after_await",    "after_reduce",
                                              "before_complete", "after_complete"};
+/// Of a chunk: in front of it others lie whose output is written already, behind it some whose is
+/// not.
+constexpr std::array<const char*, 5> kChunkPhases{"before_copy_in", "after_copy_in",
+                                                  "after_publish", "after_await", "after_reduce"};
+constexpr std::array<std::int64_t, 2> kChunks{1, 5};
 constexpr std::array<const char*, 2> kCommitPhases{"before_prepare", "after_prepare"};
 
 /// What a rank says of one operation; lies in memory shared with the parent.
@@ -86,6 +91,7 @@ struct Cell {
   int victim = 0;
   int laggard = 1;
   const char* phase = "enter";
+  std::int64_t chunk = -1;  ///< the victim dies in this one; -1: in the first one, or outside
   bool in_commit = false;
   Case tested = kCases[0];
 };
@@ -93,7 +99,8 @@ struct Cell {
 std::string describe(const Cell& cell) {
   return std::string(cell.in_commit ? "commit" : cell.tested.name) + ", " +
          std::to_string(cell.ranks) + " ranks, rank " + std::to_string(cell.victim) + " dies at " +
-         cell.phase + ", laggard " + std::to_string(cell.laggard);
+         cell.phase + (cell.chunk < 0 ? "" : " of chunk " + std::to_string(cell.chunk)) +
+         ", laggard " + std::to_string(cell.laggard);
 }
 
 /// Exactly representable in f32, also summed over five ranks; tells who contributed to which
@@ -136,12 +143,13 @@ class RankProcess {
   }
 
   static void on_phase(void* context, collective::Instant instant, std::uint64_t number,
-                       std::int64_t /*chunk*/) {
+                       std::int64_t chunk) {
     auto& self = *static_cast<RankProcess*>(context);
     const char* const phase = collective::name(instant);
     const bool committing = std::strstr(phase, "prepare") != nullptr;
     if (committing != self.cell_.in_commit || (!committing && number != kTested)) return;
-    if (self.me_ == self.cell_.victim && std::strcmp(phase, self.cell_.phase) == 0)
+    const bool due = self.cell_.chunk < 0 || chunk == self.cell_.chunk;
+    if (self.me_ == self.cell_.victim && due && std::strcmp(phase, self.cell_.phase) == 0)
       ::kill(::getpid(), SIGKILL);
     if (self.me_ == self.cell_.laggard &&
         std::strcmp(phase, committing ? "before_prepare" : "before_complete") == 0) {
@@ -308,6 +316,19 @@ class Trial {
   std::vector<pid_t> pids_;
 };
 
+/// What was in the place of outputs is put back, whichever of them are written.
+void run_chunks(Cell cell, Tally& tally) {
+  const std::size_t bytes = cell.tested.count * sizeof(float);
+  for (const auto chunk : kChunks) {
+    if (static_cast<std::size_t>(chunk) * kSlotBytes >= bytes) continue;
+    for (const auto* phase : kChunkPhases) {
+      cell.chunk = chunk;
+      cell.phase = phase;
+      Trial(cell).run(tally);
+    }
+  }
+}
+
 void run_cells(int ranks, Tally& tally) {
   for (int victim = 0; victim < ranks; ++victim) {
     Cell cell{.ranks = ranks, .victim = victim, .laggard = (victim + 1) % ranks};
@@ -318,6 +339,7 @@ void run_cells(int ranks, Tally& tally) {
         cell.phase = phase;
         Trial(cell).run(tally);
       }
+      if (tested.kind == OpKind::AllReduce && tested.in_place) run_chunks(cell, tally);
     }
     cell.in_commit = true;
     for (const auto* phase : kCommitPhases) {
