@@ -31,6 +31,11 @@ struct Scaling {
 void reduce(DType type, ReduceOp op, void* out, const void* const* inputs, int inputs_count,
             std::size_t count, const Scaling& scaling = {});
 
+/// Floats of 16 and 8 bits to f32 (`widens`), which is exact, or f32 to them as reduce() rounds.
+/// Memory: `out` and `in` do not overlap; alignment, threads, NaN as reduce(). Other types are the
+/// caller's mistake.
+void convert_f32(DType type, bool widens, void* out, const void* in, std::size_t count);
+
 /// Copies bytes between buffers that do not overlap (or are the same). Threads: any. Never blocks.
 void copy(void* out, const void* in, std::size_t bytes);
 
