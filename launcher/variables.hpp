@@ -18,7 +18,7 @@ inline constexpr std::array kUserVariables = {
              "1: a step must not change registered state before its commit"},
     Variable{"REGROUP_FAULTS", "none", "fault script for exact replays"},
     Variable{"REGROUP_LAUNCH", "the first that matches", "which outer launcher's variables count"},
-    Variable{"REGROUP_TUNING", "30 us, 1 GB/s", "what the network between hosts is like"},
+    Variable{"REGROUP_TUNING", "30 us, 1 us, 1 GB/s", "what the network between hosts is like"},
     Variable{"REGROUP_VERIFY", "0", "1: results are compared between the ranks"},
 };
 

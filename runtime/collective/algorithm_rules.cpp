@@ -6,6 +6,7 @@
 #include <charconv>
 #include <sstream>
 #include <string>
+#include <utility>
 
 namespace regroup::collective {
 namespace {
@@ -26,11 +27,18 @@ std::optional<OpKind> parse_kind(std::string_view text) {
 }
 
 std::optional<Algorithm> parse_algorithm(std::string_view text) {
-  for (const Algorithm algorithm :
-       {Algorithm::Inline, Algorithm::OneShot, Algorithm::TwoShot, Algorithm::Rails}) {
+  for (int i = 0; i < kAlgorithmCount; ++i) {
+    const auto algorithm = static_cast<Algorithm>(i);
     if (text == name(algorithm)) return algorithm;
   }
   return std::nullopt;
+}
+
+std::string all_algorithms() {
+  std::string all;
+  for (int i = 0; i < kAlgorithmCount; ++i)
+    all += fmt::format("{}{}", i == 0 ? "" : ", ", name(static_cast<Algorithm>(i)));
+  return all;
 }
 
 std::optional<std::size_t> parse_bytes(std::string_view text) {
@@ -72,8 +80,7 @@ Result<AlgorithmRules::Rule> AlgorithmRules::parse_rule(std::string_view text,
   }
   const auto algorithm = parse_algorithm(algorithm_text);
   if (!algorithm) {
-    return refuse(text,
-                  fmt::format("'{}' is none of inline, oneshot, twoshot, rails", algorithm_text));
+    return refuse(text, fmt::format("'{}' is none of {}", algorithm_text, all_algorithms()));
   }
   rule.algorithm = *algorithm;
   const auto dash = range.find('-');
@@ -91,30 +98,34 @@ Result<AlgorithmRules::Rule> AlgorithmRules::parse_rule(std::string_view text,
 
 Result<NetworkCost> parse_tuning(std::string_view text) {
   NetworkCost cost;
+  double gbps = cost.bytes_per_us / 1000;
+  const std::pair<std::string_view, double*> names[] = {{"net_latency_us", &cost.latency_us},
+                                                        {"net_message_us", &cost.message_us},
+                                                        {"net_gbps", &gbps}};
   std::istringstream lines{std::string(text)};
   for (std::string line; std::getline(lines, line);) {
     if (line.starts_with('#')) continue;
     std::istringstream words(line);
     for (std::string word; words >> word;) {
       const auto equals = std::min(word.find('='), word.size());
-      const std::string name = word.substr(0, equals);
       const std::string_view digits =
           std::string_view(word).substr(std::min(equals + 1, word.size()));
       double value = 0;
       const auto [end, error] =
           std::from_chars(digits.data(), digits.data() + digits.size(), value);
       const bool number = error == std::errc() && end == digits.data() + digits.size();
-      const bool known = name == "net_latency_us" || name == "net_gbps";
-      if (!known || !number || !(value > 0) || !(value < 1e9)) {
+      const auto known = std::ranges::find(
+          names, word.substr(0, equals), [](const auto& each) { return std::string(each.first); });
+      if (known == std::end(names) || !number || !(value > 0) || !(value < 1e9)) {
         return Status(Code::InvalidArgument,
                       fmt::format("REGROUP_TUNING: '{}' is none of net_latency_us=NUMBER, "
-                                  "net_gbps=NUMBER",
+                                  "net_message_us=NUMBER, net_gbps=NUMBER",
                                   word));
       }
-      if (name == "net_latency_us") cost.latency_us = value;
-      if (name == "net_gbps") cost.bytes_per_us = value * 1000;
+      *known->second = value;
     }
   }
+  cost.bytes_per_us = gbps * 1000;
   return cost;
 }
 

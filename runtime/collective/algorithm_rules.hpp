@@ -39,9 +39,9 @@ class AlgorithmRules {
   std::vector<Rule> rules_;
 };
 
-/// REGROUP_TUNING: what the network is like, as `net_latency_us=30 net_gbps=1.2`; words in any
-/// order, lines starting with # left out, so that a file may hold it. Errors: InvalidArgument that
-/// names the word.
+/// REGROUP_TUNING: what the network is like, as `net_latency_us=30 net_message_us=1 net_gbps=1.2`;
+/// words in any order, lines starting with # left out, so that a file may hold it. Errors:
+/// InvalidArgument that names the word.
 Result<NetworkCost> parse_tuning(std::string_view text);
 
 }  // namespace regroup::collective

@@ -34,6 +34,18 @@ TEST(AlgorithmRules, TheFirstThatFitsCounts) {
   EXPECT_EQ(rules("0-:twoshot;0-:oneshot").pick(OpKind::AllReduce, 5), Algorithm::TwoShot);
 }
 
+TEST(AlgorithmRules, EveryAlgorithmHasAName) {
+  for (int i = 0; i < kAlgorithmCount; ++i) {
+    const auto algorithm = static_cast<Algorithm>(i);
+    EXPECT_EQ(rules(std::string("reduce:0-:") + name(algorithm)).pick(OpKind::Reduce, 9),
+              algorithm);
+  }
+  const auto refused = AlgorithmRules::parse("0-:butterfly");
+  ASSERT_FALSE(refused);
+  EXPECT_THAT(std::string(refused.error().text()),
+              HasSubstr("none of inline, oneshot, twoshot, rails, doubling, halving, ring, tree"));
+}
+
 TEST(AlgorithmRules, ErrorsNameTheRuleAndShowTheForm) {
   for (const char* const bad :
        {"all_reduce", "all_reduce:0-:fast", "sum:0-:oneshot", "0:oneshot", "0-x:oneshot",
@@ -47,8 +59,10 @@ TEST(AlgorithmRules, ErrorsNameTheRuleAndShowTheForm) {
 }
 
 TEST(Tuning, OfTheNetworkIsReadFromWordsOrAFilesLines) {
-  const auto cost = parse_tuning("# measured\nnet_gbps=1.5\n  net_latency_us=12 \n").value();
+  const auto cost =
+      parse_tuning("# measured\nnet_gbps=1.5\n  net_latency_us=12 net_message_us=0.4\n").value();
   EXPECT_EQ(cost.latency_us, 12);
+  EXPECT_EQ(cost.message_us, 0.4);
   EXPECT_EQ(cost.bytes_per_us, 1500);
   EXPECT_EQ(parse_tuning("").value().latency_us, NetworkCost{}.latency_us);
   for (const char* wrong : {"net_gbps=", "net_gbps=0", "net_gbps=-1", "net_gbps=1x", "speed=3",

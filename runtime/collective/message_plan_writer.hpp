@@ -33,6 +33,7 @@ class MessagePlanWriter {
     REGROUP_ASSERT(!spi::has_counts(d_.kind) || shape.counts.ranks >= shape.members);
     REGROUP_ASSERT(shape.chunk_bytes >= kCacheLine && shape.chunk_bytes % kCacheLine == 0);
     plan_.steps.clear();
+    plan_.places.clear();
     plan_.scratch_bytes = 0;
   }
 
@@ -68,6 +69,7 @@ class MessagePlanWriter {
   void copy(std::size_t in_offset, std::size_t out_offset, std::size_t bytes) {
     if (bytes == 0) return;
     plan_.steps.push_back({.kind = MessageStepKind::Copy,
+                           .region = Region::Output,
                            .bytes = bytes,
                            .in_offset = in_offset,
                            .out_offset = out_offset});
@@ -83,14 +85,29 @@ class MessagePlanWriter {
     return {whole.begin + skipped, std::min(chunk_bytes, whole.bytes - skipped)};
   }
 
+  [[nodiscard]] Piece share_piece(int member) const {
+    const std::size_t* const counts = shape_.counts.shares;
+    return {share_offset(d_, counts, member), share_of(d_, counts, member)};
+  }
+
   const spi::OpDescriptor& d_;
   const MessageShape& shape_;
   MessagePlan& plan_;
   std::size_t unit_;
 };
 
-/// schedule_rails.cpp
+/// schedule_rails.cpp: all_reduce.
 void make_rails_plan(const spi::OpDescriptor& descriptor, const MessageShape& shape,
                      MessagePlan& plan);
+/// schedule_rounds.cpp: Doubling of all_reduce, barrier, all_gather and all_gather_v.
+void make_doubling_plan(const spi::OpDescriptor& descriptor, const MessageShape& shape,
+                        MessagePlan& plan);
+/// Halving of all_reduce, reduce_scatter and reduce_scatter_v.
+void make_halving_plan(const spi::OpDescriptor& descriptor, const MessageShape& shape,
+                       MessagePlan& plan);
+/// schedule_chain.cpp: Ring of all_reduce, reduce, broadcast, all_gather and all_gather_v; Tree of
+/// all_reduce and broadcast.
+void make_chain_plan(const spi::OpDescriptor& descriptor, const MessageShape& shape,
+                     Algorithm algorithm, MessagePlan& plan);
 
 }  // namespace regroup::collective

@@ -103,17 +103,22 @@ std::optional<Algorithm> MessageRunner::Impl::forced_algorithm() const {
 
 void MessageRunner::Impl::begin_part() {
   part_ = parts()[position_];
-  make_message_plan(describe_call(part_),
-                    {.members = members_,
-                     .me = me_,
-                     .direct_bytes = tuning_.direct_bytes,
-                     .chunk_bytes = tuning_.chunk_bytes,
-                     .window = tuning_.window,
-                     .counts = part_.counts,
-                     .hosts = reach_.hosts,
-                     .forced = forced_algorithm(),
-                     .cost = tuning_.cost},
-                    plan_);
+  const spi::OpDescriptor descriptor = describe_call(part_);
+  // Nothing else that a plan depends on changes in an epoch, where there are no counts.
+  if (descriptor != planned_ || spi::has_counts(descriptor.kind)) {
+    make_message_plan(descriptor,
+                      {.members = members_,
+                       .me = me_,
+                       .direct_bytes = tuning_.direct_bytes,
+                       .chunk_bytes = tuning_.chunk_bytes,
+                       .window = tuning_.window,
+                       .counts = part_.counts,
+                       .hosts = reach_.hosts,
+                       .forced = forced_algorithm(),
+                       .cost = tuning_.cost},
+                      plan_);
+    planned_ = descriptor;
+  }
   if (scratch_.size() < plan_.scratch_bytes) scratch_.resize(plan_.scratch_bytes);
   if (part_.kind == OpKind::AllToAllV) make_counts();
   keep_what_is_sent_late();

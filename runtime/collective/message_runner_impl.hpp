@@ -167,11 +167,12 @@ class MessageRunner::Impl final : public MessageReceiver {
   std::set<ReadyPart> ready_;
 
   std::uint64_t sequence_ = 0;
-  OpSpec spec_;                        ///< the call
-  spi::OpDescriptor descriptor_;       ///< of the call
-  std::size_t position_ = 0;           ///< of a coalesced call: the part that is under way
-  OpSpec part_;                        ///< that part; of another call the call
-  MessagePlan plan_;                   ///< of it
+  OpSpec spec_;                   ///< the call
+  spi::OpDescriptor descriptor_;  ///< of the call
+  std::size_t position_ = 0;      ///< of a coalesced call: the part that is under way
+  OpSpec part_;                   ///< that part; of another call the call
+  MessagePlan plan_;              ///< of it
+  std::optional<spi::OpDescriptor> planned_;
   std::vector<std::uint64_t> counts_;  ///< Region::Counts
   std::vector<std::byte> scratch_;
   std::vector<const void*> sources_;  ///< of a fold

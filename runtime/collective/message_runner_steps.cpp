@@ -8,6 +8,7 @@
 #include "base/check.hpp"
 #include "collective/kernels.hpp"
 #include "collective/message_runner_impl.hpp"
+#include "collective/partial_sums.hpp"
 
 namespace regroup::collective {
 namespace {
@@ -188,28 +189,29 @@ MessageRunner::Impl::Progress MessageRunner::Impl::await_part(const MessageStep&
 
 void MessageRunner::Impl::fold(const MessageStep& step) {
   sources_.clear();
-  if (step.prior != MessageStep::kNoPrior) sources_.push_back(scratch_.data() + step.prior);
+  const bool onto_sum = step.prior != MessageStep::kNone;
+  if (onto_sum) sources_.push_back(scratch_.data() + step.prior);
   for (int i = 0; i < step.count; ++i) {
-    sources_.push_back(step.first + i == me_
-                           ? input_ + step.in_offset
-                           : scratch_.data() + step.offset + index(i) * step.stride);
+    const std::size_t piece = step.places == MessageStep::kNone
+                                  ? step.offset + index(i) * step.stride
+                                  : plan_.places[step.places + index(i)];
+    sources_.push_back(step.first + i == me_ ? input_ + step.in_offset : scratch_.data() + piece);
   }
-  const bool averages = part_.op == ReduceOp::Avg;
-  const ReduceOp op = averages && step.goes_on ? ReduceOp::Sum : part_.op;
   output_touched_ = output_touched_ || step.region == Region::Output;
   held_.unlock();
-  reduce(part_.dtype, op, at(step.region, step.out_offset), sources_.data(),
-         static_cast<int>(sources_.size()), step.bytes / size_of(part_.dtype),
-         {members_, part_.factor});
+  fold_part(part_.dtype, part_.op, at(step.region, step.out_offset), sources_.data(),
+            static_cast<int>(sources_.size()), step.bytes / size_of(part_.dtype),
+            {members_, part_.factor}, {.onto_sum = onto_sum, .goes_on = step.goes_on});
   held_.lock();
   hook(Instant::AfterReduce, static_cast<std::int64_t>(step.out_offset));
 }
 
 void MessageRunner::Impl::copy_step(const MessageStep& step) {
-  const std::byte* from = input_ + step.in_offset;
-  std::byte* to = static_cast<std::byte*>(part_.out) + step.out_offset;
+  const std::byte* from =
+      step.from_scratch ? scratch_.data() + step.offset : input_ + step.in_offset;
+  std::byte* to = at(step.region, step.out_offset);
   if (from == to) return;
-  output_touched_ = true;
+  output_touched_ = output_touched_ || step.region == Region::Output;
   held_.unlock();
   collective::copy(to, from, step.bytes);
   held_.lock();

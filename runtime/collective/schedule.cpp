@@ -72,6 +72,10 @@ const char* name(Algorithm algorithm) {
     case Algorithm::OneShot: return "oneshot";
     case Algorithm::TwoShot: return "twoshot";
     case Algorithm::Rails: return "rails";
+    case Algorithm::Doubling: return "doubling";
+    case Algorithm::Halving: return "halving";
+    case Algorithm::Ring: return "ring";
+    case Algorithm::Tree: return "tree";
   }
   return "?";
 }

@@ -29,8 +29,14 @@ enum class Algorithm : std::uint8_t {
   Inline,   ///< payload in the flag's own line; one turn
   OneShot,  ///< payload in the slot, everybody reads everybody's; one turn a chunk
   TwoShot,  ///< all_reduce: each rank combines one slice, then shares it; two turns a chunk
-  Rails,    ///< all_reduce between hosts: sums go from host to host, by several ranks at a time
+  // Over messages only; docs/adr/0036-every-schedule-folds-in-seat-order.md.
+  Rails,     ///< all_reduce: sums go from host to host, by several ranks at a time
+  Doubling,  ///< each message brings as much as its receiver has already
+  Halving,   ///< reduce_scatter by messages that become smaller; all_reduce: then Doubling
+  Ring,      ///< each rank sends to the next one only
+  Tree,      ///< results go down two binary trees, half of them each
 };
+inline constexpr int kAlgorithmCount = 8;
 [[nodiscard]] const char* name(Algorithm algorithm);
 
 enum class StepKind : std::uint8_t {

@@ -1,9 +1,9 @@
 #include "collective/schedule_messages.hpp"
 
 #include <algorithm>
-#include <map>
 
 #include "base/check.hpp"
+#include "collective/message_choice.hpp"
 #include "collective/message_plan_writer.hpp"
 #include "spi/message_port.hpp"
 
@@ -17,11 +17,11 @@ class Maker : MessagePlanWriter {
  public:
   using MessagePlanWriter::MessagePlanWriter;
 
-  void make() {
+  void make(Algorithm algorithm) {
     switch (d_.kind) {
       case OpKind::Barrier: exchange(false); break;
       case OpKind::AllReduce:
-        if (choose(d_, shape_) == Algorithm::OneShot) {
+        if (algorithm == Algorithm::OneShot) {
           exchange(true);
         } else {
           scatter_and_gather();
@@ -62,7 +62,7 @@ class Maker : MessagePlanWriter {
   [[nodiscard]] Piece given_to(int member) const {
     const std::size_t* const counts = shape_.counts.shares;
     if (!spi::scatters(d_.kind)) return {0, share_of(d_, counts, shape_.me)};
-    return {share_offset(d_, counts, member), share_of(d_, counts, member)};
+    return share_piece(member);
   }
   /// Where in my output lies what comes from `member`.
   [[nodiscard]] Piece got_from(int member) const {
@@ -260,91 +260,6 @@ class Maker : MessagePlanWriter {
 
 }  // namespace
 
-namespace {
-
-/// What the slowest host sends to others, in bytes, and how many messages follow each other until
-/// the first chunk is through.
-struct Course {
-  double bytes = 0;
-  int rounds = 0;
-};
-
-double time_us(const Course& course, const NetworkCost& cost, std::size_t chunk_bytes) {
-  const double chunk = std::min(course.bytes, static_cast<double>(chunk_bytes));
-  return course.rounds * (cost.latency_us + chunk / cost.bytes_per_us) +
-         course.bytes / cost.bytes_per_us;
-}
-
-/// Everybody folds a slice, and sends it to all.
-Course slices_course(double bytes, const MessageShape& shape) {
-  int most = 0;
-  for (int member = 0; member < shape.members; ++member) {
-    const int here = static_cast<int>(
-        std::ranges::count(shape.hosts, shape.hosts[static_cast<std::size_t>(member)]));
-    most = std::max(most, here * (shape.members - here));
-  }
-  return {2 * bytes * most / shape.members, 2};
-}
-
-/// Sums so far go from run to run, and results back.
-Course rails_course(double bytes, const std::vector<Run>& runs, std::span<const int> hosts) {
-  std::map<int, double> sent;
-  for (std::size_t run = 0; run < runs.size(); ++run) {
-    double& here = sent[hosts[static_cast<std::size_t>(runs[run].first)]];
-    if (run > 0) here += bytes;
-    if (run + 1 < runs.size()) here += bytes;
-  }
-  double most = 0;
-  for (const auto& [host, all] : sent) most = std::max(most, all);
-  return {most, 2 * static_cast<int>(runs.size())};
-}
-
-}  // namespace
-
-std::vector<Run> runs_of(std::span<const int> hosts) {
-  std::vector<Run> runs;
-  for (std::size_t member = 0; member < hosts.size(); ++member) {
-    if (member == 0 || hosts[member] != hosts[member - 1])
-      runs.push_back({static_cast<int>(member), 0});
-    ++runs.back().count;
-  }
-  return runs;
-}
-
-bool keeps_partial_sums(const spi::OpDescriptor& d) {
-  const bool narrow = d.dtype == DType::F16 || d.dtype == DType::BF16 || d.dtype == DType::F8E4M3 ||
-                      d.dtype == DType::F8E5M2;
-  return !narrow && d.op != ReduceOp::PremulSum;
-}
-
-Algorithm choose(const spi::OpDescriptor& d, const MessageShape& shape) {
-  const std::size_t bytes = d.count * size_of(d.dtype);
-  const bool may_rails =
-      keeps_partial_sums(d) && bytes > 0 && !shape.hosts.empty() && runs_of(shape.hosts).size() > 1;
-  if (shape.forced == Algorithm::OneShot || shape.forced == Algorithm::TwoShot)
-    return *shape.forced;
-  if (shape.forced == Algorithm::Rails && may_rails) return Algorithm::Rails;
-  if (bytes <= shape.direct_bytes) return Algorithm::OneShot;
-  if (!may_rails) return Algorithm::TwoShot;
-  const auto all = static_cast<double>(bytes);
-  const auto runs = runs_of(shape.hosts);
-  const double rails = time_us(rails_course(all, runs, shape.hosts), shape.cost,
-                               rails_chunk_bytes(bytes, runs, shape.chunk_bytes));
-  const double slices = time_us(slices_course(all, shape), shape.cost, shape.chunk_bytes);
-  return rails < slices ? Algorithm::Rails : Algorithm::TwoShot;
-}
-
-std::size_t rails_chunk_bytes(std::size_t bytes, const std::vector<Run>& runs,
-                              std::size_t chunk_bytes_max) {
-  // Of a buffer that is not large enough chunks are smaller, so that some are under way at a time.
-  constexpr std::size_t kChunks = 8;
-  constexpr std::size_t kLeast = std::size_t{32} << 10;
-  int rails = 1;
-  for (const Run& run : runs) rails = std::max(rails, run.count);
-  const std::size_t wanted = whole_lines(bytes / static_cast<std::size_t>(rails) / kChunks);
-  return std::min(chunk_bytes_max, std::max(kLeast, wanted));
-}
-
 bool sends_late(OpKind kind, bool own_place) {
   // all_reduce keeps M4, and a reducing or gathering root sends nothing.
   if (own_place || kind == OpKind::AllReduce) return false;
@@ -353,11 +268,17 @@ bool sends_late(OpKind kind, bool own_place) {
 
 void make_message_plan(const OpDescriptor& descriptor, const MessageShape& shape,
                        MessagePlan& plan) {
-  if (descriptor.kind == OpKind::AllReduce && choose(descriptor, shape) == Algorithm::Rails) {
-    make_rails_plan(descriptor, shape, plan);
-  } else {
-    Maker(descriptor, shape, plan).make();
+  switch (const Algorithm chosen = choose(descriptor, shape)) {
+    case Algorithm::Rails: return make_rails_plan(descriptor, shape, plan);
+    case Algorithm::Doubling: return make_doubling_plan(descriptor, shape, plan);
+    case Algorithm::Halving: return make_halving_plan(descriptor, shape, plan);
+    case Algorithm::Ring:
+    case Algorithm::Tree: return make_chain_plan(descriptor, shape, chosen, plan);
+    case Algorithm::Inline:
+    case Algorithm::OneShot:
+    case Algorithm::TwoShot: return Maker(descriptor, shape, plan).make(chosen);
   }
+  REGROUP_UNREACHABLE("algorithm");
 }
 
 }  // namespace regroup::collective

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <optional>
@@ -10,12 +11,17 @@
 #include <vector>
 
 #include "collective/kernels.hpp"
+#include "collective/message_choice.hpp"
+#include "collective/message_spread.hpp"
+#include "collective/partial_sums.hpp"
 #include "spi/message_port.hpp"
 
 namespace regroup::collective {
 namespace {
 
 std::size_t index(int member) { return static_cast<std::size_t>(member); }
+
+constexpr double kFactor = 0.3;
 
 struct Place {
   std::byte* at = nullptr;
@@ -44,6 +50,7 @@ struct SimRank {
   std::map<Key, Place> wanted;
   std::map<Key, std::vector<std::byte>> early;
   std::map<Key, int> sent;  ///< (destination, part)
+  bool output_named = false;
   [[nodiscard]] bool over() const { return next == plan.steps.size(); }
   [[nodiscard]] std::vector<std::byte> counts() const {
     std::vector<std::uint64_t> row(shares.begin(), shares.end());
@@ -156,9 +163,11 @@ class World {
         break;
       case MessageStepKind::Fold: fold(rank, step); break;
       case MessageStepKind::Copy:
-        std::memcpy(at(r, Region::Output, step.out_offset), r.in.data() + step.in_offset,
-                    step.bytes);
-        ASSERT_TRUE(r.wanted.empty() || d_.kind == OpKind::AllToAllV) << "M5";
+        ASSERT_FALSE(r.output_named && !step.from_scratch) << "M5";
+        std::memcpy(
+            at(r, step.region, step.out_offset),
+            step.from_scratch ? r.scratch.data() + step.offset : r.in.data() + step.in_offset,
+            step.bytes);
         break;
       case MessageStepKind::AwaitSent:
         ASSERT_TRUE(r.sent.contains(key)) << "awaited before it was sent";
@@ -177,6 +186,7 @@ class World {
     Place place{at(r, step.region, step.offset), step.bytes, false};
     const auto& region = step.region == Region::Scratch ? r.scratch : result(r);
     ASSERT_LE(step.offset + step.bytes, region.size());
+    r.output_named = r.output_named || step.region == Region::Output;
     const auto early = r.early.find(key);
     if (early != r.early.end()) {
       ASSERT_EQ(early->second.size(), place.bytes);
@@ -229,20 +239,29 @@ class World {
     SimRank& r = ranks_[index(rank)];
     std::vector<const void*> sources;
     std::vector<std::byte*> read;
-    if (step.prior != MessageStep::kNoPrior) {
+    const bool onto_sum = step.prior != MessageStep::kNone;
+    if (onto_sum) {
       read.push_back(r.scratch.data() + step.prior);
       sources.push_back(read.back());
     }
     for (int i = 0; i < step.count; ++i) {
       const bool mine = step.first + i == rank;
-      if (!mine) read.push_back(r.scratch.data() + step.offset + index(i) * step.stride);
+      const std::size_t piece = step.places == MessageStep::kNone
+                                    ? step.offset + index(i) * step.stride
+                                    : r.plan.places.at(step.places + index(i));
+      if (!mine) read.push_back(r.scratch.data() + piece);
       sources.push_back(mine ? r.in.data() + step.in_offset : read.back());
     }
-    const auto op = d_.op == ReduceOp::Avg && step.goes_on ? ReduceOp::Sum : d_.op;
-    reduce(d_.dtype, op, at(r, step.region, step.out_offset), sources.data(),
-           static_cast<int>(sources.size()), step.bytes / size_of(d_.dtype), {shape_.members});
-    // M3: whoever reads it again reads rubbish.
-    for (std::byte* const place : read) std::memset(place, 0x7b, step.bytes);
+    fold_part(d_.dtype, d_.op, at(r, step.region, step.out_offset), sources.data(),
+              static_cast<int>(sources.size()), step.bytes / size_of(d_.dtype),
+              {shape_.members, kFactor}, {.onto_sum = onto_sum, .goes_on = step.goes_on});
+    // M3: whoever reads it again reads rubbish. What still leaves from there is no such reader.
+    for (std::byte* const place : read) {
+      if (std::ranges::none_of(moving_, [&](const Moving& part) {
+            return part.from <= place && place < part.from + part.bytes;
+          }))
+        std::memset(place, 0x7b, step.bytes);
+    }
   }
 
   [[nodiscard]] std::vector<std::byte> expected(int rank) const {
@@ -272,7 +291,7 @@ class World {
     for (const auto& part : inputs_) sources.push_back(part.data() + offset(0));
     out.resize(share(d_, 0, rank) * unit);
     reduce(d_.dtype, d_.op, out.data(), sources.data(), shape_.members, out.size() / unit,
-           {shape_.members});
+           {shape_.members, kFactor});
     return out;
   }
 
@@ -332,8 +351,10 @@ TEST(MessageSchedule, RailsGiveTheFoldInSeatOrderWhereverTheMembersAre) {
       const auto hosts = some_hosts(members, runs, seed % 5 == 0);
       for (const std::size_t count : {std::size_t{1}, index(members) + 1, std::size_t{1031}}) {
         const spi::OpDescriptor d{.kind = OpKind::AllReduce,
-                                  .dtype = DType::F32,
-                                  .op = seed % 2 == 0 ? ReduceOp::Avg : ReduceOp::Sum,
+                                  .dtype = seed % 3 == 0   ? DType::F16
+                                           : seed % 3 == 1 ? DType::F8E5M2
+                                                           : DType::F32,
+                                  .op = seed % 2 == 0 ? ReduceOp::Avg : ReduceOp::PremulSum,
                                   .count = count};
         for (const std::size_t chunk : {std::size_t{65536}, std::size_t{192}, std::size_t{64}}) {
           if (runs_of(hosts).size() < 2) continue;
@@ -356,49 +377,114 @@ TEST(MessageSchedule, RailsGiveTheFoldInSeatOrderWhereverTheMembersAre) {
   }
 }
 
-/// Bytes that the ranks of each host send to other hosts.
-std::map<int, std::size_t> crossing(const spi::OpDescriptor& d, MessageShape shape) {
-  std::map<int, std::size_t> sent;
-  for (shape.me = 0; shape.me < shape.members; ++shape.me) {
-    MessagePlan plan;
-    make_message_plan(d, shape, plan);
-    const int here = shape.hosts[index(shape.me)];
-    for (const MessageStep& step : plan.steps) {
-      if (step.kind == MessageStepKind::Send && shape.hosts[index(step.member)] != here)
-        sent[here] += step.bytes;
+/// Everybody's kinds and types under one algorithm, in place and apart, in chunks of several sizes.
+void run_all(Algorithm algorithm) {
+  std::uint64_t seed = 1 + 1000 * static_cast<std::uint64_t>(algorithm);
+  int carried = 0;
+  for (int members = 1; members <= 17; ++members) {
+    const auto p = index(members);
+    for (int kind = 0; kind < spi::kSingleKindCount; ++kind) {
+      for (const std::size_t count :
+           {std::size_t{0}, std::size_t{1}, p - 1, p, p + 1, std::size_t{127}, std::size_t{1031}}) {
+        const bool narrow = seed % 3 == 0;
+        spi::OpDescriptor d{.kind = static_cast<OpKind>(kind),
+                            .dtype = narrow ? DType::BF16 : DType::F32,
+                            .op = seed % 5 == 0   ? ReduceOp::Avg
+                                  : seed % 5 == 1 ? ReduceOp::PremulSum
+                                                  : ReduceOp::Sum,
+                            .root = static_cast<int>(seed % p),
+                            .count = count};
+        MessageShape shape{.members = members,
+                           .chunk_bytes = (members > 8 ? std::size_t{256} : 64) << (seed % 4 * 2),
+                           .window = 1 + seed % 3,
+                           .forced = algorithm};
+        // Sums to a root go in chunks that are asked for.
+        if (d.kind == OpKind::Reduce) {
+          shape.chunk_bytes = 9216;
+          d.count *= 7;
+        }
+        const bool large = count > 1000 && d.kind != OpKind::Reduce;
+        if (!can_carry(algorithm, d, shape) || (large && seed % 4 != 0)) {
+          ++seed;
+          continue;
+        }
+        ++carried;
+        ASSERT_EQ(choose(d, shape), algorithm);
+        World world(d, shape, seed % 2 == 0, seed);
+        ++seed;
+        ASSERT_NO_FATAL_FAILURE(world.run())
+            << spi::describe(d) << ", " << members << " ranks, chunks of " << shape.chunk_bytes;
+        world.check();
+        ASSERT_FALSE(testing::Test::HasFailure())
+            << spi::describe(d) << ", " << members << " ranks, chunks of " << shape.chunk_bytes
+            << ", window " << shape.window;
+      }
     }
+  }
+  EXPECT_GT(carried, 100);
+}
+
+TEST(MessageSchedule, DoublingGivesTheFoldInSeatOrder) { run_all(Algorithm::Doubling); }
+TEST(MessageSchedule, HalvingGivesTheFoldInSeatOrder) { run_all(Algorithm::Halving); }
+TEST(MessageSchedule, ARingGivesTheFoldInSeatOrder) { run_all(Algorithm::Ring); }
+TEST(MessageSchedule, TwoTreesGiveTheFoldInSeatOrder) { run_all(Algorithm::Tree); }
+
+TEST(MessageSchedule, InTwoTreesNobodyPassesOnMoreThanItGets) {
+  for (int members = 2; members <= 40; ++members) {
+    for (const int root : {0, members / 2, members - 1}) {
+      const Spread spread(Spread::Form::Trees, members, root);
+      int levels = 1;
+      while (1 << levels < members) ++levels;
+      for (int member = 0; member < members; ++member) {
+        int passes = 0;
+        for (std::size_t piece = 0; piece < 2; ++piece) {
+          for (const int to : spread.to(member, piece)) {
+            if (to < 0) continue;
+            ++passes;
+            EXPECT_EQ(spread.from(to, piece), member);
+          }
+        }
+        EXPECT_LE(passes, 2) << member << " of " << members;
+        EXPECT_LE(spread.depth(member), levels + 1) << member << " of " << members;
+        EXPECT_EQ(spread.from(member, 0) < 0, member == root);
+      }
+    }
+  }
+}
+
+/// What one rank sends.
+std::pair<std::size_t, int> sent_by(const spi::OpDescriptor& d, const MessageShape& shape) {
+  MessagePlan plan;
+  make_message_plan(d, shape, plan);
+  std::pair<std::size_t, int> sent{0, 0};
+  for (const MessageStep& step : plan.steps) {
+    if (step.kind != MessageStepKind::Send) continue;
+    sent.first += step.bytes;
+    ++sent.second;
   }
   return sent;
 }
 
-TEST(MessageSchedule, TheChoiceIsWhatSendsLessBetweenHosts) {
-  const spi::OpDescriptor d{.kind = OpKind::AllReduce, .dtype = DType::F32, .count = 1 << 20};
-  const std::size_t bytes = d.count * 4;
-  const std::vector<int> two_by_two{0, 0, 1, 1}, mixed{0, 1, 0, 1}, alone{0, 1, 2, 3},
-      four_by_two{0, 0, 1, 1, 2, 2, 3, 3};
-  MessageShape shape{.members = 4, .hosts = two_by_two};
-  EXPECT_EQ(choose(d, shape), Algorithm::Rails);
-  for (const auto& [host, sent] : crossing(d, shape)) EXPECT_EQ(sent, bytes) << "the least";
-  shape.hosts = mixed;
-  EXPECT_EQ(choose(d, shape), Algorithm::TwoShot);
-  shape.hosts = alone;
-  EXPECT_EQ(choose(d, shape), Algorithm::TwoShot);
-  shape.hosts = four_by_two;
-  shape.members = 8;
-  EXPECT_EQ(choose(d, shape), Algorithm::Rails);
-  for (const auto& [host, sent] : crossing(d, shape)) EXPECT_LE(sent, 2 * bytes);
-  // Where a message takes its time, fewer of them follow each other.
-  shape.cost.latency_us = 1e6;
-  EXPECT_EQ(choose(d, shape), Algorithm::TwoShot);
-  shape.cost = {};
-  shape.forced = Algorithm::TwoShot;
-  EXPECT_EQ(choose(d, shape), Algorithm::TwoShot);
-  shape.forced = Algorithm::Inline;  // cannot carry it
-  EXPECT_EQ(choose(d, shape), Algorithm::Rails);
-  // What is folded in a wider type cannot be passed on in its own.
-  spi::OpDescriptor narrow = d;
-  narrow.dtype = DType::BF16;
-  EXPECT_EQ(choose(narrow, shape), Algorithm::TwoShot);
+TEST(MessageSchedule, EachAlgorithmSendsWhatItIsChosenFor) {
+  constexpr int kMembers = 16;
+  const spi::OpDescriptor small{.kind = OpKind::AllReduce, .dtype = DType::F32, .count = 16};
+  const spi::OpDescriptor large{.kind = OpKind::AllReduce, .dtype = DType::F32, .count = 1 << 20};
+  const spi::OpDescriptor root{.kind = OpKind::Broadcast, .dtype = DType::F32, .count = 1 << 20};
+  const std::size_t bytes = std::size_t{4} << 20;
+  for (int me = 0; me < kMembers; ++me) {
+    MessageShape shape{.members = kMembers, .me = me, .forced = Algorithm::Doubling};
+    EXPECT_EQ(sent_by(small, shape).second, 4) << "log2 of 16 messages";
+    shape.forced = Algorithm::OneShot;
+    EXPECT_EQ(sent_by(small, shape).second, 15);
+    shape.forced = Algorithm::Halving;
+    // 4 messages with half of it each, then what all folded.
+    EXPECT_LE(sent_by(large, shape).first, 2 * bytes + bytes * 15 / 16);
+    for (const Algorithm algorithm : {Algorithm::Ring, Algorithm::Tree}) {
+      shape.forced = algorithm;
+      EXPECT_LE(sent_by(large, shape).first, 2 * bytes) << name(algorithm);
+      EXPECT_LE(sent_by(root, shape).first, bytes) << name(algorithm);
+    }
+  }
 }
 
 // A rank that finds a difference ends, and answers nobody who would ask for more of its counts.

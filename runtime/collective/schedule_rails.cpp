@@ -9,7 +9,9 @@
 // other plan.
 #include <array>
 
+#include "collective/message_choice.hpp"
 #include "collective/message_plan_writer.hpp"
+#include "collective/partial_sums.hpp"
 
 namespace regroup::collective {
 namespace {
@@ -34,7 +36,8 @@ class RailsMaker : MessagePlanWriter {
     const std::size_t longest = slice_of({0, unit_}, rails_, 0).bytes;
     chunks_ = (longest + chunk_bytes_ - 1) / chunk_bytes_;
     stride_ = whole_lines(std::min(chunk_bytes_, longest));
-    plan_.scratch_bytes = shape_.window * shards_.size() * pieces() * stride_;
+    sum_stride_ = whole_lines(sum_bytes(d_.dtype, std::min(chunk_bytes_, longest)));
+    plan_.scratch_bytes = shape_.window * shards_.size() * shard_bytes();
   }
 
   void make() {
@@ -76,13 +79,20 @@ class RailsMaker : MessagePlanWriter {
 
   /// Scratch of one shard and chunk: a piece of each of the run, the sum before it, the sum with
   /// it.
-  [[nodiscard]] std::size_t pieces() const { return index(run().count) + 2; }
+  [[nodiscard]] std::size_t shard_bytes() const {
+    return index(run().count) * stride_ + 2 * sum_stride_;
+  }
   [[nodiscard]] std::size_t scratch(std::size_t nth_shard, std::size_t chunk,
                                     std::size_t nth_piece) const {
-    return ((chunk % shape_.window * shards_.size() + nth_shard) * pieces() + nth_piece) * stride_;
+    return (chunk % shape_.window * shards_.size() + nth_shard) * shard_bytes() +
+           nth_piece * stride_;
   }
-  [[nodiscard]] std::size_t before() const { return index(run().count); }
-  [[nodiscard]] std::size_t with() const { return index(run().count) + 1; }
+  [[nodiscard]] std::size_t before(std::size_t nth_shard, std::size_t chunk) const {
+    return scratch(nth_shard, chunk, index(run().count));
+  }
+  [[nodiscard]] std::size_t with(std::size_t nth_shard, std::size_t chunk) const {
+    return before(nth_shard, chunk) + sum_stride_;
+  }
 
   void start(std::size_t c) {
     for (std::size_t n = 0; n < shards_.size(); ++n) {
@@ -95,7 +105,7 @@ class RailsMaker : MessagePlanWriter {
       });
       if (mine_ > 0) {
         receive(rail(mine_ - 1, shard), part(shard, c, Carries::SumSoFar), Region::Scratch,
-                scratch(n, c, before()), here.bytes);
+                before(n, c), sum_bytes(d_.dtype, here.bytes));
       }
       if (!is_last()) receive_result(rail(mine_ + 1, shard), shard, c);
     }
@@ -128,7 +138,7 @@ class RailsMaker : MessagePlanWriter {
                        .stride = stride_,
                        .first = run().first,
                        .count = run().count};
-      if (mine_ > 0) step.prior = scratch(n, c, before());
+      if (mine_ > 0) step.prior = before(n, c);
       if (is_last()) {
         plan_.steps.push_back(step);
         send_result(shard, c);
@@ -137,10 +147,11 @@ class RailsMaker : MessagePlanWriter {
       const int next = rail(mine_ + 1, shard);
       if (c >= shape_.window) await_sent(next, part(shard, c - shape_.window, Carries::SumSoFar));
       step.region = Region::Scratch;
-      step.out_offset = scratch(n, c, with());
+      step.out_offset = with(n, c);
       step.goes_on = true;
       plan_.steps.push_back(step);
-      send(next, part(shard, c, Carries::SumSoFar), Region::Scratch, step.out_offset, here.bytes);
+      send(next, part(shard, c, Carries::SumSoFar), Region::Scratch, step.out_offset,
+           sum_bytes(d_.dtype, here.bytes));
     }
   }
 
@@ -167,6 +178,7 @@ class RailsMaker : MessagePlanWriter {
   std::size_t chunk_bytes_ = 0;
   std::size_t chunks_ = 0;
   std::size_t stride_ = 0;
+  std::size_t sum_stride_ = 0;
 };
 
 }  // namespace

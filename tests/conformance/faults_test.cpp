@@ -38,7 +38,8 @@ struct Told {
 struct Scenario {
   int members = 3;
   std::vector<Case> cases;
-  int step_every = 4;           ///< a commit after so many operations
+  int step_every = 4;  ///< a commit after so many operations
+  std::optional<Algorithm> algorithm;
   std::vector<int> dies_after;  ///< per rank: phases until it dies, -1 never
 };
 
@@ -64,6 +65,9 @@ Scenario make_scenario(std::uint64_t seed) {
                        s.members,
                        seed * 100 + i});
   }
+  // In a third of all the choice; else one of them wherever it can carry the operation.
+  if (seed % 3 != 0)
+    s.algorithm = static_cast<Algorithm>(seed / 3 % std::uint64_t{collective::kAlgorithmCount});
   s.dies_after.assign(p, -1);
   const int deaths = 1 + static_cast<int>(random() % 2);
   for (int i = 0; i < deaths && i + 1 < s.members; ++i) {
@@ -179,8 +183,9 @@ void run_scenario(const Transport& transport, std::uint64_t seed) {
   on_all_ranks(s.members, [&](int rank) {
     const auto r = static_cast<std::size_t>(rank);
     deaths[r] = {world.get(), rank, s.dies_after[r]};
-    const auto runner =
-        world->runner(rank, {.cores = cores(), .fault = {&Death::on_phase, &deaths[r]}});
+    const auto runner = world->runner(
+        rank,
+        {.cores = cores(), .fault = {&Death::on_phase, &deaths[r]}, .algorithm = s.algorithm});
     try {
       run_program(*runner, s, rank, told[r]);
     } catch (const Killed&) {
@@ -228,7 +233,7 @@ TEST_P(Faults, OutcomesAreUniformWheneverTheAgentWedges) {
       end_epoch(*world, std::nullopt);
     });
     on_all_ranks(s.members, [&](int rank) {
-      const auto runner = world->runner(rank, {.cores = cores()});
+      const auto runner = world->runner(rank, {.cores = cores(), .algorithm = s.algorithm});
       run_program(*runner, s, rank, told[static_cast<std::size_t>(rank)]);
       ++ended;
     });

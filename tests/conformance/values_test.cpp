@@ -104,7 +104,11 @@ TEST_P(Values, LargeAndForcedAlgorithmsGiveTheSameBits) {
                                 {.own_from_input = true},
                                 {.algorithm = Algorithm::OneShot},
                                 {.algorithm = Algorithm::TwoShot},
-                                {.algorithm = Algorithm::Rails}};
+                                {.algorithm = Algorithm::Rails},
+                                {.algorithm = Algorithm::Doubling},
+                                {.algorithm = Algorithm::Halving},
+                                {.algorithm = Algorithm::Ring},
+                                {.algorithm = Algorithm::Tree}};
   for (RunnerOptions options : ways) {
     if (!GetParam().has_slots && options.own_from_input) continue;  // messages never go back
     options.cores = cores();
@@ -119,6 +123,51 @@ TEST_P(Values, LargeAndForcedAlgorithmsGiveTheSameBits) {
         run_case(*runner, c, rank, Place::Same);
       }
     });
+  }
+}
+
+// Where an algorithm cannot carry the kind, the choice does.
+TEST_P(Values, EveryAlgorithmForEveryKind) {
+  const Watchdog watchdog;
+  for (const int members : {2, 5, 7}) {
+    if (test::kSanitized && members > 5) break;
+    std::vector<Case> cases;
+    std::mt19937_64 random(static_cast<std::uint64_t>(members));
+    for (int kind = 0; kind < spi::kSingleKindCount; ++kind) {
+      const bool shares =
+          spi::scatters(static_cast<OpKind>(kind)) || spi::gathers(static_cast<OpKind>(kind));
+      // Posted, asked for, and in several chunks.
+      for (std::size_t count : {std::size_t{0}, std::size_t{3}, std::size_t{2503},
+                                std::size_t{20'011}, std::size_t{50'021}}) {
+        if (count > 3000 && (GetParam().has_slots || members == 7)) continue;
+        if (shares) count /= static_cast<std::size_t>(members);
+        const DType types[] = {DType::F32, DType::BF16, DType::F8E4M3, DType::I64};
+        Case c{{.kind = static_cast<OpKind>(kind),
+                .dtype = types[random() % std::size(types)],
+                .op = ReduceOp::Sum,
+                .root = static_cast<int>(random() % static_cast<std::uint64_t>(members)),
+                .factor = 0.3,
+                .count = count},
+               members,
+               random() % 1000};
+        if (c.spec.dtype != DType::I64 && random() % 2 == 0)
+          c.spec.op = random() % 2 == 0 ? ReduceOp::Avg : ReduceOp::PremulSum;
+        cases.push_back(c);
+      }
+    }
+    for (int i = 0; i < collective::kAlgorithmCount; ++i) {
+      const auto algorithm = static_cast<Algorithm>(i);
+      if (GetParam().has_slots && algorithm > Algorithm::TwoShot) break;
+      const auto world = GetParam().make(static_cast<std::uint32_t>(members), {.slot_bytes = 4096});
+      on_all_ranks(members, [&](int rank) {
+        const auto runner = world->runner(rank, {.cores = cores(), .algorithm = algorithm});
+        for (const Case& c : cases) {
+          run_case(*runner, c, rank, kPlaces[(c.salt + static_cast<std::uint64_t>(i)) % 3]);
+          if (testing::Test::HasFatalFailure()) return;
+        }
+      });
+      ASSERT_FALSE(HasFailure()) << collective::name(algorithm) << ", " << members << " ranks";
+    }
   }
 }
 

@@ -25,7 +25,7 @@ STEP = 12
 PHASES = ("enter", "before_copy_in", "after_publish", "after_await", "after_reduce",
           "before_complete", "after_complete")
 IN_COMMIT = ("before_prepare", "after_prepare")
-ALGORITHMS = ("oneshot", "twoshot", "rails")
+ALGORITHMS = ("oneshot", "twoshot", "rails", "doubling", "halving", "ring", "tree")
 DETECT_S = 3  # a rank that stands still is found by this test well before it is given up
 FLAP = threading.Event()  # never set: that long is what a flapping link is
 FLAP_S = 0.1
