@@ -3,6 +3,7 @@
 
   sweep   all_reduce on 2 hosts with 2 ranks each, in turns with Open MPI over the same wires; the
           share of the wire's bandwidth
+  schedules  a collective with each algorithm that carries it, in turns
   loss    a host is cut off in silence: how long until the view is without it
   heal    a newcomer's state over the wire: the share of its bandwidth
   pauses  4 busy processes for each core, and processes of the job stopped for 200 ms: who is
@@ -85,13 +86,15 @@ class Hosts:
             self.process.stdout.close()
         self.directory.cleanup()
 
-    def start(self, slots, *words):
+    def start(self, slots, *words, tuning=""):
         """`regroup run` on host a, with so many slots a host."""
         hosts = ",".join(f"{name}:{slots}" for name in self.names)
         command = [*self.network["a"].enter(self.directory.name), self.options.bin_dir / "regroup",
                    "run", "-q", "--log-dir", self.logs, "--hosts", hosts, "--interface", "eth0",
                    "--starter", self.starter, *words]
         environment = {"UCX_TLS": "tcp", **os.environ}
+        if tuning:
+            environment["REGROUP_TUNING"] = tuning
         self.process = subprocess.Popen([str(word) for word in command], env=environment,
                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -189,6 +192,54 @@ def sweep(options):
     for note in launches.notes:
         print(note)
     print(tables.verdict(launches.wrong() == 0, f"{launches.wrong()} wrong values"))
+
+
+# ---- schedules
+
+
+def schedules(options):
+    """Launches of all algorithms in turns: what changes in the machine meets them alike."""
+    names = ["auto", *options.algorithms]
+    times = {}
+    wrong = 0
+    with Hosts(options, 2, options.rate) as hosts:
+        tuning = Path(hosts.directory.name) / "tuning"
+        hosts.start(options.slots, "-n", 2 * options.slots, "--", options.bin_dir / "regroup-perf",
+                    "--tune", tuning)
+        hosts.finish()
+        constants = " ".join(line for line in tuning.read_text(encoding="utf-8").splitlines()
+                             if not line.startswith("#"))
+    for launch in range(options.launches):
+        for name in names:
+            with Hosts(options, options.count, options.rate) as hosts:
+                result = Path(hosts.directory.name) / "result.json"
+                algo = [] if name == "auto" else ["--algo", name]
+                hosts.start(options.slots, "-n", options.count * options.slots, "--",
+                            options.bin_dir / "regroup-perf", options.collective, "-d",
+                            options.dtype, "--inplace", "out", "--sizes", options.sizes, "--time",
+                            options.time, "--blocks", options.blocks, "--json", result, *algo,
+                            tuning=constants)
+                hosts.finish()
+                for row in json.loads(result.read_text(encoding="utf-8"))["results"]:
+                    cell = times.setdefault(row["bytes"], {}).setdefault(name, [])
+                    cell.append((row["time_us"], row["algorithm"]))
+                    wrong += row["wrong"]
+        print(f"launch {launch + 1} of {options.launches} is done", file=sys.stderr)
+    print(f"### {options.collective} of {options.dtype}, {options.count} hosts, {options.slots} "
+          f"ranks each, {options.rate} Mbit/s\n\n`{constants}`\n")
+    print("| size | " + " | ".join(f"{name}, us" for name in names) + " |")
+    print("|---" * (len(names) + 1) + "|")
+    for size, row in sorted(times.items()):
+        cells = []
+        for name in names:
+            middle = statistics.median(us for us, _ in row[name])
+            used = row[name][0][1]
+            if name != "auto" and used != name:
+                cells.append("-")  # it cannot carry that
+            else:
+                cells.append(f"{middle:.0f}" + (f" ({used})" if name == "auto" else ""))
+        print(f"| {tables.size_text(size)} | " + " | ".join(cells) + " |")
+    print("\n" + tables.verdict(wrong == 0, f"{wrong} wrong values"))
 
 
 # ---- loss
@@ -295,13 +346,19 @@ def pauses(options):
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("sweep", "loss", "heal", "pauses"))
+    parser.add_argument("part", choices=("sweep", "schedules", "loss", "heal", "pauses"))
     parser.add_argument("--rate", type=int, default=1000, help="Mbit/s of each wire, both ways")
     parser.add_argument("--sizes", default="1K,4K,16K,64K,256K,1M,4M,16M,64M")
     parser.add_argument("--launches", type=int, default=3, help="of sweep")
     parser.add_argument("--time", type=float, default=0.2, help="of sweep: seconds a block")
     parser.add_argument("--blocks", type=int, default=3, help="of sweep")
     parser.add_argument("--compare", default="openmpi4,openmpi5", help="of sweep")
+    parser.add_argument("--collective", default="all_reduce", help="of schedules")
+    parser.add_argument("--dtype", default="f32", help="of schedules")
+    parser.add_argument("--count", type=int, default=4, help="of schedules: hosts")
+    parser.add_argument("--slots", type=int, default=1, help="of schedules: ranks a host")
+    parser.add_argument("--algorithms", default="oneshot,twoshot,rails,doubling,halving,ring,tree",
+                        help="of schedules")
     parser.add_argument("--samples", type=int, default=100, help="of loss, heal")
     parser.add_argument("--state", default="64M", help="of heal")
     parser.add_argument("--seconds", type=float, default=120, help="of pauses")
@@ -312,6 +369,7 @@ def parse_arguments():
     options = parser.parse_args()
     options.bin_dir = options.bin_dir.resolve()
     options.compare = options.compare.split(",")
+    options.algorithms = options.algorithms.split(",")
     return options
 
 
@@ -319,7 +377,7 @@ def main():
     options = parse_arguments()
     random.seed(options.seed)
     reason = namespaces.why_not()
-    if options.part in ("sweep", "heal") and not reason and shutil.which("tc") is None:
+    if options.part in ("sweep", "schedules", "heal") and not reason and shutil.which("tc") is None:
         reason = "needs tc (iproute2)"
     if reason:
         print(f"hosts.py: {reason}", file=sys.stderr)

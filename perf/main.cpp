@@ -15,6 +15,7 @@
 #include "perf/options.hpp"
 #include "perf/rivals.hpp"
 #include "perf/sweep.hpp"
+#include "perf/tune.hpp"
 
 namespace regroup::perf {
 namespace {
@@ -60,6 +61,7 @@ int main_of(const std::vector<std::string>& arguments) {
     fmt::print(stderr, "regroup-perf: {}\n", status.to_string());
     return 1;
   }
+  if (!options.tune_file.empty()) return run_tune(*job, options.tune_file);
   if (!options.serve_dir.empty()) {
     if (options.bind) bind_to_core(job->rank(), job->size());
     const auto code = serve(job->world(), options.serve_dir, job->rank() == 0);

@@ -113,6 +113,11 @@ Status parse_kill(const std::string& text, std::optional<Kill>& out) {
 }
 
 Status convert(const Words& words, Options& options) {
+  if (!options.tune_file.empty()) {
+    if (words.collective.empty()) return {};
+    return bad(fmt::format("--tune measures the network, not {}", words.collective));
+  }
+  if (words.collective.empty()) return bad("which collective? all_reduce, say");
   const auto collective = parse_collective(words.collective);
   if (!collective) {
     std::string all;
@@ -152,7 +157,7 @@ Status convert(const Words& words, Options& options) {
 }
 
 void declare_sizes(CLI::App& app, Words& words) {
-  app.add_option("collective", words.collective, "what to measure")->required();
+  app.add_option("collective", words.collective, "what to measure");
   app.add_option("-b,--minbytes", words.begin, "first size, e.g. 8, 64K, 1M (default 8)");
   app.add_option("-e,--maxbytes", words.end, "last size (default: the first)");
   app.add_option("-f,--stepfactor", words.factor, "each size is this times the one before (2)");
@@ -184,7 +189,7 @@ void declare_measuring(CLI::App& app, Words& words, Options& options) {
                "leave the ranks where the system puts them (default: each is bound to a core of "
                "its own where there are enough, as Open MPI does with two ranks)");
   app.add_option("--algo", options.algorithm,
-                 "inline, oneshot, twoshot, or rules in the form of REGROUP_ALGO");
+                 "an algorithm's name (docs/environment.md), or rules in the form of REGROUP_ALGO");
   app.add_option("--json", options.json_file, "write machine, settings and results there");
 }
 
@@ -200,6 +205,9 @@ void declare_other_modes(CLI::App& app, Words& words, Options& options) {
   app.add_option("--kills", options.kills, "rounds with a kill (10)")->check(CLI::Range(1, 100000));
   app.add_option("--resident", words.resident, "with --kill: memory that each rank touches (0)");
   app.add_option("--state", words.state, "with --kill: state that a newcomer is given (0)");
+  app.add_option("--tune", options.tune_file,
+                 "instead of a collective: measure the network between two hosts, and write what "
+                 "REGROUP_TUNING takes to this file");
   app.add_option("--serve", options.serve_dir, "for --compare: be measured by another program");
 }
 

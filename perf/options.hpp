@@ -51,6 +51,7 @@ struct Options {
   std::size_t resident_bytes = 0;
   std::size_t state_bytes = 0;  ///< registered: a newcomer gets it from the others
   std::string serve_dir;
+  std::string tune_file;  ///< not empty: measure the network and write REGROUP_TUNING there
 };
 
 /// What parsing ended in: options, or an exit code with a text for standard output (help) or error.

@@ -61,6 +61,7 @@ TEST(Options, WhatIsWrongIsNamedAndEndsWith64) {
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
       {{"allreduce2"}, "allreduce2"},
       {{}, "collective"},
+      {{"all_reduce", "--tune", "F"}, "--tune measures the network, not all_reduce"},
       {{"all_reduce", "-b", "8X"}, "8X"},
       {{"all_reduce", "-b", "-8"}, "-8"},
       {{"all_reduce", "-b", "8", "-e", "4"}, "-e 4"},

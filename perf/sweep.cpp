@@ -10,6 +10,7 @@
 #include <fstream>
 
 #include "collective/algorithm_rules.hpp"
+#include "collective/message_choice.hpp"
 #include "perf/measure.hpp"
 #include "spi/shared_slots.hpp"
 
@@ -89,7 +90,30 @@ Result<std::uint64_t> choose_iterations(Contestant& contestant, const Options& o
   return std::max(iterations, kIterationsMin);
 }
 
-std::string algorithm_of(const Workload& w, const collective::AlgorithmRules& rules) {
+/// Where the ranks are, and what the network between them is said to be.
+struct Layout {
+  std::vector<int> hosts;
+  collective::NetworkCost cost;
+  [[nodiscard]] bool several() const {
+    return std::ranges::adjacent_find(hosts, std::not_equal_to()) != hosts.end();
+  }
+};
+
+Result<Layout> find_layout(ProcessGroup world) {
+  Layout layout;
+  const char* const mine = std::getenv("REGROUP_NODE_RANK");
+  const std::int32_t host = mine == nullptr ? 0 : std::atoi(mine);
+  layout.hosts.resize(static_cast<std::size_t>(world.size()));
+  if (auto status = world.all_gather(&host, layout.hosts.data(), 1, DType::I32); !status)
+    return status;
+  // attach() has refused a wrong one.
+  if (const char* const text = std::getenv("REGROUP_TUNING"); text != nullptr)
+    layout.cost = collective::parse_tuning(text).value();
+  return layout;
+}
+
+std::string algorithm_of(const Workload& w, const collective::AlgorithmRules& rules,
+                         const Layout& layout) {
   if (!kind_of(w.collective)) return "ring";
   const collective::OpDescriptor d{.kind = *kind_of(w.collective),
                                    .dtype = w.dtype,
@@ -97,6 +121,14 @@ std::string algorithm_of(const Workload& w, const collective::AlgorithmRules& ru
                                    .root = w.root,
                                    .count = w.count};
   const auto counts = w.counts(0);
+  if (layout.several()) {
+    const collective::MessageShape shape{.members = w.ranks,
+                                         .counts = {counts.data(), counts.data(), w.ranks},
+                                         .hosts = layout.hosts,
+                                         .forced = rules.pick(d.kind, w.count * size_of(w.dtype)),
+                                         .cost = layout.cost};
+    return collective::name(collective::choose(d, shape));
+  }
   const auto geometry = spi::arena_geometry(static_cast<std::uint32_t>(w.ranks));
   const collective::Plan plan(d, {.members = w.ranks,
                                   .me = 0,
@@ -170,6 +202,7 @@ class Sweep {
   ProcessGroup world_;
   bool prints_;
   collective::AlgorithmRules rules_;
+  Layout layout_;
   std::optional<Pipes> own_pipes_;
   std::vector<std::unique_ptr<Contestant>> contestants_;  ///< ours first; null: it is gone
   json document_;
@@ -243,6 +276,9 @@ void Sweep::start_rivals(const std::vector<RivalSpec>& specs, const Seating& sea
 }
 
 Result<int> Sweep::run() {
+  auto layout = find_layout(world_);
+  if (!layout) return layout.error();
+  layout_ = std::move(*layout);
   if (options_.compare.empty()) {
     contestants_.push_back(std::make_unique<Ours>(world_, nullptr));
   } else {
@@ -359,7 +395,7 @@ Status Sweep::run_line(const Workload& base) {
 Row Sweep::new_row(const Contestant& contestant, const Workload& workload) const {
   const bool ours = contestant.name() == "regroup";
   return {.implementation = contestant.name(),
-          .algorithm = ours ? algorithm_of(workload, rules_) : "its own",
+          .algorithm = ours ? algorithm_of(workload, rules_, layout_) : "its own",
           .workload = workload,
           .mode = options_.mode};
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Real ranks on several hosts, whose data moves over UCX. Hosts are agents beside each other."""
 
+import json
 import os
 import re
 import signal
@@ -57,6 +58,31 @@ class Data(JobsCase):
             run, digest = self.train(*moves, faults=faults)
             self.assertEqual(digest, alone, f"{faults}\n{run}")
             self.assertRegex(run.err, r"rank 1 is on host h[13] now")
+
+    def test_what_is_measured_of_the_network_is_what_attach_takes(self):
+        perf = Path(REGROUP).parent / "regroup-perf"
+        file = Path(self.directory.name) / "tuning"
+        run = self.start("-n", 3, *TWO, "--", perf, "--tune", file, environment={"UCX_TLS": "tcp"})
+        self.assert_ends(run)
+        found = dict(re.findall(r"^(net_\w+)=([\d.]+)$", file.read_text(), re.M))
+        self.assertEqual(set(found), {"net_latency_us", "net_message_us", "net_gbps"})
+        for name, value in found.items():
+            self.assertGreater(float(value), 0, name)
+        for algorithm in ("doubling", "halving", "ring", "tree"):
+            result = Path(self.directory.name) / f"{algorithm}.json"
+            run = self.start("-n", 3, *TWO, "--", perf, "all_reduce", "--sizes", "8,100K", "-n", 3,
+                             "--check", "--blocks", 1, "--algo", algorithm, "--json", result,
+                             environment={"UCX_TLS": "tcp", "REGROUP_TUNING": file.read_text()})
+            self.assert_ends(run)
+            rows = json.loads(result.read_text())["results"]
+            carried = [row["algorithm"] == algorithm and row["wrong"] == 0 for row in rows]
+            self.assertEqual(carried, [True] * 4, str(run))
+
+    def test_the_network_is_not_measured_within_a_host(self):
+        perf = Path(REGROUP).parent / "regroup-perf"
+        run = self.start("-n", 2, "--", perf, "--tune", "/dev/null")
+        self.assertEqual(run.end(), 64, str(run))
+        self.assertIn("regroup run --hosts a:2,b:2", run.err)
 
     def shares(self, *words, faults=""):
         run = self.start("-n", 3, *words, "--", RANK_PROGRAM, "shares", 3,
