@@ -429,6 +429,28 @@ TEST(MessageSchedule, HalvingGivesTheFoldInSeatOrder) { run_all(Algorithm::Halvi
 TEST(MessageSchedule, ARingGivesTheFoldInSeatOrder) { run_all(Algorithm::Ring); }
 TEST(MessageSchedule, TwoTreesGiveTheFoldInSeatOrder) { run_all(Algorithm::Tree); }
 
+// Many more chunks than ranks: results come back while sums are still on their way.
+TEST(MessageSchedule, ManyChunksGoThroughAChainAndNobodyWaitsForEver) {
+  for (const Algorithm algorithm : {Algorithm::Ring, Algorithm::Tree, Algorithm::Rails}) {
+    for (const int members : {3, 10, 17}) {
+      std::vector<int> hosts(index(members));
+      for (std::size_t i = 0; i < hosts.size(); ++i) hosts[i] = static_cast<int>(i / 2);
+      for (std::size_t window = 1; window <= 3; ++window) {
+        const spi::OpDescriptor d{.kind = OpKind::AllReduce, .dtype = DType::BF16, .count = 5003};
+        World world(d,
+                    {.members = members,
+                     .chunk_bytes = 64,
+                     .window = window,
+                     .hosts = hosts,
+                     .forced = algorithm},
+                    false, index(members) + window);
+        ASSERT_NO_FATAL_FAILURE(world.run()) << name(algorithm) << ", " << members << " ranks";
+        world.check();
+      }
+    }
+  }
+}
+
 TEST(MessageSchedule, InTwoTreesNobodyPassesOnMoreThanItGets) {
   for (int members = 2; members <= 40; ++members) {
     for (const int root : {0, members / 2, members - 1}) {
