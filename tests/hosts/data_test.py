@@ -12,6 +12,7 @@ from pathlib import Path
 from jobs import REGROUP, JobsCase, state_of, until
 
 RANK_PROGRAM = os.environ["RANK_PROGRAM"]
+PERF = Path(REGROUP).parent / "regroup-perf"
 MODULE = Path(REGROUP).parent.parent / "lib" / "libregroup-ucx.so"
 THREE = ("--hosts", "h1:1,h2:1,h3:1", "--interface", "lo", "--starter", "env")
 TWO = ("--hosts", "h1:2,h2:1", "--interface", "lo", "--starter", "env")
@@ -59,10 +60,10 @@ class Data(JobsCase):
             self.assertEqual(digest, alone, f"{faults}\n{run}")
             self.assertRegex(run.err, r"rank 1 is on host h[13] now")
 
+    @unittest.skipUnless(PERF.exists(), "built without regroup-perf")
     def test_what_is_measured_of_the_network_is_what_attach_takes(self):
-        perf = Path(REGROUP).parent / "regroup-perf"
         file = Path(self.directory.name) / "tuning"
-        run = self.start("-n", 3, *TWO, "--", perf, "--tune", file, environment={"UCX_TLS": "tcp"})
+        run = self.start("-n", 3, *TWO, "--", PERF, "--tune", file, environment={"UCX_TLS": "tcp"})
         self.assert_ends(run)
         found = dict(re.findall(r"^(net_\w+)=([\d.]+)$", file.read_text(), re.M))
         self.assertEqual(set(found), {"net_latency_us", "net_message_us", "net_gbps"})
@@ -70,7 +71,7 @@ class Data(JobsCase):
             self.assertGreater(float(value), 0, name)
         for algorithm in ("doubling", "halving", "ring", "tree"):
             result = Path(self.directory.name) / f"{algorithm}.json"
-            run = self.start("-n", 3, *TWO, "--", perf, "all_reduce", "--sizes", "8,100K", "-n", 3,
+            run = self.start("-n", 3, *TWO, "--", PERF, "all_reduce", "--sizes", "8,100K", "-n", 3,
                              "--check", "--blocks", 1, "--algo", algorithm, "--json", result,
                              environment={"UCX_TLS": "tcp", "REGROUP_TUNING": file.read_text()})
             self.assert_ends(run)
@@ -78,9 +79,9 @@ class Data(JobsCase):
             carried = [row["algorithm"] == algorithm and row["wrong"] == 0 for row in rows]
             self.assertEqual(carried, [True] * 4, str(run))
 
+    @unittest.skipUnless(PERF.exists(), "built without regroup-perf")
     def test_the_network_is_not_measured_within_a_host(self):
-        perf = Path(REGROUP).parent / "regroup-perf"
-        run = self.start("-n", 2, "--", perf, "--tune", "/dev/null")
+        run = self.start("-n", 2, "--", PERF, "--tune", "/dev/null")
         self.assertEqual(run.end(), 64, str(run))
         self.assertIn("regroup run --hosts a:2,b:2", run.err)
 

@@ -156,7 +156,7 @@ class Data(HostsCase):
         shown = self.network[host].run("ip", "-j", "-s", "link", "show").stdout
         return {device["ifname"]: device["stats64"]["tx"]["bytes"] for device in json.loads(shown)}
 
-    @unittest.skipUnless(MODULE.exists(), "built without UCX")
+    @unittest.skipUnless(MODULE.exists() and PERF.exists(), "built without UCX or regroup-perf")
     def test_what_ranks_exchange_takes_the_link_and_no_other_way(self):
         operations, size = 11, 8 << 20  # one of them is checked and not timed
         run = self.on_a(2, "a:1,b:1", "--", PERF, "all_reduce", "-b", size, "-n", operations - 1,

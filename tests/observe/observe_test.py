@@ -168,7 +168,8 @@ class Job(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        cls.folder = Path(os.environ["TMP_DIR"]) / "job"
+        # Pages and traces are tested at the same time.
+        cls.folder = Path(os.environ["TMP_DIR"]) / f"job-{cls.__name__}"
         shutil.rmtree(cls.folder, ignore_errors=True)
         cls.logs = cls.folder / "logs"
         words = ["run", "-n", 4, "--spares", 1, "--log-dir", cls.logs, "--", PROGRAM]
