@@ -111,7 +111,6 @@ class Data(JobsCase):
             self.assertEqual(found, alone, str(run))
             self.assertRegex(run.err, r"rank 1 .*lost: killed by SIGKILL")
 
-
     def test_whoever_finds_a_way_broken_is_told_of_the_loss(self):
         """The network may tell of a death before the agents do."""
         # One of three operations in a row is an all_gather.

@@ -89,22 +89,23 @@ exec {self.starter.replace("{host}", '"$host"')} sh -c "$*"
         self.end_it(run)
         self.assert_nothing_on("a", "b")
 
-    def mpirun_host_cut_off(self):
-        """An mpirun that waits for a host for ever is ended when the job is over."""
+    def goes_on_without_b(self):
+        """A job whose host b was cut off in silence, and is out of the view."""
         run = self.on_a(4, "a:2,b:1,c:1", "--spares", 3, "--", FAKE_RANK, "until=2", "linger")
         self.settled(run, 0, 1, 2, 3)
         self.network.cut("b")
         self.settled(run, 0, 1, 2, 3, epoch=2)
+        return run
+
+    def mpirun_host_cut_off(self):
+        """An mpirun that waits for a host for ever is ended when the job is over."""
+        run = self.goes_on_without_b()
         self.end_it(run)
         self.assert_nothing_on("a", "c")
 
-
     def mpirun_silent(self):
         """An mpirun whose connections nobody closes is ended, and another one fetches the host."""
-        run = self.on_a(4, "a:2,b:1,c:1", "--spares", 3, "--", FAKE_RANK, "until=2", "linger")
-        self.settled(run, 0, 1, 2, 3)
-        self.network.cut("b")
-        self.settled(run, 0, 1, 2, 3, epoch=2)
+        run = self.goes_on_without_b()
         run.wait_for("nothing came from its agent for 75 s", patience=100)
         self.network.heal("b")
         self.assert_comes_back(run, "b", 2)
