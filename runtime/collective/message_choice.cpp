@@ -66,7 +66,7 @@ class Model {
  public:
   Model(const OpDescriptor& d, const MessageShape& shape)
       : d_(d), shape_(shape), unit_(d.kind == OpKind::Barrier ? 0 : d.count * size_of(d.dtype)) {
-    for (int d2 = 1; d2 < shape.members; d2 *= 2) ++log_;
+    for_each_round(shape.members, [this](int, int) { ++log_; });
   }
 
   [[nodiscard]] Course course(Algorithm algorithm) const {
@@ -133,10 +133,6 @@ class Model {
     return {most, rounds, rounds + (ranks + 1) * 2 * (each - 1), std::min(most, chunk)};
   }
 
-  template <class Each>
-  void rounds(Each each) const {
-    for (int d = 1; d < shape_.members; d *= 2) each(d, std::min(d, shape_.members - d));
-  }
   [[nodiscard]] Course doubling() const {
     const double each = spi::gathers(d_.kind) ? shares() / shape_.members : unit();
     return {gathered(each), log_, log_, 0};
@@ -144,7 +140,7 @@ class Model {
   /// Of a gathering by doubling.
   [[nodiscard]] double gathered(double each) const {
     Crossing crossing(shape_);
-    rounds([&](int d, int ranks) {
+    for_each_round(shape_.members, [&](int d, int ranks) {
       for (int member = 0; member < shape_.members; ++member)
         crossing.add((member + d) % shape_.members, member, each * ranks);
     });

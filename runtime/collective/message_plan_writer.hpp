@@ -15,6 +15,13 @@ inline constexpr std::size_t kCacheLine = 64;
   return (bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
 }
 
+/// The rounds in which each rank comes to have what belongs to all: each(distance, how many ranks'
+/// belongings that round brings), distances growing.
+template <class Each>
+void for_each_round(int members, Each each) {
+  for (int d = 1; d < members; d *= 2) each(d, std::min(d, members - d));
+}
+
 /// A range of bytes of the input or output.
 struct Piece {
   std::size_t begin = 0;

@@ -52,10 +52,9 @@ class RoundsMaker : MessagePlanWriter {
   [[nodiscard]] int behind(int distance) const {
     return (shape_.me - distance + shape_.members) % shape_.members;
   }
-  /// each(distance, how many ranks' belongings that round brings), distances growing.
   template <class Each>
   void rounds(Each each) const {
-    for (int d = 1; d < shape_.members; d *= 2) each(d, std::min(d, shape_.members - d));
+    for_each_round(shape_.members, each);
   }
 
   /// Everybody's input to everybody. In scratch they lie in the order of the ranks ahead of me, so
